@@ -1,0 +1,1 @@
+//! The built-in plugins, compiled to wasm components and embedded.

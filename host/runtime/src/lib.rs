@@ -1,0 +1,1 @@
+//! Runs backend plugins: wasmtime, limits, bindings of the contract.

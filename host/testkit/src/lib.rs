@@ -1,0 +1,1 @@
+//! Crash enumeration over the simulated disk, and independent judges.
