@@ -1,1 +1,21 @@
-//! Plan, journal and executor: what a plan is, how it is made durable, how it is carried out.
+//! Plans and how they are carried out, natively.
+//!
+//! A [`Plan`] is a list of idempotent [`Step`]s on one image, divided into phases by barriers.
+//! It is checked ([`check`]), made durable in a journal ([`journal`]), executed ([`execute`])
+//! and, before that, can be looked through as if it had been executed ([`PlanView`]). This
+//! crate knows no wasm, no image format and no policy.
+
+mod check;
+mod execute;
+mod extent;
+pub mod journal;
+mod plan;
+mod step;
+mod view;
+
+pub use check::{CheckError, check};
+pub use execute::{ExecuteError, Report, execute, reserve};
+pub use extent::{Compression, Content, Extent};
+pub use plan::{Plan, PlanBuilder, PlanError, Seal, limits};
+pub use step::{Mask, Step};
+pub use view::PlanView;

@@ -1,1 +1,71 @@
-//! The one way to bytes: the Disk trait, files and their locks, and simulated disks.
+//! The one way to bytes.
+//!
+//! Everything that reads or changes a volume goes through [`Disk`]: files on a file system
+//! ([`FileDisk`]), and simulated ones ([`sim`]) that can be crashed and made to fail. This
+//! crate knows bytes, locks and who holds them; it knows no format, no plan and no policy.
+
+mod error;
+mod file;
+mod holder;
+mod lock;
+pub mod sim;
+
+pub use error::{DiskError, Doing};
+pub use file::{FileCompanion, FileDisk, FileId};
+pub use holder::{Holder, holders};
+pub use lock::{EngineLock, ImageLock, LockError, probe_writer};
+
+/// A run of bytes: offset and length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Range {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// Random access to the bytes of one volume's image.
+///
+/// A write is durable once a `flush` that began after it has returned `Ok`. A flush that failed
+/// once stays failed: every later write and flush of this disk is refused, because the kernel
+/// may have dropped the pages it could not write and would report success the second time.
+pub trait Disk: Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> Result<u64, DiskError>;
+
+    /// Fills `buf` from `offset`. Reading past the end is an error, never a short read.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError>;
+
+    /// Writes all of `data` at `offset`, growing the disk if that is past its end.
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError>;
+
+    /// Grows to at least `size`; new bytes read as zeroes. Never shrinks.
+    fn extend(&self, size: u64) -> Result<(), DiskError>;
+
+    /// Sets room aside so that writing these ranges cannot fail for want of space. Changes
+    /// neither content nor size. `Ok(false)`: this storage cannot promise it.
+    fn reserve(&self, ranges: &[Range]) -> Result<bool, DiskError>;
+
+    /// Gives back what `reserve` set aside past the end of the disk.
+    fn release_reserve(&self) -> Result<(), DiskError>;
+
+    /// Makes everything written so far durable.
+    fn flush(&self) -> Result<(), DiskError>;
+}
+
+/// A place for one small companion file of a volume: the journal.
+///
+/// Separate from [`Disk`] because creating and removing names has durability rules of its own:
+/// a name is durable once `sync_name` has returned.
+pub trait Companion: Send + Sync {
+    /// Makes a new, empty file; fails if there is one.
+    fn create(&self) -> Result<Box<dyn Disk>, DiskError>;
+    /// Opens it, or `None` if there is none.
+    fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError>;
+    /// Removes it; fine if there is none.
+    fn remove(&self) -> Result<(), DiskError>;
+    /// Makes the presence or absence of the name durable.
+    fn sync_name(&self) -> Result<(), DiskError>;
+    /// The name, to say.
+    fn name(&self) -> String;
+}

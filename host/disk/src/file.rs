@@ -1,0 +1,259 @@
+//! Disks that are files.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::unistd::{Whence, lseek64};
+
+use crate::{Companion, Disk, DiskError, Doing, Range};
+
+/// Which file it is, whatever its name: device and inode number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+/// A regular file or block device, opened once and addressed by offset.
+#[derive(Debug)]
+pub struct FileDisk {
+    file: File,
+    path: PathBuf,
+    id: FileId,
+    writable: bool,
+    flush_failed: AtomicBool,
+}
+
+impl FileDisk {
+    /// Opens for reading only.
+    pub fn open_read_only(path: &Path) -> Result<Self, DiskError> {
+        Self::open(path, false)
+    }
+
+    /// Opens for reading and writing.
+    pub fn open_writable(path: &Path) -> Result<Self, DiskError> {
+        Self::open(path, true)
+    }
+
+    fn open(path: &Path, writable: bool) -> Result<Self, DiskError> {
+        let name = || path.display().to_string();
+        // O_NONBLOCK: a FIFO in place of an image must not hang the engine. It has no meaning
+        // for the regular files and block devices that are let through below.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .custom_flags((OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+            .open(path)
+            .map_err(|e| DiskError::io(name(), Doing::Open, e))?;
+        let meta = file.metadata().map_err(|e| DiskError::io(name(), Doing::Stat, e))?;
+        let kind = meta.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let what = std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "it is neither a regular file nor a block device",
+            );
+            return Err(DiskError::io(name(), Doing::Open, what));
+        }
+        Ok(FileDisk {
+            file,
+            path: path.to_owned(),
+            id: FileId { device: meta.dev(), inode: meta.ino() },
+            writable,
+            flush_failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Which file it is.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it was opened for writing.
+    pub fn writable(&self) -> bool {
+        self.writable
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether the path still leads to this file.
+    pub fn still_named(&self) -> Result<bool, DiskError> {
+        match std::fs::metadata(&self.path) {
+            Ok(meta) => Ok(self.id == FileId { device: meta.dev(), inode: meta.ino() }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(self.error(Doing::Stat, e)),
+        }
+    }
+
+    fn error(&self, doing: Doing, source: std::io::Error) -> DiskError {
+        DiskError::io(self.path.display().to_string(), doing, source)
+    }
+
+    fn refuse_after_failed_flush(&self) -> Result<(), DiskError> {
+        if self.flush_failed.load(Ordering::Acquire) {
+            return Err(DiskError::FlushFailedBefore { name: self.path.display().to_string() });
+        }
+        Ok(())
+    }
+}
+
+impl Disk for FileDisk {
+    fn size(&self) -> Result<u64, DiskError> {
+        let meta = self.file.metadata().map_err(|e| self.error(Doing::Stat, e))?;
+        if meta.file_type().is_block_device() {
+            let end = lseek64(&self.file, 0, Whence::SeekEnd)
+                .map_err(|e| self.error(Doing::Stat, e.into()))?;
+            return Ok(u64::try_from(end).unwrap_or(0));
+        }
+        Ok(meta.len())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        match self.file.read_exact_at(buf, offset) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Err(DiskError::OutOfBounds {
+                    name: self.path.display().to_string(),
+                    size: self.size()?,
+                    offset,
+                    length: buf.len() as u64,
+                })
+            }
+            Err(e) => Err(self.error(Doing::Read, e)),
+        }
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.refuse_after_failed_flush()?;
+        self.file.write_all_at(data, offset).map_err(|e| self.error(Doing::Write, e))
+    }
+
+    fn extend(&self, size: u64) -> Result<(), DiskError> {
+        self.refuse_after_failed_flush()?;
+        if self.size()? >= size {
+            return Ok(());
+        }
+        self.file.set_len(size).map_err(|e| self.error(Doing::Resize, e))
+    }
+
+    fn reserve(&self, ranges: &[Range]) -> Result<bool, DiskError> {
+        for range in ranges {
+            let (Ok(offset), Ok(length)) =
+                (i64::try_from(range.offset), i64::try_from(range.length))
+            else {
+                return Err(self.error(Doing::Reserve, std::io::Error::from(Errno::EFBIG)));
+            };
+            if length == 0 {
+                continue;
+            }
+            match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
+                Ok(()) => {}
+                // Not every file system can; then a full disk shows while writing, and the
+                // journal carries the change on once there is room.
+                Err(Errno::EOPNOTSUPP | Errno::ENODEV | Errno::ENOSYS | Errno::EINVAL) => {
+                    return Ok(false);
+                }
+                Err(e) => return Err(self.error(Doing::Reserve, e.into())),
+            }
+        }
+        Ok(true)
+    }
+
+    fn release_reserve(&self) -> Result<(), DiskError> {
+        let meta = self.file.metadata().map_err(|e| self.error(Doing::Stat, e))?;
+        if meta.file_type().is_file() {
+            // Truncating to the present size drops blocks allocated past it.
+            self.file.set_len(meta.len()).map_err(|e| self.error(Doing::Resize, e))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        self.refuse_after_failed_flush()?;
+        self.file.sync_data().map_err(|e| {
+            self.flush_failed.store(true, Ordering::Release);
+            self.error(Doing::Flush, e)
+        })
+    }
+}
+
+/// A companion file in the directory of the volume's image.
+#[derive(Debug, Clone)]
+pub struct FileCompanion {
+    path: PathBuf,
+}
+
+impl FileCompanion {
+    /// The companion at `path`, which must have a parent directory.
+    pub fn new(path: PathBuf) -> Self {
+        FileCompanion { path }
+    }
+
+    fn error(&self, doing: Doing, source: std::io::Error) -> DiskError {
+        DiskError::io(self.path.display().to_string(), doing, source)
+    }
+}
+
+impl Companion for FileCompanion {
+    fn create(&self) -> Result<Box<dyn Disk>, DiskError> {
+        // O_EXCL: never through a link that somebody put there, never over a journal.
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags((OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW).bits())
+            .open(&self.path)
+            .map_err(|e| self.error(Doing::Name, e))?;
+        Ok(Box::new(FileDisk::open_writable(&self.path)?))
+    }
+
+    fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(meta) if !meta.file_type().is_file() => {
+                let what = std::io::Error::new(
+                    std::io::ErrorKind::InvalidInput,
+                    "there is something else than a file by the journal's name",
+                );
+                Err(self.error(Doing::Open, what))
+            }
+            Ok(_) => Ok(Some(Box::new(FileDisk::open_read_only(&self.path)?))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(self.error(Doing::Stat, e)),
+        }
+    }
+
+    fn remove(&self) -> Result<(), DiskError> {
+        match std::fs::remove_file(&self.path) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(self.error(Doing::Name, e)),
+        }
+    }
+
+    fn sync_name(&self) -> Result<(), DiskError> {
+        let parent = match self.path.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        File::open(parent)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|e| self.error(Doing::Name, e))
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}

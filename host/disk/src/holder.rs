@@ -1,0 +1,84 @@
+//! Who has a file open, told from /proc.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::FileId;
+
+/// A process that holds locks on a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Process id.
+    pub pid: u32,
+    /// Program name, as the kernel has it.
+    pub program: String,
+    /// The machine's name, where the command line tells (`-name`), cleaned for print.
+    pub machine: Option<String>,
+}
+
+impl Holder {
+    /// `" by qemu-system-x86 (pid 12, machine vm1)"`, or nothing known.
+    pub fn in_words(holders: &[Holder]) -> String {
+        let mut text = String::new();
+        for (i, h) in holders.iter().enumerate() {
+            text.push_str(if i == 0 { " by " } else { " and " });
+            let _ = write!(text, "{} (pid {}", h.program, h.pid);
+            if let Some(machine) = &h.machine {
+                let _ = write!(text, ", machine {machine}");
+            }
+            text.push(')');
+        }
+        if holders.is_empty() {
+            text.push_str(" by a process of another user");
+        }
+        text
+    }
+}
+
+/// Processes other than this one that hold locks on the file. Sees only processes that /proc
+/// lets us look into: all for root, else those of the same user. At most 16.
+pub fn holders(id: FileId) -> Vec<Holder> {
+    let own = std::process::id();
+    let mut found = Vec::new();
+    let Ok(processes) = fs::read_dir("/proc") else { return found };
+    for entry in processes.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid != own && found.len() < 16 && locks(pid, id) {
+            found.push(describe(pid));
+        }
+    }
+    found.sort_by_key(|h| h.pid);
+    found
+}
+
+fn locks(pid: u32, id: FileId) -> bool {
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    fds.flatten().any(|fd| {
+        fs::metadata(fd.path())
+            .is_ok_and(|m| FileId { device: m.dev(), inode: m.ino() } == id)
+            && fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.file_name().to_string_lossy()))
+                .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")))
+    })
+}
+
+fn describe(pid: u32) -> Holder {
+    let clean = |s: &str| s.chars().filter(|c| !c.is_control()).take(64).collect::<String>();
+    let program = fs::read_to_string(format!("/proc/{pid}/comm"))
+        .map_or_else(|_| "?".to_owned(), |s| clean(s.trim()));
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = command.split(|b| *b == 0);
+    let machine = words
+        .by_ref()
+        .find(|w| *w == b"-name")
+        .and_then(|_| words.next())
+        .map(|w| String::from_utf8_lossy(w))
+        .and_then(|w| {
+            w.split(',')
+                .next()
+                .map(|first| clean(first.strip_prefix("guest=").unwrap_or(first)))
+        });
+    Holder { pid, program, machine }
+}

@@ -1,0 +1,152 @@
+//! Locks on image files: QEMU's, and the engine's own.
+//!
+//! QEMU guards an image with *open file description* locks on single bytes (block/file-posix.c;
+//! observed with `/proc/locks`): a read lock on byte 100+p says "I use permission p", one on
+//! byte 200+p says "I do not share permission p". Before it goes on, a process tests for locks
+//! of others that contradict. Taking the same locks makes QEMU and qemu-img refuse an image we
+//! change, and us one they have open. The locks end with the process, so none is ever stale.
+
+use std::fs::File;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::{Disk as _, DiskError, Doing, FileDisk, Holder, holders};
+
+/// Permissions of QEMU's block layer: consistent read, write, write unchanged, resize.
+const PERMISSIONS: [i64; 4] = [0, 1, 2, 3];
+const USED_BASE: i64 = 100;
+const UNSHARED_BASE: i64 = 200;
+const WRITE: i64 = 1;
+/// Far from QEMU's bytes; locks past the end of a file are fine.
+const ENGINE_BYTE: i64 = 0x5350_534c;
+
+/// Why a lock was not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody has it.
+    #[error("{name} is in use{}", Holder::in_words(.holders))]
+    Held {
+        /// The file.
+        name: String,
+        /// Who, as far as /proc tells.
+        holders: Vec<Holder>,
+    },
+    /// The system refused.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+fn region(kind: i32, byte: i64) -> libc::flock {
+    // SAFETY: `flock` is plain integers; all zeroes is a valid value of it.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = byte;
+    lock.l_len = 1;
+    lock
+}
+
+/// Sets or clears a lock. `Ok(false)`: somebody else has one that excludes it.
+fn set(file: &File, kind: i32, byte: i64) -> Result<bool, Errno> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&region(kind, byte))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether another description holds any lock on the byte.
+fn held_by_others(file: &File, byte: i64) -> Result<bool, Errno> {
+    let mut lock = region(libc::F_WRLCK, byte);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+}
+
+fn system(disk: &FileDisk, errno: Errno) -> LockError {
+    LockError::Disk(DiskError::io(disk.path().display().to_string(), Doing::Open, errno.into()))
+}
+
+fn held(disk: &FileDisk) -> LockError {
+    LockError::Held { name: disk.path().display().to_string(), holders: holders(disk.id()) }
+}
+
+/// QEMU's locks on one image, all permissions used and none shared: nobody else can have it
+/// open, not even to read. Ends when dropped, or with the process.
+#[derive(Debug)]
+pub struct ImageLock<'a> {
+    disk: &'a FileDisk,
+}
+
+impl<'a> ImageLock<'a> {
+    /// Takes them all or none. The disk need not be writable.
+    pub fn exclusive(disk: &'a FileDisk) -> Result<Self, LockError> {
+        let lock = ImageLock { disk }; // from here on, dropping it gives back what was taken
+        for p in PERMISSIONS {
+            for byte in [USED_BASE + p, UNSHARED_BASE + p] {
+                // A read lock conflicts only with write locks, which nobody takes here.
+                if !set(disk.file(), libc::F_RDLCK, byte).map_err(|e| system(disk, e))? {
+                    return Err(held(disk));
+                }
+            }
+        }
+        // Announce first, then test: two that do this at once see each other.
+        for p in PERMISSIONS {
+            for byte in [USED_BASE + p, UNSHARED_BASE + p] {
+                if held_by_others(disk.file(), byte).map_err(|e| system(disk, e))? {
+                    return Err(held(disk));
+                }
+            }
+        }
+        Ok(lock)
+    }
+}
+
+impl Drop for ImageLock<'_> {
+    fn drop(&mut self) {
+        for p in PERMISSIONS {
+            for byte in [USED_BASE + p, UNSHARED_BASE + p] {
+                let _ = set(self.disk.file(), libc::F_UNLCK, byte);
+            }
+        }
+    }
+}
+
+/// Who has the image open for writing, by QEMU's locks; empty when nobody has. Takes no lock.
+pub fn probe_writer(disk: &FileDisk) -> Result<Option<Vec<Holder>>, LockError> {
+    let used = held_by_others(disk.file(), USED_BASE + WRITE).map_err(|e| system(disk, e))?;
+    Ok(used.then(|| holders(disk.id())))
+}
+
+/// The engine's own lock on one image: one engine at a time.
+#[derive(Debug)]
+pub struct EngineLock<'a> {
+    disk: &'a FileDisk,
+}
+
+impl<'a> EngineLock<'a> {
+    /// Takes it, or says who has it. The disk must be writable.
+    pub fn take(disk: &'a FileDisk) -> Result<Self, LockError> {
+        if !set(disk.file(), libc::F_WRLCK, ENGINE_BYTE).map_err(|e| system(disk, e))? {
+            return Err(held(disk));
+        }
+        // Replaced between opening and locking: what we hold is not what the name says.
+        if !disk.still_named()? || disk.size().is_err() {
+            let what = std::io::Error::other("it was replaced by another file just now");
+            return Err(DiskError::io(disk.path().display().to_string(), Doing::Open, what).into());
+        }
+        Ok(EngineLock { disk })
+    }
+
+    /// Whether somebody has it now.
+    pub fn is_taken(disk: &FileDisk) -> Result<bool, LockError> {
+        held_by_others(disk.file(), ENGINE_BYTE).map_err(|e| system(disk, e))
+    }
+}
+
+impl Drop for EngineLock<'_> {
+    fn drop(&mut self) {
+        let _ = set(self.disk.file(), libc::F_UNLCK, ENGINE_BYTE);
+    }
+}
