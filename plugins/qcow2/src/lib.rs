@@ -1,1 +1,106 @@
 //! The qcow2 backend: plans internal snapshots of QEMU's image format.
+//!
+//! It reads an image through the handle it is given and streams the steps that take, restore or
+//! delete an internal snapshot, as QEMU's own tools would see it. Offsets and names in comments
+//! are those of the format's specification (QEMU, docs/interop/qcow2).
+//!
+//! # Order on disk
+//!
+//! Every plan is sealed: its first write marks the image *dirty* and sets autoclear bit 63, its
+//! last clears both ([`header`]). Between them:
+//!
+//! - **take**: new clusters, reference counts up, COPIED bits off | header names the snapshot
+//! - **restore**: new L1 table, counts up | header switches L1 table and size | counts down
+//! - **delete**: new snapshot table | header forgets the snapshot | counts down, COPIED bits on
+//!
+//! `|` is a flush. No count is ever lower than the references that exist, whatever part of a
+//! phase a crash leaves; so without any recovery an image has its content and at worst leaks,
+//! and the dirty bit tells QEMU to count anew before it writes.
+
+mod bitmaps;
+mod content;
+mod delete;
+mod draft;
+mod free;
+mod header;
+mod inspect;
+mod refcounts;
+mod restore;
+mod snapshots;
+mod tables;
+mod take;
+mod volume;
+
+use snapslot_plugin_sdk::{
+    Backend, Change, Description, ExtentPage, Facts, Failure, FailureKind, Goal, ImageGrant, Plan,
+    Role, Target, View,
+};
+
+use volume::Volume;
+
+/// The backend.
+#[derive(Debug)]
+pub struct Qcow2;
+
+impl Backend for Qcow2 {
+    fn describe() -> Description {
+        Description {
+            name: "qcow2".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            summary: "internal snapshots in qcow2 images, as QEMU's tools make them".to_owned(),
+            endings: vec![".qcow2".to_owned()],
+            images: vec![ImageGrant {
+                role: Role::Disk,
+                changes: true,
+                reason: "the snapshot lives inside the image".to_owned(),
+            }],
+            queries: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    fn inspect(target: &dyn Target) -> Result<Facts, Failure> {
+        let image = target.image(Role::Disk)?;
+        inspect::inspect(&Volume::open(&*image)?)
+    }
+
+    fn plan(target: &dyn Target, goal: &Goal, plan: &mut dyn Plan) -> Result<(), Failure> {
+        let image = target.image(Role::Disk)?;
+        let volume = Volume::open(&*image)?;
+        inspect::refuse_unsound(&volume)?;
+        match goal {
+            Goal::Held(new) => take::plan(&volume, new, plan),
+            Goal::Restored(identity) => restore::plan(&volume, identity, plan),
+            Goal::Empty(identity) => delete::plan(&volume, identity, plan),
+        }
+    }
+
+    fn extents(
+        target: &dyn Target,
+        view: &View,
+        cursor: u64,
+        max: u32,
+    ) -> Result<ExtentPage, Failure> {
+        let image = target.image(Role::Disk)?;
+        content::extents(&Volume::open(&*image)?, view, cursor, max)
+    }
+
+    fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {
+        let image = target.image(Role::Disk)?;
+        content::measure(&Volume::open(&*image)?, identity)
+    }
+}
+
+/// The image contradicts itself.
+pub(crate) fn corrupt(code: &str, message: impl Into<String>) -> Failure {
+    let message =
+        format!("{}; `qemu-img check` on the image tells more", message.into());
+    Failure::new(FailureKind::Corrupt, code, message)
+}
+
+/// The image is sound and uses something this backend does not handle.
+pub(crate) fn unsupported(code: &str, message: impl Into<String>) -> Failure {
+    Failure::new(FailureKind::Unsupported, code, message)
+}
+
+snapslot_plugin_sdk::export_backend!(crate::Qcow2);

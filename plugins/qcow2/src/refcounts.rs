@@ -1,0 +1,362 @@
+//! Reference counts: loaded as needed, changed in memory, emitted as what differs.
+//!
+//! On disk a count has 1 to 64 bits; in memory it has 16. A cluster can be named once by each
+//! of 65,536 snapshots and the active tables at the most QEMU allows, and a 16-bit image cannot
+//! say more; wider images with higher counts are refused.
+
+use std::ops::Range;
+
+use snapslot_plugin_sdk::{Failure, Fill};
+
+use crate::draft::Draft;
+use crate::header::be64;
+use crate::volume::Volume;
+use crate::{corrupt, unsupported};
+
+/// Clusters whose counts are held at once: 64 MiB. A larger image is done in several passes
+/// over its tables.
+const WINDOW: u64 = 32 << 20;
+/// A run of equal counts becomes a fill from this many bytes on; shorter ones are written out.
+const FILL_MIN: usize = 256;
+/// Differences nearer than this many bytes are written in one piece.
+const GAP: usize = 64;
+
+struct Block {
+    values: Vec<u16>,
+    /// The values that are on disk when the next emission takes effect, if they are not those
+    /// in the file now.
+    base: Option<Vec<u16>>,
+    /// An earlier phase of the plan writes these values; what changes now is relative to them.
+    settled: bool,
+    changed: bool,
+}
+
+/// The counts of a window of the image.
+pub(crate) struct Counts<'v> {
+    volume: &'v Volume<'v>,
+    /// Entries of a refcount block.
+    per_block: u64,
+    window: Range<u64>,
+    /// Blocks of the window.
+    blocks: Vec<Option<Block>>,
+    /// Blocks that exist only in the plan; their content is written elsewhere.
+    absent: Vec<u64>,
+    max: u16,
+}
+
+/// The windows that cover an image of this many clusters.
+pub(crate) fn windows(volume: &Volume<'_>, clusters: u64) -> Vec<Range<u64>> {
+    let per_block = entries_per_block(volume);
+    let step = (WINDOW / per_block).max(1) * per_block;
+    let end = clusters.max(1);
+    (0..end.div_ceil(step)).map(|i| i * step..((i + 1) * step).min(end)).collect()
+}
+
+/// Entries of a refcount block.
+pub(crate) fn entries_per_block(volume: &Volume<'_>) -> u64 {
+    (volume.cluster_size() * 8) >> volume.header.refcount_order
+}
+
+/// The highest count the image can hold, as far as it is told here.
+pub(crate) fn max_count(volume: &Volume<'_>) -> u16 {
+    match volume.header.refcount_order {
+        order @ 0..4 => (1 << (1 << order)) - 1,
+        _ => u16::MAX,
+    }
+}
+
+impl<'v> Counts<'v> {
+    pub fn new(volume: &'v Volume<'v>, window: Range<u64>) -> Self {
+        let per_block = entries_per_block(volume);
+        let blocks = window.end.div_ceil(per_block) - window.start / per_block;
+        Counts {
+            volume,
+            per_block,
+            blocks: (0..blocks).map(|_| None).collect(),
+            window,
+            absent: Vec::new(),
+            max: max_count(volume),
+        }
+    }
+
+    /// Whether this window holds the cluster.
+    pub fn covers(&self, cluster: u64) -> bool {
+        self.window.contains(&cluster)
+    }
+
+    fn block(&mut self, index: u64) -> Result<&mut Block, Failure> {
+        let first = self.window.start / self.per_block;
+        let slot = &mut self.blocks[(index - first) as usize];
+        if slot.is_none() {
+            let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);
+            let values = if offset == 0 {
+                self.absent.push(index);
+                vec![0; self.per_block as usize]
+            } else {
+                let bytes = self.volume.read(offset, self.volume.cluster_size())?;
+                decode(&bytes, self.volume.header.refcount_order)?
+            };
+            *slot = Some(Block { values, base: None, settled: false, changed: false });
+        }
+        slot.as_mut().ok_or_else(|| corrupt("refcount-block", "a refcount block vanished"))
+    }
+
+    /// The count of a cluster of the window.
+    pub fn get(&mut self, cluster: u64) -> Result<u16, Failure> {
+        let per_block = self.per_block;
+        Ok(self.block(cluster / per_block)?.values[(cluster % per_block) as usize])
+    }
+
+    /// Calls `f` with each block's part of the run that lies in the window, and where it is
+    /// within the run.
+    fn each(
+        &mut self,
+        start: u64,
+        length: u64,
+        mut f: impl FnMut(&mut Block, Range<usize>, u64) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let end = (start + length).min(self.window.end);
+        let mut at = start.max(self.window.start);
+        while at < end {
+            let index = at / self.per_block;
+            let stop = ((index + 1) * self.per_block).min(end);
+            let base = index * self.per_block;
+            let block = self.block(index)?;
+            f(block, (at - base) as usize..(stop - base) as usize, at - start)?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// A new cluster: from none to one reference.
+    pub fn set_new(&mut self, start: u64, length: u64) -> Result<(), Failure> {
+        self.each(start, length, |block, range, _| {
+            block.changed = true;
+            block.values[range].fill(1);
+            Ok(())
+        })
+    }
+
+    /// One more reference to each cluster of the run. Each must have one; exactly one if
+    /// `exclusive`, which is what the COPIED bit says.
+    pub fn add(&mut self, start: u64, length: u64, exclusive: bool) -> Result<(), Failure> {
+        let max = self.max;
+        self.each(start, length, |block, range, _| {
+            block.changed = true;
+            let values = &mut block.values[range];
+            let (mut low, mut high) = (u16::MAX, 0);
+            for value in values.iter_mut() {
+                low = low.min(*value);
+                high = high.max(*value);
+                *value = value.wrapping_add(1);
+            }
+            if low == 0 {
+                return Err(corrupt(
+                    "refcount-zero",
+                    "the image uses a cluster whose reference count is zero",
+                ));
+            }
+            if exclusive && high > 1 {
+                return Err(corrupt(
+                    "copied",
+                    "the image says of a shared cluster that it is not shared",
+                ));
+            }
+            if high >= max {
+                return Err(unsupported(
+                    "refcount-overflow",
+                    format!(
+                        "a cluster of the image has {high} references, the most that its \
+                         refcount_bits can count, so no further snapshot is possible; another \
+                         snapshot must go first, or the image be converted to wider ones"
+                    ),
+                )
+                .with("references", high));
+            }
+            Ok(())
+        })
+    }
+
+    /// One reference less to each cluster of the run. Each must have at least `least`. Says
+    /// through `ones` which runs (start within the run, length) have one reference left.
+    pub fn sub(
+        &mut self,
+        start: u64,
+        length: u64,
+        least: u16,
+        mut ones: impl FnMut(u64, u64),
+    ) -> Result<(), Failure> {
+        self.each(start, length, |block, range, at| {
+            if block.settled && block.base.is_none() {
+                block.base = Some(block.values.clone());
+            }
+            block.changed = true;
+            let values = &mut block.values[range];
+            let (mut low, mut high) = (u16::MAX, 0);
+            for value in values.iter_mut() {
+                low = low.min(*value);
+                high = high.max(*value);
+                *value = value.wrapping_sub(1);
+            }
+            if low < least.max(1) {
+                return Err(corrupt(
+                    "refcount-low",
+                    format!("a cluster with {least} or more references is counted as having {low}"),
+                ));
+            }
+            if low == 2 && high == 2 {
+                ones(at, values.len() as u64);
+            } else {
+                let mut i = 0;
+                while i < values.len() {
+                    let run = values[i..].iter().take_while(|v| **v == 1).count();
+                    if run > 0 {
+                        ones(at + i as u64, run as u64);
+                    }
+                    i += run.max(1);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// From here on, the values so far are those on disk: the phase that writes them ends.
+    pub fn settle(&mut self) {
+        for block in self.blocks.iter_mut().flatten().filter(|b| b.changed) {
+            block.settled = true;
+            block.changed = false;
+        }
+    }
+
+    /// Emits what differs from the disk, block by block. Blocks that the plan makes anew are
+    /// left out: they are written whole elsewhere.
+    pub fn emit(&mut self, draft: &mut Draft<'_>) -> Result<(), Failure> {
+        let order = self.volume.header.refcount_order;
+        let first = self.window.start / self.per_block;
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            let index = first + i as u64;
+            let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);
+            let Some(block) = block.as_mut().filter(|b| b.changed && offset != 0) else { continue };
+            let new = encode(&block.values, order);
+            let old = match &block.base {
+                Some(base) => encode(base, order),
+                None => self.volume.read(offset, self.volume.cluster_size())?,
+            };
+            emit_difference(draft, offset, &old, &new, ((1_usize << order) / 8).max(1))?;
+        }
+        Ok(())
+    }
+}
+
+/// Refcounts of fewer than 8 bits start at the lowest bits of a byte; wider ones are big-endian.
+pub(crate) fn decode(bytes: &[u8], order: u32) -> Result<Vec<u16>, Failure> {
+    let too_high = || {
+        unsupported(
+            "refcount-high",
+            "a cluster's reference count is above 65,535, more than snapshots can explain",
+        )
+    };
+    Ok(match order {
+        0..=2 => {
+            let (bits, mask) = (1_u32 << order, (1_u16 << (1 << order)) - 1);
+            bytes
+                .iter()
+                .flat_map(|b| (0..8 / bits).map(move |i| u16::from(*b) >> (i * bits) & mask))
+                .collect()
+        }
+        3 => bytes.iter().map(|b| u16::from(*b)).collect(),
+        4 => bytes.as_chunks::<2>().0.iter().map(|b| u16::from_be_bytes(*b)).collect(),
+        5 => {
+            let wide = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_be_bytes(*b));
+            wide.map(|v| u16::try_from(v).map_err(|_| too_high())).collect::<Result<_, _>>()?
+        }
+        _ => {
+            let wide = bytes.as_chunks::<8>().0.iter().map(|b| be64(b, 0));
+            wide.map(|v| u16::try_from(v).map_err(|_| too_high())).collect::<Result<_, _>>()?
+        }
+    })
+}
+
+pub(crate) fn encode(values: &[u16], order: u32) -> Vec<u8> {
+    match order {
+        0..=2 => {
+            let bits = 1_u32 << order;
+            values
+                .chunks(8 / bits as usize)
+                .map(|c| c.iter().rev().fold(0, |byte, v| byte << bits | *v as u8))
+                .collect()
+        }
+        3 => values.iter().map(|v| *v as u8).collect(),
+        4 => values.iter().flat_map(|v| v.to_be_bytes()).collect(),
+        5 => values.iter().flat_map(|v| u32::from(*v).to_be_bytes()).collect(),
+        _ => values.iter().flat_map(|v| u64::from(*v).to_be_bytes()).collect(),
+    }
+}
+
+/// Emits the bytes in which `new` differs from `old`: long runs of one count as fills, the rest
+/// as they are. Units are whole counts.
+fn emit_difference(
+    draft: &mut Draft<'_>,
+    offset: u64,
+    old: &[u8],
+    new: &[u8],
+    unit: usize,
+) -> Result<(), Failure> {
+    let mut at = 0;
+    while let Some(start) = next_difference(old, new, at).map(|i| i - i % unit) {
+        let run = constant_run(&new[start..], unit);
+        if run >= FILL_MIN {
+            let last = last_difference(old, new, start, start + run) + 1;
+            let end = last.next_multiple_of(unit);
+            draft.fill(Fill {
+                offset: offset + start as u64,
+                length: (end - start) as u64,
+                pattern: new[start..start + unit].to_vec(),
+            })?;
+            at = end;
+            continue;
+        }
+        // Literal: up to a gap, a long run, or the end.
+        let mut end = start + unit;
+        let mut probe = end;
+        while probe < new.len() && probe - end < GAP {
+            if old[probe..probe + unit] != new[probe..probe + unit] {
+                if new[probe..].len() >= FILL_MIN
+                    && constant_run(&new[probe..probe + FILL_MIN], unit) >= FILL_MIN
+                {
+                    break;
+                }
+                end = probe + unit;
+            }
+            probe += unit;
+        }
+        draft.write(offset + start as u64, &new[start..end])?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn next_difference(old: &[u8], new: &[u8], from: usize) -> Option<usize> {
+    const WIDE: usize = 64;
+    let mut at = from;
+    while at + WIDE <= new.len() && old[at..at + WIDE] == new[at..at + WIDE] {
+        at += WIDE;
+    }
+    (at..new.len()).find(|i| old[*i] != new[*i])
+}
+
+fn last_difference(old: &[u8], new: &[u8], start: usize, end: usize) -> usize {
+    (start..end).rev().find(|i| old[*i] != new[*i]).unwrap_or(start)
+}
+
+/// How many bytes from the start on repeat the first unit.
+fn constant_run(bytes: &[u8], unit: usize) -> usize {
+    const WIDE: usize = 64;
+    let mut pattern = [0; WIDE];
+    for (i, byte) in pattern.iter_mut().enumerate() {
+        *byte = bytes[i % unit];
+    }
+    let wide = bytes.chunks_exact(WIDE).take_while(|c| *c == pattern).count() * WIDE;
+    let tail = bytes[wide..].chunks_exact(unit).take_while(|c| *c == &pattern[..unit]).count();
+    wide + tail * unit
+}
