@@ -1,5 +1,7 @@
 //! The image as a plan would make it, without making it.
 
+use std::sync::Arc;
+
 use snapslot_disk::{Disk, DiskError, Doing, Range};
 
 use crate::plan::Plan;
@@ -7,18 +9,18 @@ use crate::step::Step;
 
 /// A read-only disk that shows what `plan` would make of the disk below. Nothing is copied:
 /// a read applies the steps that touch it, so a plan over 128 MiB of tables costs no memory.
-pub struct PlanView<'a> {
-    base: &'a dyn Disk,
+pub struct PlanView {
+    base: Arc<dyn Disk>,
     base_size: u64,
     size: u64,
-    steps: &'a [Step],
+    plan: Arc<Plan>,
     /// Spans by start; with each, the largest end up to and including it.
     index: Vec<(u64, u64, usize, u64)>,
 }
 
-impl<'a> PlanView<'a> {
+impl PlanView {
     /// The view of `base` through `plan`.
-    pub fn new(plan: &'a Plan, base: &'a dyn Disk) -> Result<Self, DiskError> {
+    pub fn new(plan: Arc<Plan>, base: Arc<dyn Disk>) -> Result<Self, DiskError> {
         let base_size = base.size()?;
         let mut size = base_size;
         let mut index = Vec::new();
@@ -37,11 +39,11 @@ impl<'a> PlanView<'a> {
             reach = reach.max(entry.1);
             entry.3 = reach;
         }
-        Ok(PlanView { base, base_size, size, steps: plan.steps(), index })
+        Ok(PlanView { base, base_size, size, plan, index })
     }
 }
 
-impl Disk for PlanView<'_> {
+impl Disk for PlanView {
     fn size(&self) -> Result<u64, DiskError> {
         Ok(self.size)
     }
@@ -72,7 +74,7 @@ impl Disk for PlanView<'_> {
             .collect();
         touching.sort_unstable();
         for step in touching {
-            self.steps[step].apply(offset, buf);
+            self.plan.steps()[step].apply(offset, buf);
         }
         Ok(())
     }

@@ -1,1 +1,30 @@
-//! The life of an operation: lock, inspect, policy, plan, check, commit, execute, record, recover.
+//! The life of an operation.
+//!
+//! ```text
+//! lock → recover → inspect → policy → plan → check → rehearse → [dry run stops here]
+//!      → commit (journal durable) → execute → inspect again → record → release
+//! ```
+//!
+//! The engine ties storage plugins, the plan executor, the slot's rule and the record together,
+//! for one command at a time. It knows no format: what a volume is, plugins say.
+
+mod engine;
+mod error;
+mod locator;
+mod operate;
+mod rehearse;
+mod recover;
+mod status;
+mod store;
+mod volume;
+
+pub use engine::{Engine, Settings};
+pub use error::EngineError;
+pub use locator::{Locator, LocatorError, is_machine_name};
+pub use operate::{Asked, Done, Observer, PlannedPhase, Verb, VolumeDone};
+pub use recover::Recovered;
+pub use rehearse::Depth;
+pub use snapslot_disk::Holder;
+pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role, Snapshot};
+pub use status::{Status, VolumeStatus};
+pub use store::{Machine, OperationRecord, SlotStore, SqliteStore, StoreError};

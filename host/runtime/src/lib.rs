@@ -1,1 +1,20 @@
-//! Runs backend plugins: wasmtime, limits, bindings of the contract.
+//! Runs backend plugins.
+//!
+//! A plugin is a wasm component that speaks `snapslot:backend`. It is compiled once into a cache
+//! that only this user can write, gets a fresh store with fresh limits for every call, sees one
+//! volume through read-only handles, and streams a plan into a builder that keeps the contract's
+//! limits. This crate knows no policy and changes nothing.
+
+mod bindings;
+mod cache;
+mod fault;
+mod host;
+mod plugin;
+
+pub use bindings::types::{
+    Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage, Facts, Failure,
+    FailureKind, Finding, Goal, ImageGrant, NewSnapshot, Packed, Role, Snapshot, View,
+};
+pub use fault::{CallError, LoadError};
+pub use host::Sight;
+pub use plugin::{Plugin, Runtime};

@@ -26,6 +26,12 @@ pub fn log(level: Level, message: &str) {
     }
 }
 
+/// Sends a panic's words to the host's log, as nothing else would show them. Called by the export
+/// macro before every call.
+pub fn report_panics() {
+    std::panic::set_hook(Box::new(|info| log(Level::Warn, &info.to_string())));
+}
+
 /// An image the host handed in.
 #[derive(Debug)]
 pub struct GuestImage(sight::Image);
@@ -144,14 +150,16 @@ macro_rules! export_backend {
                 fn inspect(
                     target: &exports::Target,
                 ) -> Result<exports::Facts, exports::Failure> {
+                    $crate::report_panics();
                     <$backend as $crate::Backend>::inspect(&$crate::GuestTarget(target))
                 }
 
                 fn plan(
                     target: &exports::Target,
                     goal: exports::Goal,
-                    plan: &exports::Plan,
+                    plan: &exports::Draft,
                 ) -> Result<(), exports::Failure> {
+                    $crate::report_panics();
                     <$backend as $crate::Backend>::plan(
                         &$crate::GuestTarget(target),
                         &goal,
@@ -165,6 +173,7 @@ macro_rules! export_backend {
                     cursor: u64,
                     max: u32,
                 ) -> Result<exports::ExtentPage, exports::Failure> {
+                    $crate::report_panics();
                     <$backend as $crate::Backend>::extents(
                         &$crate::GuestTarget(target),
                         &view,
@@ -177,6 +186,7 @@ macro_rules! export_backend {
                     target: &exports::Target,
                     identity: String,
                 ) -> Result<exports::Change, exports::Failure> {
+                    $crate::report_panics();
                     <$backend as $crate::Backend>::measure(
                         &$crate::GuestTarget(target),
                         &identity,

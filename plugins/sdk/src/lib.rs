@@ -18,7 +18,7 @@ pub use guest::bindings::snapslot::backend::types::{
     View,
 };
 pub use guest::bindings::snapslot::backend::{log::Level, planning::Fill, planning::Mask};
-pub use guest::{GuestImage, GuestPlan, GuestTarget, log};
+pub use guest::{GuestImage, GuestPlan, GuestTarget, log, report_panics};
 
 /// An image, for reading.
 pub trait Image {

@@ -1,0 +1,217 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Keep one snapshot of a virtual machine's disk, and go back to it.
+///
+/// A VOLUME is a path that ends in .qcow2, or BACKEND:PLACE like qcow2:/srv/vm1.img.
+/// A MACHINE is a name given with `enable`, or one of its volumes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "snapslot",
+    version,
+    after_help = "Examples:
+  snapslot take ./disk.qcow2 --note 'before the upgrade'
+  snapslot status ./disk.qcow2
+  snapslot restore ./disk.qcow2
+  snapslot delete ./disk.qcow2
+
+Exit codes: 0 done; 1 failed, nothing changed; 2 usage; 3 slot held; 4 slot empty;
+5 busy or disk in use; 6 refused; 7 plugin at fault; 8 needs a person."
+)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Common {
+    /// Print one JSON object instead of words
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Directory of the record of slots [default: /var/lib/snapslot for root, else the XDG state directory]
+    #[arg(long, global = true, env = "SNAPSLOT_STATE_DIR", value_name = "DIR", hide_env_values = true)]
+    pub state_dir: Option<PathBuf>,
+    /// Directory of compiled plugins [default: /var/cache/snapslot for root, else the XDG cache directory]
+    #[arg(long, global = true, env = "SNAPSLOT_CACHE_DIR", value_name = "DIR", hide_env_values = true)]
+    pub cache_dir: Option<PathBuf>,
+    /// How deep a plan is rehearsed before it is carried out
+    #[arg(long, global = true, env = "SNAPSLOT_REHEARSE", value_name = "DEPTH", default_value = "bounded", hide_env_values = true)]
+    pub rehearse: Rehearse,
+    /// Say more; twice for plugins' debug lines
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// When to use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Rehearse {
+    /// The facts, and the first extents of the disk
+    Bounded,
+    /// The facts, and every extent
+    Full,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Give a machine or volume a slot
+    #[command(after_help = "Examples:
+  snapslot enable ./disk.qcow2
+  snapslot enable vm1 --volume /srv/vm1.qcow2 --volume qcow2:/srv/vm1-data.img")]
+    Enable {
+        /// The machine's name; or a volume, which is then a machine of its own
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// A volume of the machine; repeat for several
+        #[arg(long = "volume", value_name = "VOLUME")]
+        volumes: Vec<String>,
+    },
+    /// Remove an empty slot
+    Disable {
+        /// The machine, or one of its volumes
+        machine: String,
+    },
+    /// Fill the slot: take a snapshot
+    #[command(after_help = "Examples:
+  snapslot take ./disk.qcow2
+  snapslot take vm1 --note 'before the upgrade'
+  snapslot take vm1 --replace        # the new one is made before the old one goes
+  snapslot take vm1 --dry-run        # print the plan, change nothing")]
+    Take {
+        /// The machine, or one of its volumes
+        machine: String,
+        /// A note to keep with it, at most 1,024 bytes
+        #[arg(long, value_name = "TEXT")]
+        note: Option<String>,
+        /// Fill a held slot anew: make the new snapshot, then delete the old one
+        #[arg(long)]
+        replace: bool,
+        /// Refuse a volume that has no slot yet, instead of giving it one
+        #[arg(long, env = "SNAPSLOT_NO_ENABLE", hide_env_values = true)]
+        no_enable: bool,
+        /// Print the plan that would run, and stop
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show a machine's slot and disks
+    Status {
+        /// The machine, or one of its volumes
+        machine: String,
+    },
+    /// List all machines with a slot
+    List,
+    /// Set the machine's disks back to the snapshot
+    #[command(after_help = "Examples:
+  snapslot restore ./disk.qcow2            # shows what would be lost, and asks
+  snapslot restore vm1 --yes               # for scripts
+  snapslot restore vm1 --yes --consume     # and empties the slot")]
+    Restore {
+        /// The machine, or one of its volumes
+        machine: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Delete the snapshot once it is restored
+        #[arg(long)]
+        consume: bool,
+        /// Print the plan that would run, and stop
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Empty the slot: delete the snapshot
+    Delete {
+        /// The machine, or one of its volumes
+        machine: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Print the plan that would run, and stop
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Look for trouble: unsound images, drift, interrupted changes
+    Check {
+        /// The machine, or one of its volumes; all machines if left out
+        machine: Option<String>,
+    },
+    /// Finish what a crash interrupted
+    Recover {
+        /// The machine, or one of its volumes; all machines if left out
+        machine: Option<String>,
+    },
+    /// Show what was done, newest first
+    History {
+        /// The machine, or one of its volumes; all machines if left out
+        machine: Option<String>,
+        /// At most this many
+        #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+    /// Show storage plugins
+    Plugin {
+        #[command(subcommand)]
+        command: PluginCommand,
+    },
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:
+  snapslot completions bash > /etc/bash_completion.d/snapslot")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them into a directory
+    Man {
+        /// Write snapslot.1, snapslot-take.1, … here instead
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// List the plugins there are
+    List,
+    /// Show what a plugin serves, and every grant it has
+    Show {
+        /// Its name
+        name: String,
+    },
+}
+
+impl Command {
+    /// The verb, as `--json` names it.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Command::Enable { .. } => "enable",
+            Command::Disable { .. } => "disable",
+            Command::Take { .. } => "take",
+            Command::Status { .. } => "status",
+            Command::List => "list",
+            Command::Restore { .. } => "restore",
+            Command::Delete { .. } => "delete",
+            Command::Check { .. } => "check",
+            Command::Recover { .. } => "recover",
+            Command::History { .. } => "history",
+            Command::Plugin { command: PluginCommand::List } => "plugin list",
+            Command::Plugin { command: PluginCommand::Show { .. } } => "plugin show",
+            Command::Completions { .. } => "completions",
+            Command::Man { .. } => "man",
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What each verb does and says.
+
+mod directories;
+mod looking;
+mod slot;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::CommandFactory;
+use serde_json::json;
+use snapslot_engine::{Depth, Engine, Settings};
+
+use crate::args::{Args, Command, Common, Rehearse};
+use crate::output::{Failed, Output};
+
+pub fn run(args: Args) -> ExitCode {
+    let output = Output::new(args.common.json, args.command.verb(), args.common.color);
+    match dispatch(args, output) {
+        Ok(code) => code,
+        Err(failed) => output.failed(&failed),
+    }
+}
+
+fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
+    match &args.command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Args::command(), "snapslot", &mut script);
+            let script = String::from_utf8_lossy(&script);
+            output.done(json!({ "script": script }), &script);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Man { dir } => return manual(dir.as_deref(), output),
+        _ => {}
+    }
+    let engine = Engine::open(settings(&args)?)?;
+    match args.command {
+        Command::Enable { name, volumes } => slot::enable(&engine, output, &name, &volumes),
+        Command::Disable { machine } => slot::disable(&engine, output, &machine),
+        Command::Take { machine, note, replace, dry_run, .. } => {
+            slot::take(&engine, output, &machine, note, replace, dry_run)
+        }
+        Command::Restore { machine, yes, consume, dry_run } => {
+            slot::restore(&engine, output, &machine, yes, consume, dry_run)
+        }
+        Command::Delete { machine, yes, dry_run } => {
+            slot::delete(&engine, output, &machine, yes, dry_run)
+        }
+        Command::Recover { machine } => slot::recover(&engine, output, machine.as_deref()),
+        Command::Status { machine } => looking::status(&engine, output, &machine),
+        Command::List => looking::list(&engine, output),
+        Command::Check { machine } => looking::check(&engine, output, machine.as_deref()),
+        Command::History { machine, limit } => {
+            looking::history(&engine, output, machine.as_deref(), limit)
+        }
+        Command::Plugin { command } => looking::plugin(&engine, output, &command),
+        Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn settings(args: &Args) -> Result<Settings, Failed> {
+    let Common { state_dir, cache_dir, rehearse, .. } = &args.common;
+    let no_enable = matches!(args.command, Command::Take { no_enable: true, .. });
+    Ok(Settings {
+        state_dir: state_dir.clone().map_or_else(directories::state, Ok)?,
+        cache_dir: cache_dir.clone().map_or_else(directories::cache, Ok)?,
+        rehearsal: match rehearse {
+            Rehearse::Bounded => Depth::Bounded,
+            Rehearse::Full => Depth::Full,
+        },
+        enable_on_take: !no_enable,
+    })
+}
+
+fn manual(dir: Option<&std::path::Path>, output: Output) -> Result<ExitCode, Failed> {
+    let command = Args::command();
+    if let Some(dir) = dir {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        clap_mangen::generate_to(command, dir)
+            .with_context(|| format!("cannot write manual pages to {}", dir.display()))?;
+        let words = format!("Wrote the manual pages to {}.\n", dir.display());
+        output.done(json!({ "directory": dir }), &words);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page).context("cannot render the manual page")?;
+    let page = String::from_utf8_lossy(&page);
+    output.done(json!({ "page": page }), &page);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,266 @@
+//! Verbs that change a slot.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use snapslot_engine::{Asked, Done, Engine, EngineError, Status, Verb};
+use snapslot_slot::State;
+
+use crate::ask::{Answer, confirm};
+use crate::output::{Failed, Output};
+use crate::progress::Progress;
+use crate::words::{ago, bytes, microseconds, moment, quoted};
+
+pub fn enable(
+    engine: &Engine,
+    output: Output,
+    name: &str,
+    volumes: &[String],
+) -> Result<ExitCode, Failed> {
+    let machine = engine.enable(name, volumes)?;
+    let mut words = format!("{} has a slot now", machine.name);
+    if machine.volumes.len() > 1 {
+        let _ = write!(words, " over {} volumes", machine.volumes.len());
+    }
+    let _ = writeln!(words, "; `snapslot take {}` fills it.", quoted(&machine.name));
+    let slot = engine.status(name)?.slot;
+    output.done(json!({ "machine": machine.name, "volumes": machine.volumes, "slot": slot, "changed": true }), &words);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn disable(engine: &Engine, output: Output, machine: &str) -> Result<ExitCode, Failed> {
+    let machine = engine.disable(machine)?;
+    let words = format!("{} has no slot any more.\n", machine.name);
+    output.done(json!({ "machine": machine.name, "slot": State::Disabled, "changed": true }), &words);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn take(
+    engine: &Engine,
+    output: Output,
+    machine: &str,
+    note: Option<String>,
+    replace: bool,
+    dry_run: bool,
+) -> Result<ExitCode, Failed> {
+    let asked = Asked { note, replace, dry_run, ..Asked::default() };
+    let done = operate(engine, output, machine, Verb::Take, &asked)?;
+    if dry_run {
+        return Ok(planned(output, &done));
+    }
+    let mut words = String::new();
+    if let Some(occupant) = done.slot.occupant() {
+        let _ = writeln!(
+            words,
+            "{} {} at {} in {}.",
+            output.strong("Snapshot taken:"),
+            done.machine,
+            moment(occupant.taken),
+            microseconds(done.elapsed_microseconds),
+        );
+        for part in &occupant.parts {
+            let _ = writeln!(words, "  {} holds it as {}", part.volume, part.name);
+        }
+    }
+    let name = quoted(machine);
+    let _ = writeln!(words, "Go back to it with `snapslot restore {name}`, or drop it with `snapslot delete {name}`.");
+    finish(output, &done, words)
+}
+
+pub fn restore(
+    engine: &Engine,
+    output: Output,
+    machine: &str,
+    yes: bool,
+    consume: bool,
+    dry_run: bool,
+) -> Result<ExitCode, Failed> {
+    let mut asked = Asked { consume, dry_run, ..Asked::default() };
+    if !yes && !dry_run {
+        asked.expected = asked_for(engine, machine, Verb::Restore)?;
+    }
+    let done = operate(engine, output, machine, Verb::Restore, &asked)?;
+    if dry_run {
+        return Ok(planned(output, &done));
+    }
+    let mut words = String::new();
+    let took = microseconds(done.elapsed_microseconds);
+    if done.changed {
+        let _ = writeln!(words, "{} {} in {took}.", output.strong("Restored:"), done.machine);
+    } else {
+        let _ = writeln!(words, "{} is as the snapshot is; nothing had to be written ({took}).", done.machine);
+    }
+    match &done.slot {
+        State::Held { occupant } => {
+            let _ = writeln!(words, "The slot still holds the snapshot of {}.", moment(occupant.taken));
+        }
+        _ => {
+            let _ = writeln!(words, "The slot is empty.");
+        }
+    }
+    finish(output, &done, words)
+}
+
+pub fn delete(
+    engine: &Engine,
+    output: Output,
+    machine: &str,
+    yes: bool,
+    dry_run: bool,
+) -> Result<ExitCode, Failed> {
+    let mut asked = Asked { dry_run, ..Asked::default() };
+    if !yes && !dry_run {
+        asked.expected = asked_for(engine, machine, Verb::Delete)?;
+    }
+    let done = operate(engine, output, machine, Verb::Delete, &asked)?;
+    if dry_run {
+        return Ok(planned(output, &done));
+    }
+    let took = microseconds(done.elapsed_microseconds);
+    let words = if done.changed {
+        format!("{} {} in {took}. The slot is empty.\n", output.strong("Deleted:"), done.machine)
+    } else {
+        format!("{}: there was nothing left to delete; the record is cleared.\n", done.machine)
+    };
+    finish(output, &done, words)
+}
+
+pub fn recover(
+    engine: &Engine,
+    output: Output,
+    machine: Option<&str>,
+) -> Result<ExitCode, Failed> {
+    let names = match machine {
+        Some(name) => vec![name.to_owned()],
+        None => {
+            let all = engine.store().machines().map_err(EngineError::from)?;
+            all.into_iter().map(|m| m.name).collect()
+        }
+    };
+    let mut words = String::new();
+    let mut results = Vec::new();
+    let mut failed = None;
+    for name in names {
+        match engine.recover(&name) {
+            Ok(r) => {
+                for volume in &r.finished {
+                    let _ = writeln!(words, "{volume}: an interrupted change was finished");
+                }
+                for volume in &r.cleared {
+                    let _ = writeln!(words, "{volume}: the journal of a change that never began, or had ended, was removed");
+                }
+                if r.finished.is_empty() && r.cleared.is_empty() {
+                    let _ = writeln!(words, "{}: nothing to recover", r.machine);
+                }
+                let _ = writeln!(words, "{}: the slot is {}", r.machine, r.slot.word());
+                results.push(json!(r));
+            }
+            // Over all machines one that fails must not keep the others waiting.
+            Err(error) if machine.is_none() => {
+                let _ = writeln!(words, "{name}: {error}");
+                results.push(json!({ "machine": name, "error": { "code": error.code(), "exit": error.exit(), "message": error.to_string(), "data": error.data() } }));
+                failed = failed.max(Some(error.exit()));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut object = json!({ "machines": results });
+    if machine.is_some()
+        && let (Some(Value::Object(one)), Some(object)) = (results.first(), object.as_object_mut())
+    {
+        object.extend(one.clone());
+    }
+    output.done(object, &words);
+    Ok(failed.map_or(ExitCode::SUCCESS, ExitCode::from))
+}
+
+fn operate(
+    engine: &Engine,
+    output: Output,
+    machine: &str,
+    verb: Verb,
+    asked: &Asked,
+) -> Result<Done, Failed> {
+    let progress = Progress::new(output.json);
+    Ok(engine.operate(machine, verb, asked, &|volume, n, all| progress.tell(volume, n, all))?)
+}
+
+fn finish(output: Output, done: &Done, mut words: String) -> Result<ExitCode, Failed> {
+    for volume in &done.volumes {
+        for warning in &volume.warnings {
+            let _ = writeln!(words, "Note: {}: {warning}.", volume.volume);
+        }
+    }
+    output.done(json!(done), &words);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the plan that would run.
+fn planned(output: Output, done: &Done) -> ExitCode {
+    let mut words = String::new();
+    let mut result = json!(done);
+    for (i, volume) in done.volumes.iter().enumerate() {
+        let _ = writeln!(words, "{}: {} steps", volume.volume, volume.plan.steps);
+        for (n, phase) in volume.plan.phases.iter().enumerate() {
+            let _ = writeln!(words, "  {}. {} ({} steps, {})", n + 1, phase.title, phase.count, bytes(phase.bytes));
+            for step in &phase.steps {
+                let _ = writeln!(words, "       {step}");
+            }
+            let _ = writeln!(words, "       flush");
+            result["volumes"][i]["plan"]["phases"][n]["steps"] = json!(phase.steps);
+        }
+        if volume.plan.phases.is_empty() {
+            let _ = writeln!(words, "  nothing to do");
+        }
+    }
+    let _ = writeln!(words, "Nothing was changed.");
+    result["dry-run"] = json!(true);
+    output.done(result, &words);
+    ExitCode::SUCCESS
+}
+
+/// Shows what would be lost and asks. Gives the mark of what was shown.
+fn asked_for(engine: &Engine, machine: &str, verb: Verb) -> Result<Option<String>, Failed> {
+    let status = engine.status(machine)?;
+    let Some(occupant) = status.slot.occupant() else {
+        // Not held: the engine says what is the matter. A drifted slot has no content to lose.
+        return Ok(None);
+    };
+    let taken = format!("{} ({})", moment(occupant.taken), ago(occupant.taken));
+    let question = match verb {
+        Verb::Restore => format!(
+            "{}: set back to the snapshot of {taken}?\n{} and cannot be had back.",
+            status.machine,
+            lost(&status)
+        ),
+        _ => format!(
+            "{}: delete the snapshot of {taken}?\nThe disk stays as it is; going back will not be possible any more.{}",
+            status.machine,
+            freed(&status)
+        ),
+    };
+    match confirm(&question) {
+        Answer::Yes => Ok(Some(occupant.mark.clone())),
+        Answer::No => Err(Failed::NotConfirmed("not confirmed; nothing was changed".to_owned())),
+        Answer::Nobody => Err(Failed::NotConfirmed(format!(
+            "{}: there is no terminal to ask on, and --yes was not given; nothing was changed. {}",
+            status.machine,
+            lost(&status)
+        ))),
+    }
+}
+
+fn lost(status: &Status) -> String {
+    let changed: Option<u64> = status.volumes.iter().map(|v| v.changed_bytes).sum();
+    match changed {
+        Some(0) => "Nothing has changed since, so nothing would be lost".to_owned(),
+        Some(n) => format!("{} changed since would be lost", bytes(n)),
+        None => "All that changed since would be lost".to_owned(),
+    }
+}
+
+fn freed(status: &Status) -> String {
+    let held: Option<u64> = status.volumes.iter().map(|v| v.held_bytes).sum();
+    held.map_or_else(String::new, |n| format!("\n{} of storage would be freed.", bytes(n)))
+}

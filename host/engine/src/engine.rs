@@ -1,0 +1,205 @@
+//! The engine: settings, record, plugins, and which machine is meant.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use snapslot_runtime::{Plugin, Runtime};
+use snapslot_slot::{Moment, Refusal, Request, State, decide};
+
+use crate::error::EngineError;
+use crate::locator::{Locator, LocatorError, is_machine_name};
+use crate::rehearse::Depth;
+use crate::store::{Machine, SlotStore, SqliteStore};
+
+/// Volumes of one machine.
+const VOLUMES_MAX: usize = 64;
+
+/// Where things are kept and how much is checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The record's directory.
+    pub state_dir: PathBuf,
+    /// The compiled plugins' directory.
+    pub cache_dir: PathBuf,
+    /// How deep plans are rehearsed.
+    pub rehearsal: Depth,
+    /// Whether a take enables a bare volume on the way.
+    pub enable_on_take: bool,
+}
+
+/// The engine.
+pub struct Engine {
+    pub(crate) settings: Settings,
+    pub(crate) store: Box<dyn SlotStore>,
+    pub(crate) runtime: Runtime,
+}
+
+impl Engine {
+    /// Opens the record and readies the plugins' machinery.
+    pub fn open(settings: Settings) -> Result<Engine, EngineError> {
+        let store = Box::new(SqliteStore::open(&settings.state_dir)?);
+        let runtime = Runtime::new(&settings.cache_dir)
+            .map_err(|e| EngineError::load("any", &e))?;
+        Ok(Engine { settings, store, runtime })
+    }
+
+    /// The names of the backends there are.
+    pub fn backends(&self) -> Vec<&'static str> {
+        snapslot_builtin::PLUGINS.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// The plugin of this name.
+    pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
+        let builtin = snapslot_builtin::PLUGINS.iter().find(|(n, _)| *n == name);
+        let Some((_, bytes)) = builtin else {
+            return Err(LocatorError::Backend { backend: name.to_owned() }.into());
+        };
+        self.runtime.load(bytes).map_err(|e| EngineError::load(name, &e))
+    }
+
+    /// The machine that is meant: by its name, or by one of its volumes. A volume that belongs
+    /// to no machine is a machine of its own, not yet enabled (`false`).
+    pub fn resolve(&self, text: &str) -> Result<(Machine, bool), EngineError> {
+        if is_machine_name(text) {
+            return match self.store.machine(text)? {
+                Some(machine) => Ok((machine, true)),
+                None => Err(EngineError::NoMachine { name: text.to_owned() }),
+            };
+        }
+        let locator = Locator::parse(text, &self.backends())?.to_string();
+        if let Some(machine) = self.store.machine_of(&locator)? {
+            return Ok((machine, true));
+        }
+        let bare = Machine {
+            name: locator.clone(),
+            volumes: vec![locator],
+            occupant: None,
+            pending: None,
+            files: vec![None],
+        };
+        Ok((bare, false))
+    }
+
+    /// The volumes of a machine, as locators.
+    pub(crate) fn locators(&self, machine: &Machine) -> Result<Vec<Locator>, EngineError> {
+        machine.volumes.iter().map(|v| Ok(Locator::parse(v, &self.backends())?)).collect()
+    }
+
+    /// Makes an empty slot for a machine with these volumes. `name` may be a volume itself.
+    pub fn enable(&self, name: &str, volumes: &[String]) -> Result<Machine, EngineError> {
+        if volumes.is_empty() {
+            let (machine, known) = self.resolve(name).map_err(|e| match e {
+                EngineError::NoMachine { name } => EngineError::Usage(format!(
+                    "a machine needs at least one volume: `snapslot enable {name} --volume V`"
+                )),
+                other => other,
+            })?;
+            if known {
+                return Err(refused(&machine.name, Refusal::AlreadyEnabled));
+            }
+            return self.enable_volumes(&machine.name, &machine.volumes);
+        }
+        if !is_machine_name(name) {
+            return Err(EngineError::Usage(format!(
+                "{name:?} cannot be a machine's name: letters, digits, '.', '_' and '-', at most 64"
+            )));
+        }
+        if volumes.len() > VOLUMES_MAX {
+            return Err(EngineError::Usage(format!("a machine has at most {VOLUMES_MAX} volumes")));
+        }
+        let mut locators = Vec::new();
+        for volume in volumes {
+            let locator = Locator::parse(volume, &self.backends())?.to_string();
+            if locators.contains(&locator) {
+                return Err(EngineError::Usage(format!("{locator} is named twice")));
+            }
+            locators.push(locator);
+        }
+        self.enable_volumes(name, &locators)
+    }
+
+    pub(crate) fn enable_volumes(
+        &self,
+        name: &str,
+        locators: &[String],
+    ) -> Result<Machine, EngineError> {
+        for locator in locators {
+            // What cannot be looked at cannot have a slot: say so now, not at the first take.
+            self.look(&Locator::parse(locator, &self.backends())?)?;
+        }
+        if !self.store.enable(name, locators)? {
+            for locator in locators {
+                if let Some(other) = self.store.machine_of(locator)?
+                    && other.name != name
+                {
+                    return Err(EngineError::Usage(format!(
+                        "{locator} belongs to the machine {} already",
+                        other.name
+                    )));
+                }
+            }
+            return Err(refused(name, Refusal::AlreadyEnabled));
+        }
+        let now = now();
+        let operation = self.store.begin(name, "enable", now)?;
+        self.store.end(operation, now, "done")?;
+        Ok(Machine {
+            name: name.to_owned(),
+            volumes: locators.to_vec(),
+            occupant: None,
+            pending: None,
+            files: vec![None; locators.len()],
+        })
+    }
+
+    /// Removes a slot; only an empty one.
+    pub fn disable(&self, text: &str) -> Result<Machine, EngineError> {
+        let (machine, known) = self.resolve(text)?;
+        let state = if known { self.status_of(&machine, true)?.slot } else { State::Disabled };
+        decide(&state, Request::Disable).map_err(|r| refused(&machine.name, r))?;
+        self.store.disable(&machine.name)?;
+        let now = now();
+        let operation = self.store.begin(&machine.name, "disable", now)?;
+        self.store.end(operation, now, "done")?;
+        Ok(machine)
+    }
+
+    /// The record.
+    pub fn store(&self) -> &dyn SlotStore {
+        &*self.store
+    }
+}
+
+/// A refusal with what to do next.
+pub(crate) fn refused(machine: &str, refusal: Refusal) -> EngineError {
+    let advice = match &refusal {
+        Refusal::Occupied { occupant } => {
+            let taken = jiff::Timestamp::new(
+                occupant.taken.seconds,
+                occupant.taken.nanoseconds.min(999_999_999) as i32,
+            );
+            let when = taken.map_or_else(|_| String::new(), |t| format!(" since {t:.0}"));
+            let note = occupant.note.as_ref().map_or_else(String::new, |n| format!(" ({n})"));
+            format!(
+                " by the snapshot {}{when}{note}; restore it, delete it, or take with --replace",
+                occupant.mark
+            )
+        }
+        Refusal::Empty => "; `snapslot take` fills it".to_owned(),
+        Refusal::Disabled => "; `snapslot enable` makes a slot".to_owned(),
+        Refusal::Drifted { .. } => {
+            "; `snapslot status` says how, `snapslot delete` clears the record".to_owned()
+        }
+        Refusal::AlreadyEnabled | Refusal::Busy { .. } | Refusal::Policy { .. } => String::new(),
+    };
+    EngineError::Refused { machine: machine.to_owned(), refusal: Box::new(refusal), advice }
+}
+
+/// The present moment, by the host's clock. A clock before 1970 counts as 1970.
+pub(crate) fn now() -> Moment {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Moment {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanoseconds: since.subsec_nanos(),
+    }
+}

@@ -1,0 +1,306 @@
+//! Why a command failed, in words and for programs.
+
+use serde_json::{Map, Value, json};
+use snapslot_capture::journal::JournalError;
+use snapslot_capture::{CheckError, ExecuteError};
+use snapslot_disk::{DiskError, Holder};
+use snapslot_runtime::{CallError, Failure, FailureKind, LoadError};
+use snapslot_slot::{Moment, Refusal};
+
+use crate::locator::LocatorError;
+use crate::store::StoreError;
+
+/// A command that failed. Unless it says otherwise, nothing has changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// What was given makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// Not a volume.
+    #[error(transparent)]
+    Locator(#[from] LocatorError),
+    /// No machine of this name.
+    #[error("there is no machine {name}; `snapslot list` shows those there are, `snapslot enable {name} --volume V` makes one")]
+    NoMachine {
+        /// The name.
+        name: String,
+    },
+    /// The slot's rule says no.
+    #[error("{machine}: {refusal}{advice}")]
+    Refused {
+        /// The machine.
+        machine: String,
+        /// Why.
+        refusal: Box<Refusal>,
+        /// What to do next.
+        advice: String,
+    },
+    /// Another engine works on it.
+    #[error("{volume} is being worked on{}{}; nothing was changed", Holder::in_words(.holders), since_words(.since))]
+    Busy {
+        /// The volume.
+        volume: String,
+        /// Who.
+        holders: Vec<Holder>,
+        /// Since when, if the record says.
+        since: Option<Moment>,
+    },
+    /// Some program has the image open.
+    #[error("{volume} is in use{}; stop the machine first, nothing was changed", Holder::in_words(.holders))]
+    InUse {
+        /// The volume.
+        volume: String,
+        /// Who.
+        holders: Vec<Holder>,
+    },
+    /// The plugin says no.
+    #[error("{volume}: {}; nothing was changed", .failure.message)]
+    Backend {
+        /// The volume.
+        volume: String,
+        /// Why.
+        failure: Box<Failure>,
+    },
+    /// The plugin is at fault.
+    #[error("{volume}: {cause}; nothing was changed")]
+    Plugin {
+        /// The volume.
+        volume: String,
+        /// The plugin.
+        plugin: String,
+        /// Why.
+        cause: String,
+        /// What it logged last.
+        log: Vec<String>,
+    },
+    /// Reading, writing or locking failed before anything was changed.
+    #[error("{volume}: {source}; nothing was changed")]
+    Disk {
+        /// The volume.
+        volume: String,
+        /// What the system said.
+        source: DiskError,
+    },
+    /// It failed after the commit; the journal holds the rest.
+    #[error("{volume}: {source}. The disk's content is whole and the journal beside it holds the rest of the change: see to the cause, then `snapslot recover {volume}` finishes it")]
+    Interrupted {
+        /// The volume.
+        volume: String,
+        /// What went wrong.
+        source: ExecuteError,
+    },
+    /// The result is not what was planned.
+    #[error("{volume}: the change was carried out, but looking again shows {found}; the machine should stay off until `snapslot status {volume}` and `qemu-img check` have been read")]
+    Unexpected {
+        /// The volume.
+        volume: String,
+        /// What was found.
+        found: String,
+    },
+    /// The journal cannot be read or made.
+    #[error("{volume}: {source}")]
+    Journal {
+        /// The volume.
+        volume: String,
+        /// Why.
+        source: JournalError,
+    },
+    /// The journal beside the image was written for something else.
+    #[error("{volume}: {why}; nothing was changed. Move {journal} away if it does not belong to this image")]
+    ForeignJournal {
+        /// The volume.
+        volume: String,
+        /// The journal.
+        journal: String,
+        /// What is strange.
+        why: String,
+    },
+    /// The record cannot be read or written.
+    #[error("the record of slots: {0}")]
+    Store(#[from] StoreError),
+    /// The record could not be written after the change was made.
+    #[error("{machine}: done in the storage, but the record could not be written: {source}; the next command on it puts the record right")]
+    Unrecorded {
+        /// The machine.
+        machine: String,
+        /// What went wrong.
+        source: StoreError,
+    },
+    /// The slot changed since the person was asked.
+    #[error("{machine}: the slot is not what it was when you were asked; nothing was changed")]
+    Changed {
+        /// The machine.
+        machine: String,
+    },
+}
+
+fn since_words(moment: &Option<Moment>) -> String {
+    let text = moment
+        .and_then(|m| jiff::Timestamp::new(m.seconds, m.nanoseconds.min(999_999_999) as i32).ok())
+        .map(|t| format!(" since {t:.0}"));
+    text.unwrap_or_default()
+}
+
+impl EngineError {
+    /// A stable word for programs.
+    pub fn code(&self) -> String {
+        let fixed = match self {
+            EngineError::Usage(_) => "usage",
+            EngineError::Locator(LocatorError::Missing { .. }) => "not-found",
+            EngineError::Locator(LocatorError::Backend { .. }) => "no-backend",
+            EngineError::Locator(_) => "usage",
+            EngineError::NoMachine { .. } => "no-machine",
+            EngineError::Refused { refusal, .. } => match **refusal {
+                Refusal::Disabled => "disabled",
+                Refusal::AlreadyEnabled => "already-enabled",
+                Refusal::Occupied { .. } => "slot-held",
+                Refusal::Empty => "slot-empty",
+                Refusal::Busy { .. } => "busy",
+                Refusal::Drifted { .. } => "drifted",
+                Refusal::Policy { .. } => "policy",
+            },
+            EngineError::Busy { .. } => "busy",
+            EngineError::InUse { .. } => "in-use",
+            EngineError::Backend { failure, .. } => return failure.code.clone(),
+            EngineError::Plugin { .. } => "plugin-fault",
+            EngineError::Disk { source, .. } if source.is_no_space() => "no-space",
+            EngineError::Disk { source, .. } if source.is_not_found() => "not-found",
+            EngineError::Disk { source, .. } if source.is_denied() => "denied",
+            EngineError::Disk { .. } => "io",
+            EngineError::Interrupted { .. } => "interrupted",
+            EngineError::Unexpected { .. } => "unexpected",
+            EngineError::Journal { source: JournalError::Disk(d), .. } if d.is_no_space() => {
+                "no-space"
+            }
+            EngineError::Journal { source: JournalError::Disk(_), .. } => "io",
+            EngineError::Journal { .. } | EngineError::ForeignJournal { .. } => "journal",
+            EngineError::Store(_) => "store",
+            EngineError::Unrecorded { .. } => "unrecorded",
+            EngineError::Changed { .. } => "changed",
+        };
+        fixed.to_owned()
+    }
+
+    /// The exit code.
+    pub fn exit(&self) -> u8 {
+        match self {
+            EngineError::Usage(_) => 2,
+            EngineError::Locator(LocatorError::Missing { .. }) => 1,
+            EngineError::Locator(_) | EngineError::NoMachine { .. } => 2,
+            EngineError::Refused { refusal, .. } => match **refusal {
+                Refusal::Occupied { .. } => 3,
+                Refusal::Empty => 4,
+                Refusal::Busy { .. } => 5,
+                Refusal::Drifted { .. } => 8,
+                _ => 6,
+            },
+            EngineError::Busy { .. } | EngineError::InUse { .. } => 5,
+            EngineError::Backend { failure, .. } => match failure.kind {
+                FailureKind::InUse => 5,
+                FailureKind::Unsupported | FailureKind::Corrupt => 6,
+                FailureKind::NotGranted
+                | FailureKind::Limit
+                | FailureKind::Invalid
+                | FailureKind::Internal => 7,
+                FailureKind::NotFound
+                | FailureKind::NoSpace
+                | FailureKind::Io
+                | FailureKind::Changed => 1,
+            },
+            EngineError::Plugin { .. } => 7,
+            EngineError::Journal { source: JournalError::Disk(_), .. } => 1,
+            EngineError::Interrupted { .. }
+            | EngineError::Unexpected { .. }
+            | EngineError::Journal { .. }
+            | EngineError::ForeignJournal { .. }
+            | EngineError::Unrecorded { .. } => 8,
+            EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,
+        }
+    }
+
+    /// Figures and names, by key.
+    pub fn data(&self) -> Value {
+        let holders = |list: &[Holder]| -> Value {
+            list.iter()
+                .map(|h| json!({ "pid": h.pid, "program": h.program, "machine": h.machine }))
+                .collect()
+        };
+        match self {
+            EngineError::Refused { machine, refusal, .. } => {
+                let mut data = json!({ "machine": machine });
+                if let (Some(into), Ok(Value::Object(more))) =
+                    (data.as_object_mut(), serde_json::to_value(refusal))
+                {
+                    into.extend(more);
+                }
+                data
+            }
+            EngineError::Busy { volume, holders: list, since } => {
+                json!({ "volume": volume, "holders": holders(list), "since": since })
+            }
+            EngineError::InUse { volume, holders: list } => {
+                json!({ "volume": volume, "holders": holders(list) })
+            }
+            EngineError::Backend { volume, failure } => {
+                let more: Map<String, Value> =
+                    failure.data.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+                json!({ "volume": volume, "details": more })
+            }
+            EngineError::Plugin { volume, plugin, log, .. } => {
+                json!({ "volume": volume, "plugin": plugin, "log": log })
+            }
+            EngineError::Interrupted { volume, source } => {
+                json!({ "volume": volume, "phase": source.phase, "title": source.title })
+            }
+            EngineError::Disk { volume, .. }
+            | EngineError::Unexpected { volume, .. }
+            | EngineError::Journal { volume, .. }
+            | EngineError::ForeignJournal { volume, .. } => json!({ "volume": volume }),
+            EngineError::NoMachine { name } => json!({ "machine": name }),
+            EngineError::Unrecorded { machine, .. } | EngineError::Changed { machine } => {
+                json!({ "machine": machine })
+            }
+            EngineError::Usage(_) | EngineError::Locator(_) | EngineError::Store(_) => json!({}),
+        }
+    }
+
+    pub(crate) fn disk(volume: impl ToString, source: DiskError) -> Self {
+        EngineError::Disk { volume: volume.to_string(), source }
+    }
+
+    pub(crate) fn call(volume: impl ToString, error: CallError) -> Self {
+        match error {
+            CallError::Refused(failure) => {
+                EngineError::Backend { volume: volume.to_string(), failure: Box::new(failure) }
+            }
+            CallError::Fault { ref plugin, ref log, .. } => EngineError::Plugin {
+                volume: volume.to_string(),
+                plugin: plugin.clone(),
+                log: log.clone(),
+                cause: error.to_string(),
+            },
+        }
+    }
+
+    pub(crate) fn load(plugin: &str, error: &LoadError) -> Self {
+        EngineError::Plugin {
+            volume: format!("backend {plugin}"),
+            plugin: plugin.to_owned(),
+            cause: error.to_string(),
+            log: Vec::new(),
+        }
+    }
+
+    pub(crate) fn unsafe_plan(volume: impl ToString, plugin: &str, error: CheckError) -> Self {
+        match error {
+            CheckError::Disk(source) => Self::disk(volume, source),
+            other => EngineError::Plugin {
+                volume: volume.to_string(),
+                plugin: plugin.to_owned(),
+                cause: format!("the plan of the plugin {plugin} was refused: {other}"),
+                log: Vec::new(),
+            },
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Looking through a plan before it is carried out.
+//!
+//! The plugin inspects the image as the plan would make it, and content before and after is
+//! compared: a take or delete must leave what the machine sees as it was; a restore must give
+//! what the snapshot holds.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use snapslot_capture::{Plan, PlanView};
+use snapslot_runtime::{Content, Extent, Facts, Goal, Plugin, Sight, View};
+
+use crate::error::EngineError;
+use crate::volume::Volume;
+
+/// How deep to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Depth {
+    /// Facts, and the first extents of the disk: costs milliseconds at any size.
+    Bounded,
+    /// Facts, and every extent.
+    Full,
+}
+
+/// Extents compared where the look is bounded.
+const BOUNDED_EXTENTS: u32 = 64;
+/// Extents asked for at once where it is not.
+const PAGE: u32 = 4096;
+
+/// Fails unless the plan leads to the goal and keeps the content it must keep.
+pub(crate) fn rehearse(
+    plugin: &Plugin<'_>,
+    volume: &Volume,
+    before: &Facts,
+    plan: &Arc<Plan>,
+    goal: &Goal,
+    depth: Depth,
+) -> Result<(), EngineError> {
+    let view = PlanView::new(plan.clone(), volume.disk.clone())
+        .map_err(|e| EngineError::disk(&volume.locator, e))?;
+    let real = volume.sight();
+    let planned = Sight { place: real.place.clone(), disk: Arc::new(view) };
+    let refuse = |why: &str| EngineError::Plugin {
+        volume: volume.locator.to_string(),
+        plugin: plugin.description().name.clone(),
+        cause: format!("the plan was refused after rehearsal: {why}"),
+        log: Vec::new(),
+    };
+    let call = |e| EngineError::call(&volume.locator, e);
+    let after = plugin.inspect(&planned).map_err(call)?;
+    reached(before, &after, goal).map_err(refuse)?;
+    let from = match goal {
+        Goal::Restored(identity) => View::Snapshot(identity.clone()),
+        Goal::Held(_) | Goal::Empty(_) => View::Current,
+    };
+    if !same_content(plugin, &real, &from, &planned, depth).map_err(call)? {
+        return Err(refuse("what the machine would see is not what it must be"));
+    }
+    Ok(())
+}
+
+/// Whether the facts show the goal, and every snapshot of others as it was.
+pub(crate) fn reached(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), &'static str> {
+    let kept = |gone: Option<&str>| {
+        (before.snapshots.iter())
+            .filter(|s| gone != Some(s.identity.as_str()))
+            .all(|s| after.snapshots.contains(s))
+    };
+    if after.findings.iter().any(|f| f.blocks) {
+        return Err("it leaves the image unsound");
+    }
+    match goal {
+        Goal::Held(new) => {
+            let made = after.snapshots.iter().find(|s| s.mark.as_ref() == Some(&new.mark));
+            let Some(made) = made else { return Err("it makes no snapshot") };
+            if made.virtual_size != before.virtual_size || after.virtual_size != before.virtual_size {
+                return Err("it changes the disk's size");
+            }
+            let others = before.snapshots.iter().filter(|s| s.mark.as_ref() != Some(&new.mark));
+            if after.snapshots.len() != others.count() + 1 || !kept(None) {
+                return Err("it touches other snapshots");
+            }
+        }
+        Goal::Restored(identity) => {
+            let of = before.snapshots.iter().find(|s| s.identity == *identity);
+            if of.is_none_or(|s| s.virtual_size != after.virtual_size) {
+                return Err("the disk's size is not the snapshot's");
+            }
+            if after.snapshots != before.snapshots {
+                return Err("it touches snapshots");
+            }
+        }
+        Goal::Empty(identity) => {
+            if after.snapshots.iter().any(|s| s.identity == *identity) {
+                return Err("the snapshot is still there");
+            }
+            let others = before.snapshots.iter().filter(|s| s.identity != *identity);
+            if after.snapshots.len() != others.count() || !kept(Some(identity)) {
+                return Err("it touches other snapshots");
+            }
+            if after.virtual_size != before.virtual_size {
+                return Err("it changes the disk's size");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn same_content(
+    plugin: &Plugin<'_>,
+    before: &Sight,
+    from: &View,
+    after: &Sight,
+    depth: Depth,
+) -> Result<bool, snapslot_runtime::CallError> {
+    let most = if depth == Depth::Full { PAGE } else { BOUNDED_EXTENTS };
+    let mut cursor = 0;
+    loop {
+        let old = plugin.extents(before, from, cursor, most)?;
+        let new = plugin.extents(after, &View::Current, cursor, most)?;
+        let reach = [&old.next, &new.next].into_iter().flatten().min().copied();
+        if clipped(&old.extents, cursor, reach) != clipped(&new.extents, cursor, reach) {
+            return Ok(false);
+        }
+        match reach {
+            Some(next) if depth == Depth::Full => cursor = next,
+            _ => return Ok(true),
+        }
+    }
+}
+
+/// Extents between two guest offsets, joined: how they were cut into pages does not matter.
+fn clipped(extents: &[Extent], from: u64, to: Option<u64>) -> Vec<(u64, u64, Content)> {
+    let to = to.unwrap_or(u64::MAX);
+    let mut joined: Vec<(u64, u64, Content)> = Vec::new();
+    for extent in extents {
+        let start = extent.start.max(from);
+        let end = extent.start.saturating_add(extent.length).min(to);
+        if start >= end {
+            continue;
+        }
+        let content = match &extent.content {
+            Content::Data(at) => Content::Data(at + (start - extent.start)),
+            other => *other,
+        };
+        if let Some((last_start, last_end, last)) = joined.last_mut() {
+            let goes_on = match (&last, &content) {
+                (Content::Data(a), Content::Data(b)) => *a + (*last_end - *last_start) == *b,
+                (Content::Zero, Content::Zero) | (Content::Backing, Content::Backing) => true,
+                _ => false,
+            };
+            if goes_on && *last_end == start {
+                *last_end = end;
+                continue;
+            }
+        }
+        joined.push((start, end, content));
+    }
+    joined
+}

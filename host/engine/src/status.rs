@@ -1,0 +1,281 @@
+//! What a machine's slot is now: storage and record, side by side.
+
+use std::path::Path;
+
+use serde::Serialize;
+use snapslot_capture::journal::{self, Found};
+use snapslot_disk::{EngineLock, FileCompanion, Holder, LockError, probe_writer};
+use snapslot_runtime::{Facts, Finding, Snapshot};
+use snapslot_slot::{Consistency, Drift, Moment, Occupant, Part, Running, State};
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::locator::Locator;
+use crate::recover::Meta;
+use crate::store::Machine;
+use crate::volume::{Volume, journal_path};
+
+/// A volume, looked at.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VolumeStatus {
+    /// Its locator.
+    pub volume: String,
+    /// Guest-visible size in bytes.
+    pub virtual_size: u64,
+    /// The format in a few words.
+    pub format: String,
+    /// Every snapshot found.
+    pub snapshots: Vec<Snapshot>,
+    /// Health.
+    pub findings: Vec<Finding>,
+    /// Who has it open for writing; none: nobody has. Empty: somebody we cannot see.
+    #[serde(skip)]
+    pub writers: Option<Vec<Holder>>,
+    /// Whether somebody has it open for writing.
+    pub in_use: bool,
+    /// Guest bytes that a restore would set back.
+    pub changed_bytes: Option<u64>,
+    /// Bytes of storage that only the snapshot holds.
+    pub held_bytes: Option<u64>,
+    /// Whether a journal of an interrupted change lies beside it.
+    pub interrupted: bool,
+}
+
+/// A machine, looked at.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// The machine's name.
+    pub machine: String,
+    /// What its slot is.
+    pub slot: State,
+    /// Its volumes.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+impl Engine {
+    /// Looks at a machine. With `measure`, also how far it has moved from its snapshot.
+    pub fn status(&self, text: &str) -> Result<Status, EngineError> {
+        let (machine, known) = self.resolve(text)?;
+        self.status_of(&machine, known)
+    }
+
+    pub(crate) fn status_of(&self, machine: &Machine, known: bool) -> Result<Status, EngineError> {
+        let mut volumes = Vec::new();
+        let mut running = None;
+        let mut interrupted = None;
+        for locator in self.locators(machine)? {
+            let volume = Volume::open_to_look(&locator)?;
+            let plugin = self.plugin(&locator.backend)?;
+            let busy = EngineLock::is_taken(&volume.disk)
+                .map_err(|e| lock_error(&locator, e, None))?;
+            // A journal beside an image that nobody works on is of an interrupted change.
+            let left = if busy { None } else { left_behind(&locator) };
+            running = running.or(busy.then(|| self.running(machine)));
+            let facts = plugin
+                .inspect(&volume.sight())
+                .map_err(|e| EngineError::call(&locator, e));
+            let facts = match facts {
+                Ok(facts) => facts,
+                // Half-way through a change an image need not read: say what is going on.
+                Err(_) if busy => Facts {
+                    virtual_size: 0,
+                    format: "being changed".to_owned(),
+                    snapshots: Vec::new(),
+                    findings: Vec::new(),
+                },
+                Err(error) => return Err(error),
+            };
+            let writers =
+                probe_writer(&volume.disk).map_err(|e| lock_error(&locator, e, None))?;
+            volumes.push((locator, volume, facts, writers, left.is_some()));
+            interrupted = interrupted.or(left);
+        }
+        let facts: Vec<&Facts> = volumes.iter().map(|(_, _, facts, ..)| facts).collect();
+        let mut slot = derive(machine, known, &facts, &volumes);
+        if let Some(meta) = interrupted.filter(|_| running.is_none()) {
+            slot = in_progress(&meta.verb, meta.running(None));
+        }
+        if let Some((verb, now)) = running {
+            slot = in_progress(&verb, now);
+        }
+        let marked = match &slot {
+            State::Held { occupant } => Some(occupant.mark.clone()),
+            _ => None,
+        };
+        let mut seen = Vec::new();
+        for (locator, volume, facts, writers, interrupted) in volumes {
+            let of_slot = facts.snapshots.iter().find(|s| s.mark.is_some() && s.mark == marked);
+            // What cannot be measured is left out: status is about the slot.
+            let change = of_slot.and_then(|s| {
+                let plugin = self.plugin(&locator.backend).ok()?;
+                plugin.measure(&volume.sight(), &s.identity).ok()
+            });
+            seen.push(VolumeStatus {
+                volume: locator.to_string(),
+                virtual_size: facts.virtual_size,
+                format: facts.format,
+                snapshots: facts.snapshots,
+                findings: facts.findings,
+                in_use: writers.is_some(),
+                writers,
+                changed_bytes: change.map(|c| c.changed_bytes),
+                held_bytes: change.map(|c| c.held_bytes),
+                interrupted,
+            });
+        }
+        Ok(Status { machine: machine.name.clone(), slot, volumes: seen })
+    }
+
+    /// What a plugin says of one volume.
+    pub(crate) fn look(&self, locator: &Locator) -> Result<Facts, EngineError> {
+        let volume = Volume::open_to_look(locator)?;
+        let plugin = self.plugin(&locator.backend)?;
+        plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(locator, e))
+    }
+
+    fn running(&self, machine: &Machine) -> (String, Running) {
+        let recorded = self.store.running(&machine.name).ok().flatten();
+        match recorded {
+            Some(o) => (
+                o.verb,
+                Running { operation: o.operation, since: o.started, process: Some(o.process) },
+            ),
+            None => (
+                "take".to_owned(),
+                Running { operation: 0, since: crate::engine::now(), process: None },
+            ),
+        }
+    }
+}
+
+fn in_progress(verb: &str, running: Running) -> State {
+    match verb {
+        "restore" => State::Restoring { running },
+        "delete" => State::Deleting { running },
+        _ => State::Taking { running },
+    }
+}
+
+/// The meta record of a committed journal beside the image.
+fn left_behind(locator: &Locator) -> Option<Meta> {
+    let path = journal_path(locator);
+    Path::new(&path).exists().then_some(())?;
+    match journal::read(&FileCompanion::new(path)) {
+        Ok(Found::Committed { meta, .. }) => Meta::read(&meta),
+        _ => None,
+    }
+}
+
+/// The slot's state, from record and storage. The storage is the truth about snapshots.
+pub(crate) fn derive<T>(
+    machine: &Machine,
+    known: bool,
+    facts: &[&Facts],
+    volumes: &[T],
+) -> State
+where
+    T: HasFile,
+{
+    let of_mark = |mark: &str| -> Vec<Option<&Snapshot>> {
+        let find = |f: &&Facts| -> Option<usize> {
+            f.snapshots.iter().position(|s| s.mark.as_deref() == Some(mark))
+        };
+        facts.iter().map(|f| find(f).map(|i| &f.snapshots[i])).collect()
+    };
+    if let Some(recorded) = &machine.occupant {
+        let found = of_mark(&recorded.mark);
+        if found.iter().all(Option::is_some) {
+            let mut occupant = recorded.clone();
+            occupant.parts = parts(machine, &found);
+            return State::Held { occupant };
+        }
+        let drift = if found.iter().any(Option::is_some) {
+            Drift::Partial
+        } else if (machine.files.iter().zip(volumes))
+            .any(|(then, now)| then.is_some_and(|t| t != now.file()))
+        {
+            Drift::VolumeReplaced
+        } else {
+            Drift::SnapshotGone
+        };
+        // One that the record does not know may have come in its place.
+        return match adopted(machine, facts) {
+            Some(occupant) if drift != Drift::Partial => State::Held { occupant },
+            _ => State::Drifted { drift, recorded: Some(recorded.clone()) },
+        };
+    }
+    match adopted(machine, facts) {
+        Some(occupant) => State::Held { occupant },
+        None if facts.iter().any(|f| f.snapshots.iter().any(|s| s.mark.is_some())) => {
+            State::Drifted { drift: Drift::Partial, recorded: None }
+        }
+        None if known => State::Empty,
+        None => State::Disabled,
+    }
+}
+
+/// A snapshot of ours that no record knows: taken on another host, or the record was lost.
+fn adopted(machine: &Machine, facts: &[&Facts]) -> Option<Occupant> {
+    let newest = (facts.first()?.snapshots.iter())
+        .filter(|s| s.mark.is_some())
+        .max_by_key(|s| (s.taken_seconds, s.taken_nanoseconds))?;
+    let mark = newest.mark.clone()?;
+    let found: Vec<Option<&Snapshot>> = (facts.iter())
+        .map(|f| f.snapshots.iter().find(|s| s.mark.as_ref() == Some(&mark)))
+        .collect();
+    found.iter().all(Option::is_some).then(|| Occupant {
+        taken: Moment {
+            seconds: i64::try_from(newest.taken_seconds).unwrap_or(i64::MAX),
+            nanoseconds: newest.taken_nanoseconds,
+        },
+        note: None,
+        consistency: Consistency::Unknown,
+        parts: parts(machine, &found),
+        mark,
+    })
+}
+
+pub(crate) fn parts(machine: &Machine, found: &[Option<&Snapshot>]) -> Vec<Part> {
+    (machine.volumes.iter().zip(found))
+        .filter_map(|(volume, snapshot)| {
+            snapshot.map(|s| Part {
+                volume: volume.clone(),
+                identity: s.identity.clone(),
+                name: s.name.clone(),
+                virtual_size: s.virtual_size,
+            })
+        })
+        .collect()
+}
+
+/// Something that knows which file a volume is.
+pub(crate) trait HasFile {
+    fn file(&self) -> snapslot_disk::FileId;
+}
+
+impl HasFile for Volume {
+    fn file(&self) -> snapslot_disk::FileId {
+        self.disk.id()
+    }
+}
+
+impl<A, C, D, E> HasFile for (A, Volume, C, D, E) {
+    fn file(&self) -> snapslot_disk::FileId {
+        self.1.disk.id()
+    }
+}
+
+pub(crate) fn lock_error(
+    locator: &Locator,
+    error: LockError,
+    since: Option<Moment>,
+) -> EngineError {
+    match error {
+        LockError::Held { holders, .. } => {
+            EngineError::Busy { volume: locator.to_string(), holders, since }
+        }
+        LockError::Disk(source) => EngineError::disk(locator, source),
+    }
+}

@@ -1,0 +1,318 @@
+//! The record of slots: which machines have one, what holds it, what was done.
+//!
+//! The storage is the truth about snapshots; the record adds what storage cannot say (the note,
+//! the consistency, who asked and when). It sits behind [`SlotStore`], so that a fleet can keep
+//! it elsewhere; here it is SQLite with a write-ahead log, safe for many processes at once.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::Serialize;
+use snapslot_disk::FileId;
+use snapslot_slot::{Moment, Occupant};
+
+/// The record failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database said no.
+    #[error("{0}")]
+    Database(#[from] rusqlite::Error),
+    /// Its directory cannot be made.
+    #[error("{path}: {source}")]
+    Directory {
+        /// The path.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Written by a later version of this program.
+    #[error("it is of version {found}, and this program knows versions up to {known}")]
+    Version {
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// A row that does not read.
+    #[error("a row of it is damaged: {0}")]
+    Damaged(String),
+}
+
+/// A machine that has a slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// Its name; a bare volume's is its locator.
+    pub name: String,
+    /// The locators of its volumes, in order.
+    pub volumes: Vec<String>,
+    /// What the record says holds the slot.
+    pub occupant: Option<Occupant>,
+    /// A mark whose snapshots are still to go: what was replaced or consumed.
+    pub pending: Option<String>,
+    /// Which files the volumes were when the slot was filled, where known.
+    #[serde(skip)]
+    pub files: Vec<Option<FileId>>,
+}
+
+/// An operation, as recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct OperationRecord {
+    /// Its number on this host.
+    pub operation: u64,
+    /// The machine's name.
+    pub machine: String,
+    /// What was asked.
+    pub verb: String,
+    /// When it began.
+    pub started: Moment,
+    /// When it ended, if it did.
+    pub finished: Option<Moment>,
+    /// `done`, or an error's code; none while it runs or if it was killed.
+    pub outcome: Option<String>,
+    /// The process that ran it.
+    pub process: u32,
+}
+
+/// Where the record is kept. Narrow on purpose.
+pub trait SlotStore {
+    /// The machine of this name.
+    fn machine(&self, name: &str) -> Result<Option<Machine>, StoreError>;
+    /// The machine to which this volume belongs.
+    fn machine_of(&self, volume: &str) -> Result<Option<Machine>, StoreError>;
+    /// All machines, by name.
+    fn machines(&self) -> Result<Vec<Machine>, StoreError>;
+    /// Records a machine; false if the name or a volume is taken.
+    fn enable(&self, name: &str, volumes: &[String]) -> Result<bool, StoreError>;
+    /// Forgets a machine. Its history stays.
+    fn disable(&self, name: &str) -> Result<(), StoreError>;
+    /// Records what holds the slot, and a mark whose snapshots are still to go. Durable when it
+    /// returns.
+    fn set_occupant(
+        &self,
+        name: &str,
+        occupant: Option<&Occupant>,
+        pending: Option<&str>,
+        files: &[FileId],
+    ) -> Result<(), StoreError>;
+    /// Records that an operation begins; returns its number.
+    fn begin(&self, machine: &str, verb: &str, started: Moment) -> Result<u64, StoreError>;
+    /// Records how an operation ended.
+    fn end(&self, operation: u64, finished: Moment, outcome: &str) -> Result<(), StoreError>;
+    /// The operation that was begun last and has not ended.
+    fn running(&self, machine: &str) -> Result<Option<OperationRecord>, StoreError>;
+    /// What was done, newest first.
+    fn history(&self, machine: Option<&str>, most: u32) -> Result<Vec<OperationRecord>, StoreError>;
+}
+
+const VERSION: i64 = 1;
+/// Another process holds the database for milliseconds; a stopped one must not hang us for ever.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// The record in a SQLite file.
+pub struct SqliteStore {
+    db: Connection,
+}
+
+impl SqliteStore {
+    /// Opens `record.sqlite` in this directory, making both where needed.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|source| {
+            StoreError::Directory { path: directory.display().to_string(), source }
+        })?;
+        let db = Connection::open(directory.join("record.sqlite"))?;
+        db.busy_timeout(WAIT)?;
+        let found: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if found > VERSION {
+            return Err(StoreError::Version { found, known: VERSION });
+        }
+        if found < VERSION {
+            // Two processes may be here at once: whoever comes second finds it done.
+            db.pragma_update(None, "journal_mode", "WAL")?;
+            db.execute_batch(
+                "BEGIN IMMEDIATE;
+                 CREATE TABLE IF NOT EXISTS machine (
+                     name TEXT PRIMARY KEY, occupant TEXT, pending TEXT) STRICT;
+                 CREATE TABLE IF NOT EXISTS volume (
+                     locator TEXT PRIMARY KEY,
+                     machine TEXT NOT NULL REFERENCES machine(name) ON DELETE CASCADE,
+                     position INTEGER NOT NULL, device INTEGER, inode INTEGER) STRICT;
+                 CREATE TABLE IF NOT EXISTS operation (
+                     id INTEGER PRIMARY KEY AUTOINCREMENT, machine TEXT NOT NULL,
+                     verb TEXT NOT NULL, started INTEGER NOT NULL, started_ns INTEGER NOT NULL,
+                     finished INTEGER, finished_ns INTEGER, outcome TEXT,
+                     process INTEGER NOT NULL) STRICT;
+                 CREATE INDEX IF NOT EXISTS operation_machine ON operation(machine, id);
+                 PRAGMA user_version = 1;
+                 COMMIT;",
+            )?;
+        }
+        // Commits reach the disk before they return, but for the bookkeeping of `begin`.
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.pragma_update(None, "foreign_keys", "ON")?;
+        Ok(SqliteStore { db })
+    }
+
+    fn read_machine(&self, name: &str) -> Result<Option<Machine>, StoreError> {
+        let sql = "SELECT occupant, pending FROM machine WHERE name = ?1";
+        let found: Option<(Option<String>, Option<String>)> = self
+            .db
+            .prepare_cached(sql)?
+            .query_row([name], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((occupant, pending)) = found else { return Ok(None) };
+        let occupant = match occupant {
+            None => None,
+            Some(text) => Some(
+                serde_json::from_str(&text).map_err(|e| StoreError::Damaged(e.to_string()))?,
+            ),
+        };
+        let sql = "SELECT locator, device, inode FROM volume WHERE machine = ?1 ORDER BY position";
+        let mut query = self.db.prepare_cached(sql)?;
+        let rows = query.query_map([name], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, Option<i64>>(2)?))
+        })?;
+        let (mut volumes, mut files) = (Vec::new(), Vec::new());
+        for row in rows {
+            let (locator, device, inode) = row?;
+            volumes.push(locator);
+            files.push(device.zip(inode).map(|(device, inode)| FileId {
+                device: device.cast_unsigned(),
+                inode: inode.cast_unsigned(),
+            }));
+        }
+        Ok(Some(Machine { name: name.to_owned(), volumes, occupant, pending, files }))
+    }
+}
+
+impl SlotStore for SqliteStore {
+    fn machine(&self, name: &str) -> Result<Option<Machine>, StoreError> {
+        self.read_machine(name)
+    }
+
+    fn machine_of(&self, volume: &str) -> Result<Option<Machine>, StoreError> {
+        let sql = "SELECT machine FROM volume WHERE locator = ?1";
+        let name: Option<String> =
+            self.db.prepare_cached(sql)?.query_row([volume], |row| row.get(0)).optional()?;
+        name.map_or(Ok(None), |name| self.read_machine(&name))
+    }
+
+    fn machines(&self) -> Result<Vec<Machine>, StoreError> {
+        let mut query = self.db.prepare_cached("SELECT name FROM machine ORDER BY name")?;
+        let names = query.query_map([], |row| row.get::<_, String>(0))?;
+        let names: Vec<String> = names.collect::<Result<_, _>>()?;
+        Ok(names
+            .iter()
+            .map(|name| self.read_machine(name))
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .flatten()
+            .collect())
+    }
+
+    fn enable(&self, name: &str, volumes: &[String]) -> Result<bool, StoreError> {
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        let insert = || -> Result<bool, StoreError> {
+            let sql = "INSERT OR IGNORE INTO machine (name) VALUES (?1)";
+            if self.db.execute(sql, [name])? == 0 {
+                return Ok(false);
+            }
+            let sql = "INSERT OR IGNORE INTO volume (locator, machine, position) VALUES (?1, ?2, ?3)";
+            for (position, volume) in volumes.iter().enumerate() {
+                if self.db.execute(sql, params![volume, name, position as i64])? == 0 {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        let result = insert();
+        let end = if matches!(result, Ok(true)) { "COMMIT" } else { "ROLLBACK" };
+        self.db.execute_batch(end)?;
+        result
+    }
+
+    fn disable(&self, name: &str) -> Result<(), StoreError> {
+        self.db.execute("DELETE FROM machine WHERE name = ?1", [name])?;
+        Ok(())
+    }
+
+    fn set_occupant(
+        &self,
+        name: &str,
+        occupant: Option<&Occupant>,
+        pending: Option<&str>,
+        files: &[FileId],
+    ) -> Result<(), StoreError> {
+        let text = occupant.and_then(|o| serde_json::to_string(o).ok());
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        let update = || -> Result<(), StoreError> {
+            let sql = "UPDATE machine SET occupant = ?2, pending = ?3 WHERE name = ?1";
+            self.db.execute(sql, params![name, text, pending])?;
+            let sql = "UPDATE volume SET device = ?3, inode = ?4 WHERE machine = ?1 AND position = ?2";
+            for (position, file) in files.iter().enumerate() {
+                let (device, inode) = (file.device.cast_signed(), file.inode.cast_signed());
+                self.db.execute(sql, params![name, position as i64, device, inode])?;
+            }
+            Ok(())
+        };
+        let result = update();
+        self.db.execute_batch(if result.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
+        result
+    }
+
+    fn begin(&self, machine: &str, verb: &str, started: Moment) -> Result<u64, StoreError> {
+        // Bookkeeping: the journal is what survives a power cut, so no flush is spent here.
+        self.db.pragma_update(None, "synchronous", "NORMAL")?;
+        let sql = "INSERT INTO operation (machine, verb, started, started_ns, process)
+                   VALUES (?1, ?2, ?3, ?4, ?5)";
+        let values =
+            params![machine, verb, started.seconds, started.nanoseconds, std::process::id()];
+        let inserted = self.db.execute(sql, values);
+        self.db.pragma_update(None, "synchronous", "FULL")?;
+        inserted?;
+        Ok(self.db.last_insert_rowid().cast_unsigned())
+    }
+
+    fn end(&self, operation: u64, finished: Moment, outcome: &str) -> Result<(), StoreError> {
+        self.db.pragma_update(None, "synchronous", "NORMAL")?;
+        let sql = "UPDATE operation SET finished = ?2, finished_ns = ?3, outcome = ?4 WHERE id = ?1";
+        let values =
+            params![operation.cast_signed(), finished.seconds, finished.nanoseconds, outcome];
+        let updated = self.db.execute(sql, values);
+        self.db.pragma_update(None, "synchronous", "FULL")?;
+        updated?;
+        Ok(())
+    }
+
+    fn running(&self, machine: &str) -> Result<Option<OperationRecord>, StoreError> {
+        let last = self.history(Some(machine), 1)?.into_iter().next();
+        Ok(last.filter(|o| o.finished.is_none()))
+    }
+
+    fn history(&self, machine: Option<&str>, most: u32) -> Result<Vec<OperationRecord>, StoreError> {
+        let sql = "SELECT id, machine, verb, started, started_ns, finished, finished_ns, outcome,
+                          process
+                   FROM operation WHERE ?1 IS NULL OR machine = ?1 ORDER BY id DESC LIMIT ?2";
+        let mut query = self.db.prepare_cached(sql)?;
+        let rows = query.query_map(params![machine, most], |row| {
+            let finished: Option<i64> = row.get(5)?;
+            let finished_ns: Option<u32> = row.get(6)?;
+            Ok(OperationRecord {
+                operation: row.get::<_, i64>(0)?.cast_unsigned(),
+                machine: row.get(1)?,
+                verb: row.get(2)?,
+                started: Moment { seconds: row.get(3)?, nanoseconds: row.get(4)? },
+                finished: finished.map(|seconds| Moment {
+                    seconds,
+                    nanoseconds: finished_ns.unwrap_or(0),
+                }),
+                outcome: row.get(7)?,
+                process: row.get(8)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}

@@ -1,0 +1,337 @@
+//! What a plugin is given: sight of one volume, a plan to fill, a log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use snapslot_capture::{Mask, PlanBuilder, PlanError, Seal};
+use snapslot_disk::Disk;
+use wasmtime::component::{Resource, ResourceTable};
+use wasmtime::{StoreLimits, StoreLimitsBuilder};
+
+use crate::bindings::types::{Answer, Argument, Failure, FailureKind, Role};
+use crate::bindings::{log, planning, sight, types};
+
+/// Linear memory: the counts of one window (64 MiB), tables, and room for other planners.
+const MEMORY_MAX: usize = 512 << 20;
+/// Handles: a target, a plan, an image or two.
+const HANDLES_MAX: usize = 64;
+/// One read, one list.
+const READ_MAX: u64 = 8 << 20;
+const RANGES_MAX: usize = 65_536;
+/// Log text of one call, and of one line.
+const LOG_MAX: usize = 1 << 20;
+const LOG_LINE_MAX: usize = 8 << 10;
+/// Lines kept to be shown with a fault.
+const LOG_KEPT: usize = 32;
+
+/// What a plugin may see of one volume.
+#[derive(Clone)]
+pub struct Sight {
+    /// The place part of its locator.
+    pub place: String,
+    /// The image with role `disk`.
+    pub disk: Arc<dyn Disk>,
+}
+
+/// An image handle.
+pub struct ImageHandle {
+    disk: Arc<dyn Disk>,
+    role: Role,
+}
+
+/// A volume handle.
+pub struct TargetHandle(pub(crate) Sight);
+
+/// A plan handle. The builder lives in the host, not in the table.
+pub struct PlanHandle;
+
+/// The host's side of one call.
+pub(crate) struct Host {
+    pub(crate) table: ResourceTable,
+    pub(crate) limits: StoreLimits,
+    pub(crate) plan: PlanBuilder,
+    pub(crate) plugin: String,
+    pub(crate) lines: Vec<String>,
+    logged: usize,
+    log_full: AtomicBool,
+}
+
+impl Host {
+    pub(crate) fn new(plugin: &str) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES_MAX);
+        let limits = StoreLimitsBuilder::new()
+            .memory_size(MEMORY_MAX)
+            .table_elements(100_000)
+            .instances(32)
+            .tables(32)
+            .memories(4)
+            .trap_on_grow_failure(true)
+            .build();
+        Host {
+            table,
+            limits,
+            plan: PlanBuilder::new(),
+            plugin: plugin.to_owned(),
+            lines: Vec::new(),
+            logged: 0,
+            log_full: AtomicBool::new(false),
+        }
+    }
+}
+
+fn limit(what: &str, limit: u64, asked: u64) -> Failure {
+    Failure::new(FailureKind::Limit, "limit", format!("{what}: {asked} asked, {limit} allowed"))
+        .with("limit", limit)
+        .with("asked", asked)
+}
+
+fn refused(error: &PlanError) -> Failure {
+    let kind = match error {
+        PlanError::Limit { .. } => FailureKind::Limit,
+        PlanError::Malformed { .. } => FailureKind::Invalid,
+    };
+    Failure::new(kind, "plan", error.to_string())
+}
+
+type Answered<T> = wasmtime::Result<Result<T, Failure>>;
+
+impl types::Host for Host {}
+impl sight::Host for Host {}
+impl planning::Host for Host {}
+
+fn read(disk: &dyn Disk, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
+    disk.read_at(offset, buffer).map_err(|e| {
+        let outside = matches!(e, snapslot_disk::DiskError::OutOfBounds { .. });
+        let (kind, code) = match outside {
+            true => (FailureKind::Invalid, "read-outside"),
+            false => (FailureKind::Io, "read"),
+        };
+        Failure::new(kind, code, e.to_string())
+    })
+}
+
+impl sight::HostImage for Host {
+    fn size(&mut self, image: Resource<ImageHandle>) -> wasmtime::Result<u64> {
+        Ok(self.table.get(&image)?.disk.size()?)
+    }
+
+    fn read_at(
+        &mut self,
+        image: Resource<ImageHandle>,
+        offset: u64,
+        length: u32,
+    ) -> Answered<Vec<u8>> {
+        let disk = &self.table.get(&image)?.disk;
+        if u64::from(length) > READ_MAX {
+            return Ok(Err(limit("bytes in one read", READ_MAX, u64::from(length))));
+        }
+        let mut buffer = vec![0; length as usize];
+        Ok(read(&**disk, offset, &mut buffer).map(|()| buffer))
+    }
+
+    fn read_ranges(
+        &mut self,
+        image: Resource<ImageHandle>,
+        ranges: Vec<(u64, u32)>,
+    ) -> Answered<Vec<u8>> {
+        let disk = &self.table.get(&image)?.disk;
+        if ranges.len() > RANGES_MAX {
+            return Ok(Err(limit("ranges in one read", RANGES_MAX as u64, ranges.len() as u64)));
+        }
+        let total: u64 = ranges.iter().map(|(_, length)| u64::from(*length)).sum();
+        if total > READ_MAX {
+            return Ok(Err(limit("bytes in one read", READ_MAX, total)));
+        }
+        let mut buffer = vec![0; total as usize];
+        let mut rest = buffer.as_mut_slice();
+        for (offset, length) in ranges {
+            let (part, tail) = rest.split_at_mut(length as usize);
+            rest = tail;
+            if let Err(failure) = read(&**disk, offset, part) {
+                return Ok(Err(failure));
+            }
+        }
+        Ok(Ok(buffer))
+    }
+
+    fn drop(&mut self, image: Resource<ImageHandle>) -> wasmtime::Result<()> {
+        self.table.delete(image)?;
+        Ok(())
+    }
+}
+
+impl sight::HostTarget for Host {
+    fn place(&mut self, target: Resource<TargetHandle>) -> wasmtime::Result<String> {
+        Ok(self.table.get(&target)?.0.place.clone())
+    }
+
+    fn image(
+        &mut self,
+        target: Resource<TargetHandle>,
+        role: Role,
+    ) -> Answered<Resource<ImageHandle>> {
+        let target = self.table.get(&target)?;
+        match role {
+            Role::Disk => {
+                let handle = ImageHandle { disk: target.0.disk.clone(), role };
+                Ok(Ok(self.table.push(handle)?))
+            }
+            Role::Backing => Ok(Err(Failure::new(
+                FailureKind::NotGranted,
+                "not-granted",
+                "the backing file is not granted to this plugin",
+            )
+            .with("grant", "image backing"))),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        _target: Resource<TargetHandle>,
+        query: String,
+        _arguments: Vec<Argument>,
+    ) -> Answered<Answer> {
+        Ok(Err(not_granted("query", &query)))
+    }
+
+    fn drop(&mut self, target: Resource<TargetHandle>) -> wasmtime::Result<()> {
+        self.table.delete(target)?;
+        Ok(())
+    }
+}
+
+fn not_granted(kind: &str, name: &str) -> Failure {
+    let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+    let message = format!("the plugin has no grant for the {kind} {name}");
+    Failure::new(FailureKind::NotGranted, "not-granted", message)
+        .with("grant", format!("{kind} {name}"))
+}
+
+impl Host {
+    fn may_change(&self, image: &Resource<ImageHandle>) -> wasmtime::Result<Result<(), Failure>> {
+        Ok(match self.table.get(image)?.role {
+            Role::Disk => Ok(()),
+            Role::Backing => Err(not_granted("change of image", "backing")),
+        })
+    }
+
+    fn add(
+        &mut self,
+        image: &Resource<ImageHandle>,
+        f: impl FnOnce(&mut PlanBuilder) -> Result<(), PlanError>,
+    ) -> Answered<()> {
+        Ok(match self.may_change(image)? {
+            Ok(()) => f(&mut self.plan).map_err(|e| refused(&e)),
+            Err(failure) => Err(failure),
+        })
+    }
+}
+
+impl planning::HostPlan for Host {
+    fn write(
+        &mut self,
+        _: Resource<PlanHandle>,
+        image: Resource<ImageHandle>,
+        offset: u64,
+        data: Vec<u8>,
+    ) -> Answered<()> {
+        self.add(&image, |plan| plan.write(offset, data))
+    }
+
+    fn fill(
+        &mut self,
+        _: Resource<PlanHandle>,
+        image: Resource<ImageHandle>,
+        runs: Vec<planning::Fill>,
+    ) -> Answered<()> {
+        self.add(&image, |plan| {
+            runs.into_iter().try_for_each(|r| plan.fill(r.offset, r.length, r.pattern))
+        })
+    }
+
+    fn mask(
+        &mut self,
+        _: Resource<PlanHandle>,
+        image: Resource<ImageHandle>,
+        runs: Vec<planning::Mask>,
+    ) -> Answered<()> {
+        self.add(&image, |plan| {
+            runs.into_iter().try_for_each(|r| {
+                plan.mask(Mask {
+                    offset: r.offset,
+                    count: r.count,
+                    stride: r.stride,
+                    clear: r.clear,
+                    set: r.set,
+                    select: r.select,
+                })
+            })
+        })
+    }
+
+    fn extend(
+        &mut self,
+        _: Resource<PlanHandle>,
+        image: Resource<ImageHandle>,
+        size: u64,
+    ) -> Answered<()> {
+        self.add(&image, |plan| plan.extend(size))
+    }
+
+    fn act(
+        &mut self,
+        _: Resource<PlanHandle>,
+        action: String,
+        _arguments: Vec<Argument>,
+    ) -> Answered<()> {
+        Ok(Err(not_granted("action", &action)))
+    }
+
+    fn barrier(&mut self, _: Resource<PlanHandle>, title: String) -> Answered<()> {
+        Ok(self.plan.barrier(&title).map_err(|e| refused(&e)))
+    }
+
+    fn seal(
+        &mut self,
+        _: Resource<PlanHandle>,
+        image: Resource<ImageHandle>,
+        offset: u64,
+        bits: u64,
+    ) -> Answered<()> {
+        self.add(&image, |plan| plan.seal(Seal { offset, bits }))
+    }
+
+    fn drop(&mut self, plan: Resource<PlanHandle>) -> wasmtime::Result<()> {
+        self.table.delete(plan)?;
+        Ok(())
+    }
+}
+
+impl log::Host for Host {
+    fn write(&mut self, level: log::Level, message: String) -> wasmtime::Result<()> {
+        if self.logged + message.len() > LOG_MAX {
+            if !self.log_full.swap(true, Ordering::Relaxed) {
+                tracing::warn!(plugin = %self.plugin, "the plugin's log is full; the rest is dropped");
+            }
+            return Ok(());
+        }
+        self.logged += message.len();
+        let mut end = message.len().min(LOG_LINE_MAX);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        let line: String =
+            message[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        match level {
+            log::Level::Debug => tracing::debug!(plugin = %self.plugin, "{line}"),
+            log::Level::Info => tracing::info!(plugin = %self.plugin, "{line}"),
+            log::Level::Warn => tracing::warn!(plugin = %self.plugin, "{line}"),
+        }
+        if self.lines.len() == LOG_KEPT {
+            self.lines.remove(0);
+        }
+        self.lines.push(line);
+        Ok(())
+    }
+}
