@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use snapslot_capture::Plan;
-use wasmtime::component::{Component, HasSelf, Linker, Resource};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceType};
 use wasmtime::{Config, Engine, Store};
 
 use crate::bindings::types::{
@@ -77,9 +78,7 @@ impl Runtime {
             self.cache.component(&self.engine, &digest, bytes).map_err(unusable)?;
         let imports = self.check_imports(&component)?;
         let mut linker = self.linker.clone();
-        if imports.iter().any(|i| !i.starts_with(CONTRACT)) {
-            linker.define_unknown_imports_as_traps(&component).map_err(unusable)?;
-        }
+        self.define_inert(&component, &mut linker).map_err(unusable)?;
         let pre = linker.instantiate_pre(&component).and_then(StoragePre::new).map_err(unusable)?;
         let mut plugin = Plugin {
             runtime: self,
@@ -119,6 +118,38 @@ impl Runtime {
             imports.push(name.to_owned());
         }
         Ok(imports)
+    }
+
+    /// Gives inert imports something to link to: functions that end the plugin, resources of
+    /// which there is never one.
+    fn define_inert(
+        &self,
+        component: &Component,
+        linker: &mut Linker<Host>,
+    ) -> wasmtime::Result<()> {
+        struct Nothing;
+        for (name, item) in component.component_type().imports(&self.engine) {
+            let ComponentItem::ComponentInstance(instance) = item.ty else { continue };
+            if name.starts_with(CONTRACT) {
+                continue;
+            }
+            let mut inert = linker.instance(name)?;
+            for (export, item) in instance.exports(&self.engine) {
+                match item.ty {
+                    ComponentItem::ComponentFunc(_) => {
+                        let called = format!("{name} {export}");
+                        inert.func_new(export, move |_, _, _, _| {
+                            Err(wasmtime::Error::msg(format!("it called {called}, which no plugin is given")))
+                        })?;
+                    }
+                    ComponentItem::Resource(_) => {
+                        inert.resource(export, ResourceType::host::<Nothing>(), |_, _| Ok(()))?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Starts the clock by which running plugins are ended. It lives as long as the engine.
