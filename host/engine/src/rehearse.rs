@@ -24,7 +24,7 @@ pub enum Depth {
 }
 
 /// Extents compared where the look is bounded.
-const BOUNDED_EXTENTS: u32 = 64;
+const BOUNDED_EXTENTS: u32 = 16;
 /// Extents asked for at once where it is not.
 const PAGE: u32 = 4096;
 
@@ -37,6 +37,14 @@ pub(crate) fn rehearse(
     goal: &Goal,
     depth: Depth,
 ) -> Result<(), EngineError> {
+    if plan.is_empty() {
+        return reached(before, before, goal).map_err(|why| EngineError::Plugin {
+            volume: volume.locator.to_string(),
+            plugin: plugin.description().name.clone(),
+            cause: format!("the plugin says there is nothing to do: {why}"),
+            log: Vec::new(),
+        });
+    }
     let view = PlanView::new(plan.clone(), volume.disk.clone())
         .map_err(|e| EngineError::disk(&volume.locator, e))?;
     let real = volume.sight();

@@ -6,7 +6,7 @@ use snapslot_plugin_sdk::{
 
 use crate::refcounts::{Counts, windows};
 use crate::restore::{differing, for_each_parting, part};
-use crate::tables::{COMPRESSED, READS_ZERO, Refers, packed_bytes, refers};
+use crate::tables::{COMPRESSED, READS_ZERO, Refers, packed_bytes, refers, run_length};
 use crate::volume::{OFFSET_MASK, Volume};
 
 /// The contract's limit for a page.
@@ -52,6 +52,15 @@ pub(crate) fn extents(
             let start = index * span + i * cluster;
             let at = i as usize * stride;
             let entry = Volume::word(&table, at);
+            if stride == 8 && entry & (COMPRESSED | READS_ZERO) == 0 && entry & OFFSET_MASK != 0 {
+                // Neighbouring clusters in one go.
+                refers(volume, entry)?;
+                let words = table[at + 8..].as_chunks::<8>().0;
+                let more = run_length(words, entry, cluster) as u64;
+                let host = (entry & OFFSET_MASK) + (page.at - start);
+                full = !page.push(start + (more + 1) * cluster, Content::Data(host));
+                continue;
+            }
             let bitmap = (stride == 16).then(|| Volume::word(&table, at + 8));
             full = !push_entry(volume, &mut page, start, entry, bitmap, nothing)?;
         }

@@ -287,7 +287,13 @@ pub(crate) fn encode(values: &[u16], order: u32) -> Vec<u8> {
                 .collect()
         }
         3 => values.iter().map(|v| *v as u8).collect(),
-        4 => values.iter().flat_map(|v| v.to_be_bytes()).collect(),
+        4 => {
+            let mut bytes = vec![0; values.len() * 2];
+            for (pair, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *pair = value.to_be_bytes();
+            }
+            bytes
+        }
         5 => values.iter().flat_map(|v| u32::from(*v).to_be_bytes()).collect(),
         _ => values.iter().flat_map(|v| u64::from(*v).to_be_bytes()).collect(),
     }
@@ -336,13 +342,19 @@ fn emit_difference(
     Ok(())
 }
 
+/// Whether 64 bytes are the same. Written out: a call of `memcmp` is slow where this runs.
+fn same(a: &[u8; 64], b: &[u8; 64]) -> bool {
+    let (a, b) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
+    let differs = a.iter().zip(b).fold(0, |all, (x, y)| {
+        all | (u64::from_ne_bytes(*x) ^ u64::from_ne_bytes(*y))
+    });
+    differs == 0
+}
+
 fn next_difference(old: &[u8], new: &[u8], from: usize) -> Option<usize> {
-    const WIDE: usize = 64;
-    let mut at = from;
-    while at + WIDE <= new.len() && old[at..at + WIDE] == new[at..at + WIDE] {
-        at += WIDE;
-    }
-    (at..new.len()).find(|i| old[*i] != new[*i])
+    let (wide_old, wide_new) = (old[from..].as_chunks::<64>().0, new[from..].as_chunks::<64>().0);
+    let alike = wide_old.iter().zip(wide_new).take_while(|(a, b)| same(a, b)).count();
+    (from + alike * 64..new.len()).find(|i| old[*i] != new[*i])
 }
 
 fn last_difference(old: &[u8], new: &[u8], start: usize, end: usize) -> usize {
@@ -351,12 +363,11 @@ fn last_difference(old: &[u8], new: &[u8], start: usize, end: usize) -> usize {
 
 /// How many bytes from the start on repeat the first unit.
 fn constant_run(bytes: &[u8], unit: usize) -> usize {
-    const WIDE: usize = 64;
-    let mut pattern = [0; WIDE];
+    let mut pattern = [0; 64];
     for (i, byte) in pattern.iter_mut().enumerate() {
         *byte = bytes[i % unit];
     }
-    let wide = bytes.chunks_exact(WIDE).take_while(|c| *c == pattern).count() * WIDE;
+    let wide = bytes.as_chunks::<64>().0.iter().take_while(|c| same(c, &pattern)).count() * 64;
     let tail = bytes[wide..].chunks_exact(unit).take_while(|c| *c == &pattern[..unit]).count();
     wide + tail * unit
 }

@@ -1,0 +1,254 @@
+//! The life of an operation on a simulated machine, for any backend.
+//!
+//! A small engine: what of the real one touches bytes, in the same order, and nothing else
+//! (no policy, no locks, no records). A backend runs natively against a file of a
+//! [`World`], so that everything it plans can be crashed at every event.
+
+use snapslot_capture::journal::{self, Found};
+use snapslot_capture::{Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Seal, Step};
+use snapslot_disk::sim::World;
+use snapslot_disk::{Companion, Disk};
+use snapslot_plugin_sdk::{
+    Answer, Argument, Backend, Facts, Failure, FailureKind, Fill, Goal, Image, Mask, Plan, Role,
+    Target,
+};
+
+/// Name of the image in the world.
+pub const IMAGE: &str = "disk";
+/// Name of the journal in the world.
+pub const JOURNAL: &str = "disk.snapslot-journal";
+
+/// A disk as a backend sees it.
+pub struct DiskImage<'a>(pub &'a dyn Disk);
+
+fn io(error: impl ToString) -> Failure {
+    Failure::new(FailureKind::Io, "read-failed", error.to_string())
+}
+
+impl Image for DiskImage<'_> {
+    fn size(&self) -> u64 {
+        self.0.size().unwrap_or(0)
+    }
+
+    fn read_at(&self, offset: u64, length: u32) -> Result<Vec<u8>, Failure> {
+        let mut buffer = vec![0; length as usize];
+        self.0.read_at(offset, &mut buffer).map_err(io)?;
+        Ok(buffer)
+    }
+
+    fn read_ranges(&self, ranges: &[(u64, u32)]) -> Result<Vec<u8>, Failure> {
+        let mut all = Vec::new();
+        for (offset, length) in ranges {
+            all.extend(self.read_at(*offset, *length)?);
+        }
+        Ok(all)
+    }
+}
+
+/// A volume of one image and no commands.
+pub struct DiskTarget<'a>(pub &'a dyn Disk);
+
+impl Target for DiskTarget<'_> {
+    fn place(&self) -> String {
+        IMAGE.to_owned()
+    }
+
+    fn image(&self, role: Role) -> Result<Box<dyn Image + '_>, Failure> {
+        match role {
+            Role::Disk => Ok(Box::new(DiskImage(self.0))),
+            Role::Backing => {
+                Err(Failure::new(FailureKind::NotGranted, "not-granted", "no backing file here"))
+            }
+        }
+    }
+
+    fn ask(&self, query: &str, _arguments: &[Argument]) -> Result<Answer, Failure> {
+        Err(Failure::new(FailureKind::NotGranted, "not-granted", format!("no query {query} here")))
+    }
+}
+
+/// A plan that goes into a [`PlanBuilder`].
+#[derive(Debug, Default)]
+pub struct BuiltPlan(pub PlanBuilder);
+
+fn refused(error: snapslot_capture::PlanError) -> Failure {
+    Failure::new(FailureKind::Invalid, "malformed-plan", error.to_string())
+}
+
+impl Plan for BuiltPlan {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        let most = snapslot_capture::limits::STEP_DATA;
+        for (i, part) in data.chunks(most).enumerate() {
+            self.0.write(offset + (i * most) as u64, part.to_vec()).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, runs: Vec<Fill>) -> Result<(), Failure> {
+        runs.into_iter()
+            .try_for_each(|r| self.0.fill(r.offset, r.length, r.pattern))
+            .map_err(refused)
+    }
+
+    fn mask(&mut self, runs: Vec<Mask>) -> Result<(), Failure> {
+        runs.into_iter()
+            .try_for_each(|m| {
+                let Mask { offset, count, stride, clear, set, select } = m;
+                self.0.mask(CaptureMask { offset, count, stride, clear, set, select })
+            })
+            .map_err(refused)
+    }
+
+    fn extend(&mut self, size: u64) -> Result<(), Failure> {
+        self.0.extend(size).map_err(refused)
+    }
+
+    fn act(&mut self, action: &str, _arguments: &[Argument]) -> Result<(), Failure> {
+        Err(Failure::new(
+            FailureKind::NotGranted,
+            "not-granted",
+            format!("no action {action} here"),
+        ))
+    }
+
+    fn barrier(&mut self, title: &str) -> Result<(), Failure> {
+        self.0.barrier(title).map_err(refused)
+    }
+
+    fn seal(&mut self, offset: u64, bits: u64) -> Result<(), Failure> {
+        self.0.seal(Seal { offset, bits }).map_err(refused)
+    }
+}
+
+/// Looks at the world's image.
+pub fn inspect<B: Backend>(world: &World) -> Result<Facts, Failure> {
+    B::inspect(&DiskTarget(&world.disk(IMAGE)))
+}
+
+/// The plan from what is in the world to the goal.
+pub fn plan<B: Backend>(world: &World, goal: &Goal) -> Result<CapturePlan, Failure> {
+    let mut built = BuiltPlan::default();
+    B::plan(&DiskTarget(&world.disk(IMAGE)), goal, &mut built)?;
+    built.0.finish().map_err(refused)
+}
+
+/// Why an operation did not come to its end.
+#[derive(Debug)]
+pub enum RunError {
+    /// The backend refused; nothing was touched.
+    Refused(Failure),
+    /// The plan must not be carried out; nothing was touched.
+    Check(String),
+    /// Bytes could not be written or made durable.
+    Failed(String),
+}
+
+impl std::fmt::Display for RunError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RunError::Refused(e) => write!(f, "the backend refused: {} ({})", e.message, e.code),
+            RunError::Check(e) => write!(f, "the plan does not pass the check: {e}"),
+            RunError::Failed(e) => write!(f, "failed: {e}"),
+        }
+    }
+}
+
+/// Inspect, plan, check, commit, execute, forget the journal. Gives the plan that was run.
+pub fn run<B: Backend>(world: &World, goal: &Goal) -> Result<CapturePlan, RunError> {
+    inspect::<B>(world).map_err(RunError::Refused)?;
+    let plan = plan::<B>(world, goal).map_err(RunError::Refused)?;
+    if plan.is_empty() {
+        return Ok(plan);
+    }
+    let disk = world.disk(IMAGE);
+    let failed = |e: &dyn std::fmt::Display| RunError::Failed(e.to_string());
+    snapslot_capture::check(&plan, &disk).map_err(|e| RunError::Check(e.to_string()))?;
+    snapslot_capture::reserve(&plan, &disk).map_err(|e| failed(&e))?;
+    let place = world.companion(JOURNAL);
+    journal::commit(&place, b"{}", &plan).map_err(|e| failed(&e))?;
+    snapslot_capture::execute(&plan, &disk, &|_, _| {}).map_err(|e| failed(&e))?;
+    forget(&place).map_err(|e| failed(&e))?;
+    Ok(plan)
+}
+
+fn forget(place: &dyn Companion) -> Result<(), snapslot_disk::DiskError> {
+    place.remove()?;
+    place.sync_name()
+}
+
+/// What recovery found to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// There was no journal.
+    Nothing,
+    /// The operation had never begun: its journal was not committed.
+    NeverBegan,
+    /// The seal is not set: not begun, at its end, or overtaken by somebody else's writes.
+    Unsealed,
+    /// The plan was carried out again, to its end.
+    Redone,
+}
+
+/// What the engine does at its next start: carries a committed plan to its end where the image
+/// is still sealed, and forgets the journal.
+pub fn recover(world: &World) -> Result<Recovered, String> {
+    let place = world.companion(JOURNAL);
+    let did = match journal::read(&place).map_err(|e| e.to_string())? {
+        Found::Nothing => return Ok(Recovered::Nothing),
+        Found::Uncommitted => Recovered::NeverBegan,
+        Found::Committed { plan, .. } => {
+            let disk = world.disk(IMAGE);
+            if sealed(&plan, &disk)? {
+                let rest = remaining(&plan, &disk)?;
+                snapslot_capture::execute(&rest, &disk, &|_, _| {}).map_err(|e| e.to_string())?;
+                Recovered::Redone
+            } else {
+                Recovered::Unsealed
+            }
+        }
+    };
+    forget(&place).map_err(|e| e.to_string())?;
+    Ok(did)
+}
+
+fn sealed(plan: &CapturePlan, disk: &dyn Disk) -> Result<bool, String> {
+    let Some(seal) = plan.seal() else { return Ok(false) };
+    let mut word = [0; 8];
+    disk.read_at(seal.offset, &mut word).map_err(|e| e.to_string())?;
+    Ok(u64::from_be_bytes(word) & seal.bits == seal.bits)
+}
+
+/// What is left of a plan whose seal is set: all after the first phase that is one write to the
+/// seal's sector and is what the image has there. Redoing the phases before it would set the
+/// header back to what it was, under counts that have moved on.
+fn remaining(plan: &CapturePlan, disk: &dyn Disk) -> Result<CapturePlan, String> {
+    let phases: Vec<_> = plan.phases().collect();
+    let sector = plan.seal().map(|s| s.offset / 512);
+    let mut done = 0;
+    for (i, (_, steps)) in phases.iter().enumerate().rev() {
+        if let [Step::Write { offset, data }] = steps
+            && Some(offset / 512) == sector
+        {
+            let mut now = vec![0; data.len()];
+            disk.read_at(*offset, &mut now).map_err(|e| e.to_string())?;
+            if now == *data {
+                done = i + 1;
+            }
+        }
+    }
+    let mut rest = PlanBuilder::new();
+    for (title, steps) in &phases[done..] {
+        for step in *steps {
+            let added = match step.clone() {
+                Step::Write { offset, data } => rest.write(offset, data),
+                Step::Fill { offset, length, pattern } => rest.fill(offset, length, pattern),
+                Step::Mask(mask) => rest.mask(mask),
+                Step::Extend { size } => rest.extend(size),
+                Step::Barrier { title } => rest.barrier(&title),
+            };
+            added.map_err(|e| e.to_string())?;
+        }
+        rest.barrier(title).map_err(|e| e.to_string())?;
+    }
+    rest.finish().map_err(|e| e.to_string())
+}
