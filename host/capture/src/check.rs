@@ -81,6 +81,9 @@ pub fn check(plan: &Plan, disk: &dyn Disk) -> Result<(), CheckError> {
     }
     match plan.seal() {
         Some(seal) if !plan.is_empty() => check_seal(plan, seal, disk),
+        None if plan.phases().count() > 1 => {
+            Err(CheckError::Seal("missing: a plan of several phases could not be carried on"))
+        }
         _ => Ok(()),
     }
 }
@@ -100,9 +103,20 @@ fn check_seal(plan: &Plan, seal: Seal, disk: &dyn Disk) -> Result<(), CheckError
     if u64::from_be_bytes(word) & seal.bits != 0 {
         return broken("set already: another plan is under way or was left behind");
     }
+    let mut switches: Vec<&[u8]> = Vec::new();
     for (i, (_, steps)) in phases.iter().enumerate() {
         for step in *steps {
             step.apply(seal.offset, &mut word);
+            let Some((start, end)) = step.span() else { continue };
+            if start < seal.offset + 8 && seal.offset < end {
+                let Step::Write { data, .. } = step else {
+                    return broken("touched by a step that is not a write");
+                };
+                if steps.len() > 1 || switches.contains(&data.as_slice()) {
+                    return broken("written twice alike, or together with other things");
+                }
+                switches.push(data);
+            }
         }
         let set = u64::from_be_bytes(word) & seal.bits == seal.bits;
         let last = i + 1 == phases.len();

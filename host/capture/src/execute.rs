@@ -75,16 +75,73 @@ pub fn reserve(plan: &Plan, disk: &dyn Disk) -> Result<bool, DiskError> {
     result
 }
 
+/// Where to carry a plan on after a crash: the phase whose write of the seal's word is what the
+/// image has there now. `None`: the image does not bear the seal, the plan is void.
+///
+/// Not from the first phase: that would set the switch back under reference counts that have
+/// moved on, and a second crash there would leave less counted than there is. That phase itself
+/// is done again, because its write may not have been durable yet.
+pub fn resume_at(plan: &Plan, disk: &dyn Disk) -> Result<Resume, DiskError> {
+    let Some(seal) = plan.seal() else {
+        return Ok(if plan.is_empty() { Resume::Void } else { Resume::From(0) });
+    };
+    let size = disk.size()?;
+    let mut word = [0; 8];
+    if seal.offset.checked_add(8).is_none_or(|end| end > size) {
+        return Ok(Resume::Void);
+    }
+    disk.read_at(seal.offset, &mut word)?;
+    if u64::from_be_bytes(word) & seal.bits != seal.bits {
+        return Ok(Resume::Void);
+    }
+    for (phase, (_, steps)) in plan.phases().enumerate() {
+        for step in steps {
+            let Step::Write { offset, data } = step else { continue };
+            let end = offset.saturating_add(data.len() as u64);
+            if *offset > seal.offset || end < seal.offset + 8 || end > size {
+                continue;
+            }
+            let mut now = vec![0; data.len()];
+            disk.read_at(*offset, &mut now)?;
+            if now == *data {
+                return Ok(Resume::From(phase));
+            }
+        }
+    }
+    Ok(Resume::Foreign)
+}
+
+/// What a crash left of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The image does not bear the seal: the plan never began, ended, or was overtaken.
+    Void,
+    /// It goes on from this phase.
+    From(usize),
+    /// The image bears the seal, but in bytes that this plan never wrote.
+    Foreign,
+}
+
 /// Carries the plan out. `progress` is told bytes done and bytes in all, from any thread.
 pub fn execute(
     plan: &Plan,
     disk: &dyn Disk,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Report, ExecuteError> {
+    execute_from(plan, 0, disk, progress)
+}
+
+/// The same from a phase on.
+pub fn execute_from(
+    plan: &Plan,
+    first: usize,
+    disk: &dyn Disk,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Report, ExecuteError> {
     let total = plan.steps().iter().filter_map(Step::span).map(|(s, e)| e - s).sum();
     let done = AtomicU64::new(0);
     let mut report = Report::default();
-    for (phase, (title, steps)) in plan.phases().enumerate() {
+    for (phase, (title, steps)) in plan.phases().enumerate().skip(first) {
         let fail = |source| ExecuteError { phase, title: title.to_owned(), source };
         run_phase(steps, disk, &mut report, &|n| {
             progress(done.fetch_add(n, Ordering::Relaxed) + n, total);

@@ -14,7 +14,7 @@ mod step;
 mod view;
 
 pub use check::{CheckError, check};
-pub use execute::{ExecuteError, Report, execute, reserve};
+pub use execute::{ExecuteError, Report, Resume, execute, execute_from, reserve, resume_at};
 pub use extent::{Compression, Content, Extent};
 pub use plan::{Plan, PlanBuilder, PlanError, Seal, limits};
 pub use step::{Mask, Step};

@@ -21,8 +21,8 @@ pub mod limits {
 
 /// Bits of one 64-bit big-endian word of the image that are set while the plan is under way.
 ///
-/// The first phase sets them, the last clears them; software that opens the image without
-/// knowing them clears them. So after a crash: all set means nobody else wrote since.
+/// The first phase sets them, the last clears them; software that opens the image for writing
+/// without knowing them wipes them out. So after a crash: all set means nobody else wrote since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     /// First byte of the word.

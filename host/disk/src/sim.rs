@@ -333,6 +333,10 @@ pub struct SimCompanion {
 
 impl Companion for SimCompanion {
     fn create(&self) -> Result<Box<dyn Disk>, DiskError> {
+        if self.world.state().now.contains_key(&self.file) {
+            let there = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+            return Err(DiskError::io(self.file.clone(), Doing::Name, there));
+        }
         self.world.happen(Event::Create { file: self.file.clone() })?;
         Ok(Box::new(self.world.disk(&self.file)))
     }

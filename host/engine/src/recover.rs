@@ -2,7 +2,7 @@
 //!
 //! - No valid commit record: the operation never began. The journal is removed.
 //! - Committed, and the image bears the plan's seal: nobody else has written since. The plan is
-//!   carried out again from its first step; all steps are idempotent.
+//!   carried on from the phase whose header the image has; all steps are idempotent.
 //! - Committed, and no seal: the plan never began, or ended, or another program opened the image
 //!   meanwhile and repaired it by its own rules. All three leave a whole image; the storage is
 //!   looked at and the record follows it.
@@ -12,8 +12,8 @@
 
 use serde::{Deserialize, Serialize};
 use snapslot_capture::journal::{self, Found};
-use snapslot_capture::{Plan, Step, execute};
-use snapslot_disk::{Companion, Disk, FileCompanion};
+use snapslot_capture::{Plan, Resume, execute_from, resume_at};
+use snapslot_disk::{Companion, FileCompanion};
 use snapslot_runtime::{Facts, Goal, Snapshot};
 use snapslot_slot::{Moment, Occupant, Running, State};
 
@@ -169,13 +169,15 @@ impl Engine {
         let mut first: Option<Meta> = None;
         for (volume, committed) in &found {
             let name = volume.locator.to_string();
-            let redo = match committed {
-                Some((meta, plan)) => self.decided(meta, &name) && carries_seal(volume, plan)?,
-                None => false,
+            let go_on = match committed {
+                Some((meta, plan)) if self.decided(meta, &name) => {
+                    resume(volume, plan)?.map(|phase| (meta, plan, phase))
+                }
+                _ => None,
             };
-            if let Some((meta, plan)) = committed.as_ref().filter(|_| redo) {
-                tracing::info!(volume = %name, verb = %meta.verb, "an interrupted change is finished");
-                execute(plan, &*volume.disk, &|_, _| ())
+            if let Some((meta, plan, phase)) = go_on {
+                tracing::info!(volume = %name, verb = %meta.verb, phase, "an interrupted change is finished");
+                execute_from(plan, phase, &*volume.disk, &|_, _| ())
                     .map_err(|source| EngineError::Interrupted { volume: name.clone(), source })?;
                 finished.push(name);
             } else {
@@ -270,35 +272,17 @@ impl Engine {
     }
 }
 
-/// Whether the image bears the plan's seal, in the very sector the plan wrote.
-fn carries_seal(volume: &Volume, plan: &Plan) -> Result<bool, EngineError> {
-    let failed = |e| EngineError::disk(&volume.locator, e);
-    let Some(seal) = plan.seal() else { return Ok(!plan.is_empty()) };
-    let mut word = [0; 8];
-    if seal.offset.saturating_add(8) > volume.disk.size().map_err(failed)? {
-        return Ok(false);
+/// The phase from which the plan is carried on, if it is.
+fn resume(volume: &Volume, plan: &Plan) -> Result<Option<usize>, EngineError> {
+    match resume_at(plan, &*volume.disk).map_err(|e| EngineError::disk(&volume.locator, e))? {
+        Resume::Void => Ok(None),
+        Resume::From(phase) => Ok(Some(phase)),
+        Resume::Foreign => Err(EngineError::ForeignJournal {
+            volume: volume.locator.to_string(),
+            journal: volume.journal().name(),
+            why: "the image bears the seal of an interrupted change, but not of the one in the \
+                  journal"
+                .to_owned(),
+        }),
     }
-    volume.disk.read_at(seal.offset, &mut word).map_err(failed)?;
-    if u64::from_be_bytes(word) & seal.bits != seal.bits {
-        return Ok(false);
-    }
-    // Sealed; by this plan? Then the sector is one of those it writes there.
-    for step in plan.steps() {
-        if let Step::Write { offset, data } = step
-            && *offset <= seal.offset
-            && seal.offset + 8 <= offset + data.len() as u64
-        {
-            let mut now = vec![0; data.len()];
-            volume.disk.read_at(*offset, &mut now).map_err(failed)?;
-            if now == *data {
-                return Ok(true);
-            }
-        }
-    }
-    Err(EngineError::ForeignJournal {
-        volume: volume.locator.to_string(),
-        journal: volume.journal().name(),
-        why: "the image bears the seal of an interrupted change, but not of the one in the journal"
-            .to_owned(),
-    })
 }

@@ -5,7 +5,9 @@
 //! [`World`], so that everything it plans can be crashed at every event.
 
 use snapslot_capture::journal::{self, Found};
-use snapslot_capture::{Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Seal, Step};
+use snapslot_capture::{
+    Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Resume, Seal, execute_from, resume_at,
+};
 use snapslot_disk::sim::World;
 use snapslot_disk::{Companion, Disk};
 use snapslot_plugin_sdk::{
@@ -198,12 +200,13 @@ pub fn recover(world: &World) -> Result<Recovered, String> {
         Found::Uncommitted => Recovered::NeverBegan,
         Found::Committed { plan, .. } => {
             let disk = world.disk(IMAGE);
-            if sealed(&plan, &disk)? {
-                let rest = remaining(&plan, &disk)?;
-                snapslot_capture::execute(&rest, &disk, &|_, _| {}).map_err(|e| e.to_string())?;
-                Recovered::Redone
-            } else {
-                Recovered::Unsealed
+            match resume_at(&plan, &disk).map_err(|e| e.to_string())? {
+                Resume::From(phase) => {
+                    execute_from(&plan, phase, &disk, &|_, _| {}).map_err(|e| e.to_string())?;
+                    Recovered::Redone
+                }
+                Resume::Void => Recovered::Unsealed,
+                Resume::Foreign => return Err("the seal is not of this journal's plan".to_owned()),
             }
         }
     };
@@ -211,44 +214,3 @@ pub fn recover(world: &World) -> Result<Recovered, String> {
     Ok(did)
 }
 
-fn sealed(plan: &CapturePlan, disk: &dyn Disk) -> Result<bool, String> {
-    let Some(seal) = plan.seal() else { return Ok(false) };
-    let mut word = [0; 8];
-    disk.read_at(seal.offset, &mut word).map_err(|e| e.to_string())?;
-    Ok(u64::from_be_bytes(word) & seal.bits == seal.bits)
-}
-
-/// What is left of a plan whose seal is set: all after the first phase that is one write to the
-/// seal's sector and is what the image has there. Redoing the phases before it would set the
-/// header back to what it was, under counts that have moved on.
-fn remaining(plan: &CapturePlan, disk: &dyn Disk) -> Result<CapturePlan, String> {
-    let phases: Vec<_> = plan.phases().collect();
-    let sector = plan.seal().map(|s| s.offset / 512);
-    let mut done = 0;
-    for (i, (_, steps)) in phases.iter().enumerate().rev() {
-        if let [Step::Write { offset, data }] = steps
-            && Some(offset / 512) == sector
-        {
-            let mut now = vec![0; data.len()];
-            disk.read_at(*offset, &mut now).map_err(|e| e.to_string())?;
-            if now == *data {
-                done = i + 1;
-            }
-        }
-    }
-    let mut rest = PlanBuilder::new();
-    for (title, steps) in &phases[done..] {
-        for step in *steps {
-            let added = match step.clone() {
-                Step::Write { offset, data } => rest.write(offset, data),
-                Step::Fill { offset, length, pattern } => rest.fill(offset, length, pattern),
-                Step::Mask(mask) => rest.mask(mask),
-                Step::Extend { size } => rest.extend(size),
-                Step::Barrier { title } => rest.barrier(&title),
-            };
-            added.map_err(|e| e.to_string())?;
-        }
-        rest.barrier(title).map_err(|e| e.to_string())?;
-    }
-    rest.finish().map_err(|e| e.to_string())
-}

@@ -44,7 +44,7 @@ pub(crate) fn plan(
     }
 
     let mut draft = Draft::new(plan);
-    let sealed = header.sealed_sector(&after)?;
+    let (sealed, _) = header.sealed_sector(&after)?;
     if table.is_empty() {
         // Nothing to prepare: the seal and the switch are one write.
         draft.seal(volume, &after)?;

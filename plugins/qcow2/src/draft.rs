@@ -3,7 +3,7 @@
 use snapslot_plugin_sdk::{Failure, Fill, Mask, Plan};
 
 use crate::free::{Free, Run};
-use crate::header::{Fields, SEAL_BIT, SEAL_OFFSET};
+use crate::header::{Fields, STAMP};
 use crate::refcounts::{Counts, encode, entries_per_block, windows};
 use crate::unsupported;
 use crate::volume::Volume;
@@ -84,8 +84,9 @@ impl<'p> Draft<'p> {
 
     /// Declares the seal and writes the sealed header with these fields.
     pub fn seal(&mut self, volume: &Volume<'_>, fields: &Fields) -> Result<(), Failure> {
-        self.plan.seal(SEAL_OFFSET, SEAL_BIT)?;
-        self.write(0, &volume.header.sealed_sector(fields)?)
+        let (sector, stamp_at) = volume.header.sealed_sector(fields)?;
+        self.plan.seal(stamp_at, STAMP)?;
+        self.write(0, &sector)
     }
 
     /// Clusters that hold bytes, written; the rest of the last one stays as it is.

@@ -11,11 +11,19 @@
 //! 96 refcount_order 100 header_length 104 compression_type
 //! ```
 //!
-//! The seal is incompatible bit 0 (*dirty*: QEMU counts references anew before it writes) with
-//! autoclear bit 63, which no version of the format uses: any software that opens the image for
-//! writing clears it. A v2 header has no such words; while a plan is under way it is a v3
-//! header, its extensions and backing name moved up by 32 bytes, and becomes v2 again with the
-//! last write. QEMU reads either.
+//! The seal is incompatible bit 0 (*dirty*: QEMU counts references anew before it writes) with a
+//! stamp in a word of the first sector that means nothing to the format: behind the end of the
+//! extensions, or in the padding of the feature name table's first name where the sector is
+//! full. Whatever repairs a dirty image rewrites its header and so erases the stamp: seen with
+//! QEMU 10 for opening, writing, `snapshot`, `resize` and `check -r`. Looking leaves it.
+//!
+//! An autoclear bit would say the same by the letter of the specification, and must not be used:
+//! QEMU (10.0, `check -r`) meets an unknown one before it has read the snapshot table, writes
+//! the header back with no snapshots, and then frees all that they held.
+//!
+//! A v2 header has no feature words; while a plan is under way it is a v3 header, its extensions
+//! and backing name moved up by 32 bytes, and becomes v2 again with the last write. QEMU reads
+//! either.
 
 use snapslot_plugin_sdk::{Failure, Image};
 
@@ -33,10 +41,12 @@ const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 pub(crate) const INCOMPATIBLE_KNOWN: u64 = 0x1f;
 pub(crate) const AUTOCLEAR_BITMAPS: u64 = 1;
 
-/// Where the seal's word is: autoclear_features.
-pub(crate) const SEAL_OFFSET: u64 = 88;
-/// Its bit.
-pub(crate) const SEAL_BIT: u64 = 1 << 63;
+/// The stamp: "SNAPSLOT".
+pub(crate) const STAMP: u64 = u64::from_be_bytes(*b"SNAPSLOT");
+/// Its place where the sector has room: the last word.
+const STAMP_AT: usize = SECTOR - 8;
+/// Its place within a feature name table: the end of the first name's padding.
+const STAMP_IN_NAMES: usize = 48;
 
 /// QEMU's limits (block/qcow2.h), kept so that what we make it can open.
 pub(crate) const L1_BYTES_MAX: u64 = 32 << 20;
@@ -44,6 +54,7 @@ const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const SNAPSHOTS_MAX: u32 = 65_536;
 
 const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 
 /// The fields a plan may change, all in the first sector.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +92,8 @@ pub(crate) struct Header {
     pub zstd: bool,
     /// One past the last byte of the header extensions.
     extensions_end: usize,
+    /// Where the feature name table begins, if there is one.
+    feature_names: Option<usize>,
     pub bitmaps: Option<BitmapDirectory>,
 }
 
@@ -158,6 +171,7 @@ impl Header {
             refcount_order,
             zstd: compression == 1,
             extensions_end: header_length,
+            feature_names: None,
             bitmaps: None,
         };
         header.validate(file_size)?;
@@ -192,7 +206,9 @@ impl Header {
     }
 
     pub fn sealed(&self) -> bool {
-        self.autoclear & SEAL_BIT != 0
+        let places = [Some(STAMP_AT), self.feature_names.map(|at| at + STAMP_IN_NAMES)];
+        self.incompatible & INCOMPATIBLE_DIRTY != 0
+            && places.into_iter().flatten().any(|at| at + 8 <= SECTOR && be64(&self.sector, at) == STAMP)
     }
 
     fn validate(&self, file_size: u64) -> Result<(), Failure> {
@@ -265,6 +281,9 @@ impl Header {
             let Some(data) = at.checked_add(length).and_then(|end| bytes.get(at..end)) else {
                 return Err(corrupt("extension", "a header extension reaches past its room"));
             };
+            if kind == EXTENSION_FEATURE_NAMES && length >= 48 {
+                self.feature_names = Some(at - 8);
+            }
             if kind == EXTENSION_BITMAPS && length >= 24 {
                 self.bitmaps = Some(BitmapDirectory {
                     count: be32(data, 0),
@@ -296,20 +315,35 @@ impl Header {
         self.with_fields(fields)
     }
 
-    /// The first sector with these fields, sealed.
-    pub fn sealed_sector(&self, fields: &Fields) -> Result<[u8; SECTOR], Failure> {
+    /// The first sector with these fields, sealed, and where in it the stamp is.
+    pub fn sealed_sector(&self, fields: &Fields) -> Result<([u8; SECTOR], u64), Failure> {
         let mut s = self.with_fields(fields);
-        if self.version == 2 {
-            self.make_v3(&mut s)?;
-        }
+        let shift = if self.version == 2 { self.make_v3(&mut s)? } else { 0 };
         let incompatible = be64(&s, 72) | INCOMPATIBLE_DIRTY;
-        let autoclear = be64(&s, 88) | SEAL_BIT;
         s[72..80].copy_from_slice(&incompatible.to_be_bytes());
-        s[88..96].copy_from_slice(&autoclear.to_be_bytes());
-        Ok(s)
+        let name_end = match be64(&s, 8) as usize {
+            at @ 1..SECTOR if self.has_backing() => at + self.backing_size as usize,
+            _ => 0,
+        };
+        let at = if (self.extensions_end + shift).max(name_end) <= STAMP_AT {
+            Some(STAMP_AT)
+        } else {
+            self.feature_names.map(|at| at + shift + STAMP_IN_NAMES)
+        };
+        let at = at.filter(|at| at + 8 <= SECTOR && be64(&s, *at) == 0 && s[at - 1] == 0);
+        let Some(at) = at else {
+            return Err(unsupported(
+                "header-full",
+                "the first 512 bytes of the image have no room for the mark of a change under \
+                 way; `qemu-img convert` makes an image that has",
+            ));
+        };
+        s[at..at + 8].copy_from_slice(&STAMP.to_be_bytes());
+        Ok((s, at as u64))
     }
 
-    fn make_v3(&self, s: &mut [u8; SECTOR]) -> Result<(), Failure> {
+    /// Makes it a v3 header; says by how much the extensions moved.
+    fn make_v3(&self, s: &mut [u8; SECTOR]) -> Result<usize, Failure> {
         let no_room = || {
             unsupported(
                 "v2-header-full",
@@ -331,7 +365,7 @@ impl Header {
         if self.has_backing() {
             let (from, length) = (self.backing_offset as usize, self.backing_size as usize);
             if from >= SECTOR {
-                return Ok(()); // stays where it is
+                return Ok(V3_LENGTH - V2_LENGTH); // stays where it is
             }
             let Some(name) = self.sector.get(from..from + length) else { return Err(no_room()) };
             let to = if from >= moved_end { from } else { moved_end };
@@ -339,6 +373,6 @@ impl Header {
             room.copy_from_slice(name);
             s[8..16].copy_from_slice(&(to as u64).to_be_bytes());
         }
-        Ok(())
+        Ok(V3_LENGTH - V2_LENGTH)
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! # Order on disk
 //!
-//! Every plan is sealed: its first write marks the image *dirty* and sets autoclear bit 63, its
-//! last clears both ([`header`]). Between them:
+//! Every plan is sealed: its first write marks the image *dirty* and stamps its header, its last
+//! takes both away ([`header`]). Between them:
 //!
 //! - **take**: new clusters, reference counts up, COPIED bits off | header names the snapshot
 //! - **restore**: new L1 table, counts up | header switches L1 table and size | counts down

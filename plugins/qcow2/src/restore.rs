@@ -74,7 +74,7 @@ pub(crate) fn plan(
         drop_active(volume, &partings, counts)?;
         unused.iter().try_for_each(|(start, length)| counts.sub(*start, *length, 1, |_, _| ()))
     };
-    let sealed = header.sealed_sector(&after)?;
+    let (sealed, _) = header.sealed_sector(&after)?;
     let switch = |d: &mut Draft<'_>| {
         d.barrier("count what comes back")?;
         d.write(0, &sealed)?;

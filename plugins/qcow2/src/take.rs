@@ -82,7 +82,7 @@ pub(crate) fn plan(
         draft.write(0, &header.plain_sector(&after))?;
         return draft.barrier("name the snapshot in the header");
     }
-    let sealed = header.sealed_sector(&after)?;
+    let (sealed, _) = header.sealed_sector(&after)?;
     let switch = |d: &mut Draft<'_>| {
         d.barrier("count and share")?;
         d.write(0, &sealed)?;
