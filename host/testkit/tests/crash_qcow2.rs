@@ -219,7 +219,10 @@ fn bitmaps() {
     bench.io("a.qcow2", FIRST);
     bench.img(&["bitmap", "--add", "-g", "512", "a.qcow2", "b0"]);
     bench.io("a.qcow2", &["write -q -P 71 30k 30k"]);
-    live(bench, "bitmaps", Vec::new(), depth(), USUAL);
+    // No second opinion: on any image with bitmaps and snapshots, whoever made them, QEMU 10's
+    // `check -r` writes the header back with no snapshots before it has read them.
+    let depth = Depth { opinion_every: 0, ..depth() };
+    live(bench, "bitmaps", Vec::new(), depth, USUAL);
 }
 
 #[test]

@@ -23,6 +23,15 @@ pub(crate) fn inspect(volume: &Volume<'_>) -> Result<Facts, Failure> {
             blocks: false,
         });
     }
+    if header.bitmaps.is_some_and(|b| b.count > 0) && !volume.snapshots.entries.is_empty() {
+        findings.push(Finding {
+            code: "bitmaps-and-repair".to_owned(),
+            message: "the image holds dirty bitmaps and snapshots: `qemu-img check -r` (seen with \
+                      QEMU 10.0) would drop every snapshot; remove the bitmaps first"
+                .to_owned(),
+            blocks: false,
+        });
+    }
     let snapshots = (volume.snapshots.entries.iter())
         .map(|e| Snapshot {
             identity: e.identity(),
@@ -74,21 +83,29 @@ pub(crate) fn refuse_unsound(volume: &Volume<'_>) -> Result<(), Failure> {
 fn blockers(volume: &Volume<'_>) -> Vec<Failure> {
     let header = &volume.header;
     let bits = header.incompatible;
+    let repair = if header.bitmaps.is_some_and(|b| b.count > 0) {
+        "`qemu-io -c quit` on the image repairs them (not `qemu-img check -r`: on an image with \
+         bitmaps it drops the snapshots)"
+    } else {
+        "`qemu-img check -r all` counts them anew"
+    };
     let mut found = Vec::new();
     let mut block = |kind, code: &str, message: &str| found.push(Failure::new(kind, code, message));
     if header.sealed() {
         block(
             FailureKind::Corrupt,
             "sealed",
-            "a change of this image was interrupted and its journal is not beside it; bring the \
-             journal back, or let `qemu-img check -r all` count references anew: the content is whole",
+            &format!(
+                "a change of this image was interrupted and its journal is not beside it; the \
+                 content is whole, its reference counts may be off. Bring the journal back and \
+                 run `snapslot recover`; or {repair}"
+            ),
         );
     } else if bits & INCOMPATIBLE_DIRTY != 0 {
         block(
             FailureKind::Corrupt,
             "dirty",
-            "the image was not closed cleanly, so its reference counts may be off; \
-             `qemu-img check -r all` repairs them",
+            &format!("the image was not closed cleanly, so its reference counts may be off; {repair}"),
         );
     }
     if bits & INCOMPATIBLE_CORRUPT != 0 {
