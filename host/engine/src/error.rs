@@ -99,7 +99,7 @@ pub enum EngineError {
         found: String,
     },
     /// The journal cannot be read or made.
-    #[error("{volume}: {source}")]
+    #[error("{volume}: {source}; nothing was changed")]
     Journal {
         /// The volume.
         volume: String,

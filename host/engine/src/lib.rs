@@ -25,6 +25,6 @@ pub use operate::{Asked, Done, Observer, PlannedPhase, Verb, VolumeDone};
 pub use recover::Recovered;
 pub use rehearse::Depth;
 pub use snapslot_disk::Holder;
-pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role, Snapshot};
-pub use status::{Status, VolumeStatus};
+pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
+pub use status::{FoundSnapshot, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, SlotStore, SqliteStore, StoreError};

@@ -15,6 +15,44 @@ use crate::recover::Meta;
 use crate::store::Machine;
 use crate::volume::{Volume, journal_path};
 
+/// A snapshot found in a volume.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FoundSnapshot {
+    /// The storage's own identity of it.
+    pub identity: String,
+    /// The name the storage's own tools show.
+    pub name: String,
+    /// The slot's mark, if it is one of ours.
+    pub mark: Option<String>,
+    /// When it was taken, as the storage has it.
+    pub taken: Moment,
+    /// Guest-visible size then, in bytes.
+    pub virtual_size: u64,
+    /// Bytes of saved machine memory that come with it.
+    pub vm_state_size: u64,
+}
+
+impl From<Snapshot> for FoundSnapshot {
+    fn from(s: Snapshot) -> Self {
+        FoundSnapshot {
+            taken: taken(&s),
+            identity: s.identity,
+            name: s.name,
+            mark: s.mark,
+            virtual_size: s.virtual_size,
+            vm_state_size: s.vm_state_size,
+        }
+    }
+}
+
+fn taken(snapshot: &Snapshot) -> Moment {
+    Moment {
+        seconds: i64::try_from(snapshot.taken_seconds).unwrap_or(i64::MAX),
+        nanoseconds: snapshot.taken_nanoseconds,
+    }
+}
+
 /// A volume, looked at.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -26,7 +64,7 @@ pub struct VolumeStatus {
     /// The format in a few words.
     pub format: String,
     /// Every snapshot found.
-    pub snapshots: Vec<Snapshot>,
+    pub snapshots: Vec<FoundSnapshot>,
     /// Health.
     pub findings: Vec<Finding>,
     /// Who has it open for writing; none: nobody has. Empty: somebody we cannot see.
@@ -116,7 +154,7 @@ impl Engine {
                 volume: locator.to_string(),
                 virtual_size: facts.virtual_size,
                 format: facts.format,
-                snapshots: facts.snapshots,
+                snapshots: facts.snapshots.into_iter().map(FoundSnapshot::from).collect(),
                 findings: facts.findings,
                 in_use: writers.is_some(),
                 writers,
@@ -226,10 +264,7 @@ fn adopted(machine: &Machine, facts: &[&Facts]) -> Option<Occupant> {
         .map(|f| f.snapshots.iter().find(|s| s.mark.as_ref() == Some(&mark)))
         .collect();
     found.iter().all(Option::is_some).then(|| Occupant {
-        taken: Moment {
-            seconds: i64::try_from(newest.taken_seconds).unwrap_or(i64::MAX),
-            nanoseconds: newest.taken_nanoseconds,
-        },
+        taken: taken(newest),
         note: None,
         consistency: Consistency::Unknown,
         parts: parts(machine, &found),
