@@ -185,9 +185,11 @@ fn run_phase(
         }
     }
     pieces.sort_unstable_by_key(|p| p.start);
-    let threads = match std::thread::available_parallelism() {
-        Ok(n) if bytes >= BYTES_FOR_THREADS => n.get().min(THREADS_MAX),
-        _ => 1,
+    // Asking how many processors there are reads files; small phases need not.
+    let threads = if bytes < BYTES_FOR_THREADS {
+        1
+    } else {
+        std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX))
     };
     let (written, read) = (AtomicU64::new(0), AtomicU64::new(0));
     let next = AtomicUsize::new(0);

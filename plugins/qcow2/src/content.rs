@@ -57,6 +57,7 @@ pub(crate) fn extents(
                 refers(volume, entry)?;
                 let words = table[at + 8..].as_chunks::<8>().0;
                 let more = run_length(words, entry, cluster) as u64;
+                refers(volume, entry + more * cluster)?;
                 let host = (entry & OFFSET_MASK) + (page.at - start);
                 full = !page.push(start + (more + 1) * cluster, Content::Data(host));
                 continue;

@@ -56,6 +56,9 @@ pub(crate) const SNAPSHOTS_MAX: u32 = 65_536;
 const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 
+/// Header extensions are a few hundred bytes; a cluster can be 2 MiB.
+const EXTENSIONS_MAX: u64 = 64 << 10;
+
 /// The fields a plan may change, all in the first sector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fields {
@@ -265,7 +268,7 @@ impl Header {
         start: usize,
         file_size: u64,
     ) -> Result<(), Failure> {
-        let mut limit = self.cluster_size().min(file_size);
+        let mut limit = self.cluster_size().min(file_size).min(EXTENSIONS_MAX);
         if self.has_backing() && self.backing_offset >= start as u64 {
             limit = limit.min(self.backing_offset);
         }

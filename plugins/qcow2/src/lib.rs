@@ -61,7 +61,7 @@ impl Backend for Qcow2 {
 
     fn inspect(target: &dyn Target) -> Result<Facts, Failure> {
         let image = target.image(Role::Disk)?;
-        inspect::inspect(&Volume::open(&*image)?)
+        inspect::inspect(&Volume::open_to_look(&*image)?)
     }
 
     fn plan(target: &dyn Target, goal: &Goal, plan: &mut dyn Plan) -> Result<(), Failure> {
@@ -82,7 +82,7 @@ impl Backend for Qcow2 {
         max: u32,
     ) -> Result<ExtentPage, Failure> {
         let image = target.image(Role::Disk)?;
-        content::extents(&Volume::open(&*image)?, view, cursor, max)
+        content::extents(&Volume::open_to_look(&*image)?, view, cursor, max)
     }
 
     fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {

@@ -34,8 +34,9 @@ struct Block {
 /// The counts of a window of the image.
 pub(crate) struct Counts<'v> {
     volume: &'v Volume<'v>,
-    /// Entries of a refcount block.
-    per_block: u64,
+    /// Entries of a refcount block, a power of two: its exponent. Divisions by it are in the
+    /// innermost loops.
+    block_bits: u32,
     window: Range<u64>,
     /// Blocks of the window.
     blocks: Vec<Option<Block>>,
@@ -67,11 +68,11 @@ pub(crate) fn max_count(volume: &Volume<'_>) -> u16 {
 
 impl<'v> Counts<'v> {
     pub fn new(volume: &'v Volume<'v>, window: Range<u64>) -> Self {
-        let per_block = entries_per_block(volume);
-        let blocks = window.end.div_ceil(per_block) - window.start / per_block;
+        let block_bits = entries_per_block(volume).trailing_zeros();
+        let blocks = window.end.div_ceil(1 << block_bits) - (window.start >> block_bits);
         Counts {
             volume,
-            per_block,
+            block_bits,
             blocks: (0..blocks).map(|_| None).collect(),
             window,
             absent: Vec::new(),
@@ -85,13 +86,13 @@ impl<'v> Counts<'v> {
     }
 
     fn block(&mut self, index: u64) -> Result<&mut Block, Failure> {
-        let first = self.window.start / self.per_block;
+        let first = self.window.start >> self.block_bits;
         let slot = &mut self.blocks[(index - first) as usize];
         if slot.is_none() {
             let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);
             let values = if offset == 0 {
                 self.absent.push(index);
-                vec![0; self.per_block as usize]
+                vec![0; 1 << self.block_bits]
             } else {
                 let bytes = self.volume.read(offset, self.volume.cluster_size())?;
                 decode(&bytes, self.volume.header.refcount_order)?
@@ -103,8 +104,8 @@ impl<'v> Counts<'v> {
 
     /// The count of a cluster of the window.
     pub fn get(&mut self, cluster: u64) -> Result<u16, Failure> {
-        let per_block = self.per_block;
-        Ok(self.block(cluster / per_block)?.values[(cluster % per_block) as usize])
+        let within = cluster & ((1 << self.block_bits) - 1);
+        Ok(self.block(cluster >> self.block_bits)?.values[within as usize])
     }
 
     /// Calls `f` with each block's part of the run that lies in the window, and where it is
@@ -118,9 +119,9 @@ impl<'v> Counts<'v> {
         let end = (start + length).min(self.window.end);
         let mut at = start.max(self.window.start);
         while at < end {
-            let index = at / self.per_block;
-            let stop = ((index + 1) * self.per_block).min(end);
-            let base = index * self.per_block;
+            let index = at >> self.block_bits;
+            let base = index << self.block_bits;
+            let stop = (base + (1 << self.block_bits)).min(end);
             let block = self.block(index)?;
             f(block, (at - base) as usize..(stop - base) as usize, at - start)?;
             at = stop;
@@ -232,7 +233,7 @@ impl<'v> Counts<'v> {
     /// left out: they are written whole elsewhere.
     pub fn emit(&mut self, draft: &mut Draft<'_>) -> Result<(), Failure> {
         let order = self.volume.header.refcount_order;
-        let first = self.window.start / self.per_block;
+        let first = self.window.start >> self.block_bits;
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let index = first + i as u64;
             let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);

@@ -20,24 +20,34 @@ pub(crate) struct Volume<'a> {
     pub image: &'a dyn Image,
     pub header: Header,
     pub file_size: u64,
+    /// One past the last cluster that a reference may name: the file's end, rounded up.
+    clusters: u64,
     /// Offsets of the refcount blocks; 0 for none.
     pub refcount_table: Vec<u64>,
     pub snapshots: Snapshots,
 }
 
 impl<'a> Volume<'a> {
-    pub fn open(image: &'a dyn Image) -> Result<Self, Failure> {
+    /// Opens an image to look at it: reference counts are not read.
+    pub fn open_to_look(image: &'a dyn Image) -> Result<Self, Failure> {
         let header = Header::read(image)?;
         let file_size = image.size();
         let mut volume = Volume {
             image,
-            header,
             file_size,
+            clusters: file_size.div_ceil(header.cluster_size()),
+            header,
             refcount_table: Vec::new(),
             snapshots: Snapshots::default(),
         };
-        volume.read_refcount_table()?;
         volume.snapshots = Snapshots::read(&volume)?;
+        Ok(volume)
+    }
+
+    /// Opens an image with its refcount table.
+    pub fn open(image: &'a dyn Image) -> Result<Self, Failure> {
+        let mut volume = Volume::open_to_look(image)?;
+        volume.read_refcount_table()?;
         Ok(volume)
     }
 
@@ -47,7 +57,7 @@ impl<'a> Volume<'a> {
 
     /// One past the last cluster that a reference may name: the file's end, rounded up.
     pub fn clusters(&self) -> u64 {
-        self.file_size.div_ceil(self.cluster_size())
+        self.clusters
     }
 
     /// Clusters that hold `bytes` bytes.
@@ -57,6 +67,10 @@ impl<'a> Volume<'a> {
 
     /// Reads `length` bytes, in as many calls as that takes.
     pub fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, Failure> {
+        if offset.checked_add(length).is_none_or(|end| end > self.file_size) {
+            let what = format!("{length} bytes at {offset} are past the image's end");
+            return Err(corrupt("truncated", what));
+        }
         if length <= READ_MAX {
             return self.image.read_at(offset, length as u32);
         }
