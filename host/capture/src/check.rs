@@ -31,13 +31,13 @@ pub enum CheckError {
         at: u64,
     },
     /// The plan grows the image more than it has reason to.
-    #[error("the plan grows the image from {from} to {to} bytes and writes only {written} new ones")]
+    #[error("the plan grows the image from {from} to {to} bytes, where its writes explain {written} more")]
     Growth {
         /// Size now.
         from: u64,
         /// Size planned.
         to: u64,
-        /// New bytes the plan writes.
+        /// New bytes that its writes explain.
         written: u64,
     },
     /// The seal is not set first, cleared last, and untouched between.
@@ -48,9 +48,9 @@ pub enum CheckError {
     Disk(#[from] DiskError),
 }
 
-/// A plan may leave this much unwritten room at the end: one cluster of the largest kind, so
-/// that images end on a cluster.
-const SLACK: u64 = 4 << 20;
+/// A plan may leave this much unwritten room at the end, and behind each write there: a cluster
+/// of the largest kind, of which a table may need a few bytes.
+const SLACK: u64 = 2 << 20;
 
 /// Checks bounds, overlap, growth and the seal against the image as it is now.
 pub fn check(plan: &Plan, disk: &dyn Disk) -> Result<(), CheckError> {
@@ -65,7 +65,8 @@ pub fn check(plan: &Plan, disk: &dyn Disk) -> Result<(), CheckError> {
             if end > size {
                 return Err(CheckError::Outside { step, start, end, size });
             }
-            written = written.saturating_add(end.saturating_sub(start.max(before)));
+            let new = end.saturating_sub(start.max(before));
+            written = written.saturating_add(if new > 0 { new.saturating_add(SLACK) } else { 0 });
         }
     }
     if size > before && size - before > written.saturating_add(SLACK) {

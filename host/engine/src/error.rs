@@ -127,6 +127,16 @@ pub enum EngineError {
         /// What went wrong.
         source: StoreError,
     },
+    /// The first half of a replacing take or consuming restore is done, the second is not.
+    #[error("{machine}: {done}, but the old snapshot could not be deleted yet: {source}. `snapslot recover {machine}` tries again")]
+    HalfDone {
+        /// The machine.
+        machine: String,
+        /// What is done.
+        done: &'static str,
+        /// Why the rest is not.
+        source: Box<EngineError>,
+    },
     /// The slot changed since the person was asked.
     #[error("{machine}: the slot is not what it was when you were asked; nothing was changed")]
     Changed {
@@ -177,6 +187,7 @@ impl EngineError {
             EngineError::Journal { .. } | EngineError::ForeignJournal { .. } => "journal",
             EngineError::Store(_) => "store",
             EngineError::Unrecorded { .. } => "unrecorded",
+            EngineError::HalfDone { .. } => "half-done",
             EngineError::Changed { .. } => "changed",
         };
         fixed.to_owned()
@@ -214,6 +225,7 @@ impl EngineError {
             | EngineError::Unexpected { .. }
             | EngineError::Journal { .. }
             | EngineError::ForeignJournal { .. }
+            | EngineError::HalfDone { .. }
             | EngineError::Unrecorded { .. } => 8,
             EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,
         }
@@ -261,6 +273,10 @@ impl EngineError {
             EngineError::Unrecorded { machine, .. } | EngineError::Changed { machine } => {
                 json!({ "machine": machine })
             }
+            EngineError::HalfDone { machine, done, source } => json!({
+                "machine": machine, "done": done,
+                "cause": { "code": source.code(), "data": source.data() },
+            }),
             EngineError::Usage(_) | EngineError::Locator(_) | EngineError::Store(_) => json!({}),
         }
     }

@@ -294,6 +294,10 @@ impl<'e> Context<'e> {
                     self.volumes.len()
                 ];
                 let planned = self.plan(facts, goals)?;
+                if let Some(old) = occupant {
+                    // The second half must be possible before the first is begun.
+                    self.plan_removal(&old.mark)?;
+                }
                 if asked.dry_run {
                     done.volumes = planned.iter().map(|p| p.summary(self.engine, None)).collect();
                     return Ok(());
@@ -308,8 +312,9 @@ impl<'e> Context<'e> {
                 self.record(machine, Some(&held), replaced.as_deref())?;
                 self.end_journals()?;
                 if let Some(old) = replaced {
-                    self.remove_mark(machine, &old, &meta, done)?;
-                    self.record(machine, Some(&held), None)?;
+                    self.remove_mark(machine, &old, &meta, done)
+                        .and_then(|()| self.record(machine, Some(&held), None))
+                        .map_err(|e| half_done(machine, "the new snapshot is taken", e))?;
                 }
                 done.slot = State::Held { occupant: held };
                 Ok(())
@@ -324,6 +329,9 @@ impl<'e> Context<'e> {
                     .collect::<Option<Vec<_>>>()
                     .ok_or_else(|| EngineError::Changed { machine: machine.name.clone() })?;
                 let planned = self.plan(facts, goals)?;
+                if asked.consume {
+                    self.plan_removal(&occupant.mark)?;
+                }
                 if asked.dry_run {
                     done.volumes = planned.iter().map(|p| p.summary(self.engine, None)).collect();
                     return Ok(());
@@ -336,8 +344,9 @@ impl<'e> Context<'e> {
                 }
                 self.end_journals()?;
                 if let Some(mark) = consumed {
-                    self.remove_mark(machine, &mark, &meta, done)?;
-                    self.record(machine, None, None)?;
+                    self.remove_mark(machine, &mark, &meta, done)
+                        .and_then(|()| self.record(machine, None, None))
+                        .map_err(|e| half_done(machine, "the content is restored", e))?;
                     done.slot = State::Empty;
                 }
                 Ok(())
@@ -596,6 +605,10 @@ fn in_words(step: &Step) -> String {
         Step::Extend { size } => format!("grow the image to {size} bytes"),
         Step::Barrier { title } => title.clone(),
     }
+}
+
+fn half_done(machine: &Machine, done: &'static str, error: EngineError) -> EngineError {
+    EngineError::HalfDone { machine: machine.name.clone(), done, source: Box::new(error) }
 }
 
 fn identities(facts: &[Facts], mark: &str) -> Vec<Option<Snapshot>> {

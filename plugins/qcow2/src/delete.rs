@@ -6,7 +6,7 @@
 
 use snapslot_plugin_sdk::{Failure, Mask, Plan};
 
-use crate::draft::{Draft, Room, count};
+use crate::draft::{Counting, Draft, Room};
 use crate::free::{Free, Run};
 use crate::refcounts::Counts;
 use crate::restore::{Parting, for_each_parting, part};
@@ -56,8 +56,7 @@ pub(crate) fn plan(
     }
     let mut up = |_: &mut Counts<'_>, _: &mut Draft<'_>, _: bool| Ok(());
     let mut down = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, _: bool| {
-        release(volume, &active, &kept, counts, draft)?;
-        unused.iter().try_for_each(|(start, length)| counts.sub(*start, *length, 1, |_, _| ()))
+        release(volume, &active, &kept, counts, draft)
     };
     let switch = |d: &mut Draft<'_>| {
         if !table.is_empty() {
@@ -66,7 +65,8 @@ pub(crate) fn plan(
         }
         d.barrier("forget the snapshot in the header")
     };
-    count(volume, &mut draft, &room, &mut up, switch, Some(&mut down))?;
+    Counting { volume, room: &room, unused: &unused, doubles: false }
+        .run(&mut draft, &mut up, switch, Some(&mut down))?;
     draft.barrier("free what only the snapshot held")?;
     draft.write(0, &header.plain_sector(&after))?;
     draft.barrier("mark the image as whole")
@@ -121,7 +121,7 @@ fn release_parted(
     draft: &mut Draft<'_>,
 ) -> Result<(), Failure> {
     if *kept_at == 0 {
-        return Ok(());
+        return verify(volume, *active_at, active, counts);
     }
     counts.sub(kept_at >> volume.header.cluster_bits, 1, 1, |_, _| ())?;
     // Where one reference is left, by the snapshot's entries ...
@@ -141,7 +141,33 @@ fn release_parted(
             bits.set(i, 1);
         }
     }
-    bits.emit(draft)
+    bits.emit(draft)?;
+    verify(volume, *active_at, active, counts)
+}
+
+/// What only the active disk names must be counted still.
+fn verify(
+    volume: &Volume<'_>,
+    at: u64,
+    table: &[u8],
+    counts: &mut Counts<'_>,
+) -> Result<(), Failure> {
+    counts.verify(at >> volume.header.cluster_bits, 1)?;
+    tables::walk(volume, table, &mut Verify { counts })
+}
+
+struct Verify<'c, 'v> {
+    counts: &'c mut Counts<'v>,
+}
+
+impl Visit for Verify<'_, '_> {
+    fn run(&mut self, _: u64, length: u64, cluster: u64, _: bool) -> Result<(), Failure> {
+        self.counts.verify(cluster, length)
+    }
+
+    fn packed(&mut self, _: u64, first: u64, last: u64) -> Result<(), Failure> {
+        self.counts.verify(first, last - first + 1)
+    }
 }
 
 struct Release<'c, 'v> {

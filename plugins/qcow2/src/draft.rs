@@ -207,49 +207,76 @@ pub(crate) type Pass<'f> =
 
 /// Drafts the two counting phases of a plan with a switch between them.
 ///
-/// `up` adds references before the switch, `down` takes them away after it. Where the counts do
-/// not fit into memory at once, both run once for each window of them.
-pub(crate) fn count(
-    volume: &Volume<'_>,
-    draft: &mut Draft<'_>,
-    room: &Room,
-    up: Pass<'_>,
-    switch: impl FnOnce(&mut Draft<'_>) -> Result<(), Failure>,
-    down: Option<Pass<'_>>,
-) -> Result<(), Failure> {
-    let windows = windows(volume, room.end);
-    let mut kept = None;
-    for (i, window) in windows.iter().enumerate() {
-        let mut counts = Counts::new(volume, window.clone());
-        for (start, length) in &room.new {
-            counts.set_new(*start, *length)?;
+/// `up` adds references before the switch; `down` takes them away after it, then those of the
+/// clusters in `unused` go. Where the counts do not fit into memory at once, both run once for
+/// each window of them. While they run, the image's own tables and the new clusters are claimed:
+/// an entry that points there is found out before anything is committed.
+pub(crate) struct Counting<'a, 'v> {
+    pub volume: &'a Volume<'v>,
+    pub room: &'a Room,
+    /// Clusters that nobody needs after the switch.
+    pub unused: &'a [Run],
+    /// Whether `up` adds every reference of the active disk once.
+    pub doubles: bool,
+}
+
+impl Counting<'_, '_> {
+    pub fn run(
+        &self,
+        draft: &mut Draft<'_>,
+        up: Pass<'_>,
+        switch: impl FnOnce(&mut Draft<'_>) -> Result<(), Failure>,
+        down: Option<Pass<'_>>,
+    ) -> Result<(), Failure> {
+        let windows = windows(self.volume, self.room.end);
+        let tables = self.volume.own_clusters()?;
+        let mut with_new = tables.clone();
+        with_new.extend(self.room.new.iter().flat_map(|(start, count)| *start..start + count));
+        with_new.sort_unstable();
+        let mut kept = None;
+        for (i, window) in windows.iter().enumerate() {
+            let mut counts = Counts::new(self.volume, window.clone());
+            self.up(&mut counts, draft, up, &tables, i == 0)?;
+            counts.emit(draft, self.doubles)?;
+            kept = Some(counts);
         }
-        up(&mut counts, draft, i == 0)?;
-        counts.emit(draft)?;
-        kept = Some(counts);
-    }
-    switch(draft)?;
-    let Some(down) = down else { return Ok(()) };
-    for (i, window) in windows.iter().enumerate() {
-        let mut counts = match kept.take().filter(|_| windows.len() == 1) {
-            Some(counts) => counts,
-            None => {
-                // Nothing but the counts is wanted of this pass: they are as the first left them.
-                let mut unused = Discard;
-                let mut nowhere = Draft::new(&mut unused);
-                let mut counts = Counts::new(volume, window.clone());
-                for (start, length) in &room.new {
-                    counts.set_new(*start, *length)?;
+        switch(draft)?;
+        let Some(down) = down else { return Ok(()) };
+        for (i, window) in windows.iter().enumerate() {
+            let mut counts = match kept.take().filter(|_| windows.len() == 1) {
+                Some(counts) => counts,
+                None => {
+                    // Nothing but the counts is wanted of this pass: as the first left them.
+                    let mut counts = Counts::new(self.volume, window.clone());
+                    self.up(&mut counts, &mut Draft::new(&mut Discard), up, &tables, false)?;
+                    counts
                 }
-                up(&mut counts, &mut nowhere, false)?;
-                counts
+            };
+            counts.settle();
+            counts.claim(with_new.clone());
+            down(&mut counts, draft, i == 0)?;
+            counts.unclaim();
+            for (start, length) in self.unused {
+                counts.sub(*start, *length, 1, |_, _| ())?;
             }
-        };
-        counts.settle();
-        down(&mut counts, draft, i == 0)?;
-        counts.emit(draft)?;
+            counts.emit(draft, false)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn up(
+        &self,
+        counts: &mut Counts<'_>,
+        draft: &mut Draft<'_>,
+        up: &mut dyn FnMut(&mut Counts<'_>, &mut Draft<'_>, bool) -> Result<(), Failure>,
+        tables: &[u64],
+        first: bool,
+    ) -> Result<(), Failure> {
+        counts.claim(tables.to_vec());
+        up(counts, draft, first)?;
+        counts.unclaim();
+        (self.room.new.iter()).try_for_each(|(start, length)| counts.set_new(*start, *length))
+    }
 }
 
 /// A plan that forgets.

@@ -161,12 +161,17 @@ impl Header {
             let what = format!("the image's compression type is {compression}, which is unknown here");
             return Err(unsupported("compression", what));
         }
+        let crypt_method = be32(&sector, 32);
+        if crypt_method > 2 {
+            let what = format!("the image's encryption is of kind {crypt_method}, which is unknown here");
+            return Err(unsupported("encryption", what));
+        }
         let mut header = Header {
             sector,
             version,
             cluster_bits,
             fields,
-            crypt_method: be32(&sector, 32),
+            crypt_method,
             backing_offset: be64(&sector, 8),
             backing_size: be32(&sector, 16),
             incompatible,

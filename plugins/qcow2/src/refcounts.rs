@@ -23,6 +23,8 @@ const GAP: usize = 64;
 
 struct Block {
     values: Vec<u16>,
+    /// Claimed clusters of the block, and their counts.
+    claimed: Vec<(usize, u16)>,
     /// The values that are on disk when the next emission takes effect, if they are not those
     /// in the file now.
     base: Option<Vec<u16>>,
@@ -40,8 +42,8 @@ pub(crate) struct Counts<'v> {
     window: Range<u64>,
     /// Blocks of the window.
     blocks: Vec<Option<Block>>,
-    /// Blocks that exist only in the plan; their content is written elsewhere.
-    absent: Vec<u64>,
+    /// Clusters that no reference may name, ascending; empty while nothing is claimed.
+    claims: Vec<u64>,
     max: u16,
 }
 
@@ -75,7 +77,7 @@ impl<'v> Counts<'v> {
             block_bits,
             blocks: (0..blocks).map(|_| None).collect(),
             window,
-            absent: Vec::new(),
+            claims: Vec::new(),
             max: max_count(volume),
         }
     }
@@ -91,13 +93,15 @@ impl<'v> Counts<'v> {
         if slot.is_none() {
             let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);
             let values = if offset == 0 {
-                self.absent.push(index);
-                vec![0; 1 << self.block_bits]
+                vec![0; 1 << self.block_bits] // exists only in the plan, or not at all
             } else {
                 let bytes = self.volume.read(offset, self.volume.cluster_size())?;
                 decode(&bytes, self.volume.header.refcount_order)?
             };
-            *slot = Some(Block { values, base: None, settled: false, changed: false });
+            let mut block =
+                Block { values, claimed: Vec::new(), base: None, settled: false, changed: false };
+            block.claim(index << self.block_bits, &self.claims);
+            *slot = Some(block);
         }
         slot.as_mut().ok_or_else(|| corrupt("refcount-block", "a refcount block vanished"))
     }
@@ -129,12 +133,49 @@ impl<'v> Counts<'v> {
         Ok(())
     }
 
+    /// Counts these clusters (ascending) as free for a while: they belong to the image's own
+    /// tables or are about to, and whoever finds a reference to one finds it uncounted.
+    pub fn claim(&mut self, clusters: Vec<u64>) {
+        let first = self.window.start >> self.block_bits;
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            if let Some(block) = block {
+                block.claim((first + i as u64) << self.block_bits, &clusters);
+            }
+        }
+        self.claims = clusters;
+    }
+
+    /// Ends that.
+    pub fn unclaim(&mut self) {
+        self.claims.clear();
+        for block in self.blocks.iter_mut().flatten() {
+            for (i, count) in block.claimed.drain(..) {
+                block.values[i] = count;
+                if let Some(base) = &mut block.base {
+                    base[i] = count;
+                }
+            }
+        }
+    }
+
     /// A new cluster: from none to one reference.
     pub fn set_new(&mut self, start: u64, length: u64) -> Result<(), Failure> {
         self.each(start, length, |block, range, _| {
             block.changed = true;
-            block.values[range].fill(1);
+            let values = &mut block.values[range];
+            if values.iter().any(|v| *v != 0) {
+                return Err(used_uncounted());
+            }
+            values.fill(1);
             Ok(())
+        })
+    }
+
+    /// Each cluster of the run must have a reference.
+    pub fn verify(&mut self, start: u64, length: u64) -> Result<(), Failure> {
+        self.each(start, length, |block, range, _| {
+            let low = block.values[range].iter().fold(u16::MAX, |low, v| low.min(*v));
+            if low == 0 { Err(used_uncounted()) } else { Ok(()) }
         })
     }
 
@@ -152,10 +193,7 @@ impl<'v> Counts<'v> {
                 *value = value.wrapping_add(1);
             }
             if low == 0 {
-                return Err(corrupt(
-                    "refcount-zero",
-                    "the image uses a cluster whose reference count is zero",
-                ));
+                return Err(used_uncounted());
             }
             if exclusive && high > 1 {
                 return Err(corrupt(
@@ -230,8 +268,9 @@ impl<'v> Counts<'v> {
     }
 
     /// Emits what differs from the disk, block by block. Blocks that the plan makes anew are
-    /// left out: they are written whole elsewhere.
-    pub fn emit(&mut self, draft: &mut Draft<'_>) -> Result<(), Failure> {
+    /// left out: they are written whole elsewhere. `doubled`: every reference of the active disk
+    /// was added once more, which also tells whether all were counted.
+    pub fn emit(&mut self, draft: &mut Draft<'_>, doubled: bool) -> Result<(), Failure> {
         let order = self.volume.header.refcount_order;
         let first = self.window.start >> self.block_bits;
         for (i, block) in self.blocks.iter_mut().enumerate() {
@@ -243,10 +282,45 @@ impl<'v> Counts<'v> {
                 Some(base) => encode(base, order),
                 None => self.volume.read(offset, self.volume.cluster_size())?,
             };
+            if doubled {
+                refuse_uncounted_sharing(&decode(&old, order)?, &block.values)?;
+            }
             emit_difference(draft, offset, &old, &new, ((1_usize << order) / 8).max(1))?;
         }
         Ok(())
     }
+}
+
+impl Block {
+    fn claim(&mut self, base: u64, clusters: &[u64]) {
+        let from = clusters.partition_point(|c| *c < base);
+        let to = clusters.partition_point(|c| *c < base + self.values.len() as u64);
+        for cluster in &clusters[from..to] {
+            let i = (cluster - base) as usize;
+            self.claimed.push((i, self.values[i]));
+            self.values[i] = 0;
+        }
+    }
+}
+
+/// After every reference was added once more, no count may have more than doubled: else there
+/// were more references than counted, thus two users of one cluster.
+fn refuse_uncounted_sharing(old: &[u16], new: &[u16]) -> Result<(), Failure> {
+    // A new cluster goes from none to one.
+    let bad = old.iter().zip(new).fold(0, |bad, (old, new)| {
+        bad | u16::from(u32::from(*new) > 2 * u32::from((*old).max(1)))
+    });
+    if bad == 0 {
+        return Ok(());
+    }
+    Err(corrupt("shared", "the image uses a cluster in two places and counts one"))
+}
+
+fn used_uncounted() -> Failure {
+    corrupt(
+        "refcount-zero",
+        "the image uses a cluster that is counted as free or belongs to its own tables",
+    )
 }
 
 /// Refcounts of fewer than 8 bits start at the lowest bits of a byte; wider ones are big-endian.

@@ -11,7 +11,7 @@ use snapslot_plugin_sdk::{Failure, Mask, Plan};
 
 use crate::bitmaps;
 use crate::corrupt;
-use crate::draft::{Draft, Room, count};
+use crate::draft::{Counting, Draft, Room};
 use crate::free::Free;
 use crate::refcounts::Counts;
 use crate::tables::{Refers, refers};
@@ -71,8 +71,7 @@ pub(crate) fn plan(
         adopt(volume, &partings, counts, draft, first)
     };
     let mut down = |counts: &mut Counts<'_>, _: &mut Draft<'_>, _: bool| {
-        drop_active(volume, &partings, counts)?;
-        unused.iter().try_for_each(|(start, length)| counts.sub(*start, *length, 1, |_, _| ()))
+        drop_active(volume, &partings, counts)
     };
     let (sealed, _) = header.sealed_sector(&after)?;
     let switch = |d: &mut Draft<'_>| {
@@ -80,7 +79,8 @@ pub(crate) fn plan(
         d.write(0, &sealed)?;
         d.barrier("switch to the snapshot's tables")
     };
-    count(volume, &mut draft, &room, &mut up, switch, Some(&mut down))?;
+    Counting { volume, room: &room, unused: &unused, doubles: false }
+        .run(&mut draft, &mut up, switch, Some(&mut down))?;
     draft.barrier("free what the disk had since")?;
     draft.write(0, &header.plain_sector(&after))?;
     draft.barrier("mark the image as whole")

@@ -6,7 +6,7 @@
 
 use snapslot_plugin_sdk::{Failure, FailureKind, Mask, NewSnapshot, Plan};
 
-use crate::draft::{Draft, Room, count};
+use crate::draft::{Counting, Draft, Room};
 use crate::free::{Free, Run};
 use crate::refcounts::{Counts, max_count};
 use crate::tables::{self, Visit};
@@ -73,12 +73,11 @@ pub(crate) fn plan(
     let mut up = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, first: bool| {
         share_active(volume, &active, counts, draft, first)
     };
-    let mut down = |counts: &mut Counts<'_>, _: &mut Draft<'_>, _: bool| {
-        unused.iter().try_for_each(|(start, length)| counts.sub(*start, *length, 1, |_, _| ()))
-    };
+    let mut down = |_: &mut Counts<'_>, _: &mut Draft<'_>, _: bool| Ok(());
     let header = &volume.header;
+    let counting = Counting { volume, room: &room, unused: &unused, doubles: true };
     if unused.is_empty() {
-        count(volume, &mut draft, &room, &mut up, |d| d.barrier("count and share"), None)?;
+        counting.run(&mut draft, &mut up, |d| d.barrier("count and share"), None)?;
         draft.write(0, &header.plain_sector(&after))?;
         return draft.barrier("name the snapshot in the header");
     }
@@ -88,7 +87,7 @@ pub(crate) fn plan(
         d.write(0, &sealed)?;
         d.barrier("name the snapshot in the header")
     };
-    count(volume, &mut draft, &room, &mut up, switch, Some(&mut down))?;
+    counting.run(&mut draft, &mut up, switch, Some(&mut down))?;
     draft.barrier("free the old tables")?;
     draft.write(0, &header.plain_sector(&after))?;
     draft.barrier("mark the image as whole")

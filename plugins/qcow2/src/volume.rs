@@ -65,6 +65,39 @@ impl<'a> Volume<'a> {
         bytes.div_ceil(self.cluster_size())
     }
 
+    /// The clusters of the image's own tables, ascending: the header, the refcount structures, the
+    /// L1 tables and the snapshot table. Two of them in one place are refused.
+    pub fn own_clusters(&self) -> Result<Vec<u64>, Failure> {
+        let f = &self.header.fields;
+        let bits = self.header.cluster_bits;
+        let l1s = (self.snapshots.entries.iter()).map(|e| (e.l1_table_offset, u64::from(e.l1_size) * 8));
+        let runs = [
+            (0, self.cluster_size()),
+            (f.refcount_table_offset, u64::from(f.refcount_table_clusters) << bits),
+            (f.l1_table_offset, u64::from(f.l1_size) * 8),
+            (f.snapshots_offset, self.snapshots.length),
+        ];
+        let blocks = self.refcount_table.iter().filter(|b| **b != 0).map(|b| (*b, 1 << bits));
+        let mut clusters = Vec::new();
+        for (offset, length) in runs.into_iter().chain(l1s).chain(blocks) {
+            let first = offset >> bits;
+            let end = first.checked_add(self.clusters_for(length));
+            match end.filter(|end| *end <= self.clusters || length == 0) {
+                Some(end) => clusters.extend(first..end),
+                None => {
+                    let what = format!("a table is said to be at {offset}, past the image's end");
+                    return Err(corrupt("table", what));
+                }
+            }
+        }
+        clusters.sort_unstable();
+        if let Some(pair) = clusters.windows(2).find(|pair| pair[0] == pair[1]) {
+            let what = format!("two of the image's own tables are at {}", pair[0] << bits);
+            return Err(corrupt("overlap", what));
+        }
+        Ok(clusters)
+    }
+
     /// Reads `length` bytes, in as many calls as that takes.
     pub fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, Failure> {
         if offset.checked_add(length).is_none_or(|end| end > self.file_size) {
