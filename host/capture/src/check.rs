@@ -54,6 +54,18 @@ const SLACK: u64 = 2 << 20;
 
 /// Checks bounds, overlap, growth and the seal against the image as it is now.
 pub fn check(plan: &Plan, disk: &dyn Disk) -> Result<(), CheckError> {
+    check_shape(plan, disk)?;
+    match plan.seal() {
+        Some(seal) if !plan.is_empty() => check_seal(plan, seal, disk),
+        None if plan.phases().count() > 1 => {
+            Err(CheckError::Seal("missing: a plan of several phases could not be carried on"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks bounds, overlap and growth: what must hold of a plan that is under way too.
+pub fn check_shape(plan: &Plan, disk: &dyn Disk) -> Result<(), CheckError> {
     let before = disk.size()?;
     let mut size = before;
     let mut written = 0_u64;
@@ -80,13 +92,7 @@ pub fn check(plan: &Plan, disk: &dyn Disk) -> Result<(), CheckError> {
             return Err(CheckError::Overlap { phase, title: title.to_owned(), at });
         }
     }
-    match plan.seal() {
-        Some(seal) if !plan.is_empty() => check_seal(plan, seal, disk),
-        None if plan.phases().count() > 1 => {
-            Err(CheckError::Seal("missing: a plan of several phases could not be carried on"))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn check_seal(plan: &Plan, seal: Seal, disk: &dyn Disk) -> Result<(), CheckError> {

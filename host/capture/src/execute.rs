@@ -1,8 +1,8 @@
 //! Carrying a plan out.
 //!
 //! Phase by phase; within a phase in order of offset, on all processors, in pieces of a
-//! megabyte; a flush after each phase. Words and fills that are as they should be already are
-//! not written, so that a redo after a crash costs little.
+//! megabyte; a flush after each phase. Words that are as they should be already are
+//! not written, but for a redo: after a failed flush the cache may show what the disk lacks.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,6 +19,15 @@ const PIECE: u64 = 512 << 10;
 const THREADS_MAX: usize = 4;
 /// Below this much work a second thread costs more than it brings.
 const BYTES_FOR_THREADS: u64 = 4 << 20;
+
+impl Report {
+    /// Adds what another part of the plan took.
+    pub fn add(&mut self, other: Report) {
+        self.flushes += other.flushes;
+        self.written += other.written;
+        self.read += other.read;
+    }
+}
 
 /// What carrying a plan out took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +92,8 @@ pub fn reserve(plan: &Plan, disk: &dyn Disk) -> Result<bool, DiskError> {
 /// is done again, because its write may not have been durable yet.
 pub fn resume_at(plan: &Plan, disk: &dyn Disk) -> Result<Resume, DiskError> {
     let Some(seal) = plan.seal() else {
-        return Ok(if plan.is_empty() { Resume::Void } else { Resume::From(0) });
+        // Who wrote meanwhile cannot be known.
+        return Ok(if plan.is_empty() { Resume::Void } else { Resume::Foreign });
     };
     let size = disk.size()?;
     let mut word = [0; 8];
@@ -128,22 +138,36 @@ pub fn execute(
     disk: &dyn Disk,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Report, ExecuteError> {
-    execute_from(plan, 0, disk, progress)
+    execute_phases(plan, 0..plan.phases().count(), Redo::No, disk, progress)
 }
 
-/// The same from a phase on.
-pub fn execute_from(
+/// Whether a phase may have been carried out in part before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redo {
+    /// It is the first time.
+    No,
+    /// After a crash or a failed flush. What the cache shows need not be on the disk, so that
+    /// words which are as they should be are written all the same.
+    Yes,
+}
+
+/// The same for some of its phases.
+pub fn execute_phases(
     plan: &Plan,
-    first: usize,
+    phases: std::ops::Range<usize>,
+    redo: Redo,
     disk: &dyn Disk,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Report, ExecuteError> {
     let total = plan.steps().iter().filter_map(Step::span).map(|(s, e)| e - s).sum();
     let done = AtomicU64::new(0);
     let mut report = Report::default();
-    for (phase, (title, steps)) in plan.phases().enumerate().skip(first) {
+    for (phase, (title, steps)) in plan.phases().enumerate() {
+        if !phases.contains(&phase) {
+            continue;
+        }
         let fail = |source| ExecuteError { phase, title: title.to_owned(), source };
-        run_phase(steps, disk, &mut report, &|n| {
+        run_phase(steps, redo, disk, &mut report, &|n| {
             progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
         })
         .map_err(fail)?;
@@ -162,6 +186,7 @@ struct Piece {
 
 fn run_phase(
     steps: &[Step],
+    redo: Redo,
     disk: &dyn Disk,
     report: &mut Report,
     progress: &(dyn Fn(u64) + Sync),
@@ -205,7 +230,7 @@ fn run_phase(
                 return;
             }
             for piece in &pieces[first..(first + batch).min(pieces.len())] {
-                match do_piece(&steps[piece.step], piece, disk, &mut buffer) {
+                match do_piece(&steps[piece.step], piece, redo, disk, &mut buffer) {
                     Ok((w, r)) => {
                         written.fetch_add(w, Ordering::Relaxed);
                         read.fetch_add(r, Ordering::Relaxed);
@@ -244,6 +269,7 @@ fn run_phase(
 fn do_piece(
     step: &Step,
     piece: &Piece,
+    redo: Redo,
     disk: &dyn Disk,
     buffer: &mut Vec<u8>,
 ) -> Result<(u64, u64), DiskError> {
@@ -263,7 +289,7 @@ fn do_piece(
         Step::Mask(mask) => {
             buffer.resize(length as usize, 0);
             disk.read_at(piece.start, buffer)?;
-            if !mask.apply(piece.start, buffer) {
+            if !mask.apply(piece.start, buffer) && redo == Redo::No {
                 return Ok((0, length));
             }
             disk.write_at(piece.start, buffer)?;

@@ -13,8 +13,10 @@ mod plan;
 mod step;
 mod view;
 
-pub use check::{CheckError, check};
-pub use execute::{ExecuteError, Report, Resume, execute, execute_from, reserve, resume_at};
+pub use check::{CheckError, check, check_shape};
+pub use execute::{
+    ExecuteError, Redo, Report, Resume, execute, execute_phases, reserve, resume_at,
+};
 pub use extent::{Compression, Content, Extent};
 pub use plan::{Plan, PlanBuilder, PlanError, Seal, limits};
 pub use step::{Mask, Step};

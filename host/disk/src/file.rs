@@ -26,6 +26,7 @@ pub struct FileDisk {
     file: File,
     path: PathBuf,
     id: FileId,
+    is_file: bool,
     writable: bool,
     flush_failed: AtomicBool,
 }
@@ -48,9 +49,19 @@ impl FileDisk {
         let file = OpenOptions::new()
             .read(true)
             .write(writable)
-            .custom_flags((OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+            // No link at the end of the path: it was resolved when the volume was named, and one
+            // that is there now was put in between.
+            .custom_flags(
+                (OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_NOFOLLOW).bits(),
+            )
             .open(path)
             .map_err(|e| DiskError::io(name(), Doing::Open, e))?;
+        Self::from_file(file, path, writable)
+    }
+
+    /// A file that is open already.
+    fn from_file(file: File, path: &Path, writable: bool) -> Result<Self, DiskError> {
+        let name = || path.display().to_string();
         let meta = file.metadata().map_err(|e| DiskError::io(name(), Doing::Stat, e))?;
         let kind = meta.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -64,6 +75,7 @@ impl FileDisk {
             file,
             path: path.to_owned(),
             id: FileId { device: meta.dev(), inode: meta.ino() },
+            is_file: kind.is_file(),
             writable,
             flush_failed: AtomicBool::new(false),
         })
@@ -77,6 +89,11 @@ impl FileDisk {
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it is a regular file, not a block device.
+    pub fn is_file(&self) -> bool {
+        self.is_file
     }
 
     /// Whether it was opened for writing.
@@ -190,26 +207,51 @@ impl Disk for FileDisk {
 }
 
 /// A companion file in the directory of the volume's image.
+///
+/// It is made anew and never through a link, and one that is found is believed only if it is a
+/// plain file with one name, writable by nobody else, of this user, of root or of the image's
+/// owner: who could write it otherwise could have us write anything into the image.
 #[derive(Debug, Clone)]
 pub struct FileCompanion {
     path: PathBuf,
+    image: PathBuf,
 }
 
 impl FileCompanion {
-    /// The companion at `path`, which must have a parent directory.
-    pub fn new(path: PathBuf) -> Self {
-        FileCompanion { path }
+    /// The companion at `path` of the image at `image`.
+    pub fn new(path: PathBuf, image: PathBuf) -> Self {
+        FileCompanion { path, image }
     }
 
     fn error(&self, doing: Doing, source: std::io::Error) -> DiskError {
         DiskError::io(self.path.display().to_string(), doing, source)
     }
+
+    fn trusted(&self, file: &File) -> Result<(), DiskError> {
+        let meta = file.metadata().map_err(|e| self.error(Doing::Stat, e))?;
+        let owner = std::fs::metadata(&self.image).map(|m| m.uid()).ok();
+        let ours = [Some(nix::unistd::Uid::effective().as_raw()), Some(0), owner];
+        let why = if !meta.is_file() {
+            "it is not a plain file"
+        } else if meta.nlink() != 1 {
+            "it has more than one name"
+        } else if meta.mode() & 0o022 != 0 {
+            "others may write it"
+        } else if !ours.contains(&Some(meta.uid())) {
+            "it belongs to somebody else"
+        } else {
+            return Ok(());
+        };
+        let what = std::io::Error::new(std::io::ErrorKind::InvalidData, why);
+        Err(self.error(Doing::Open, what))
+    }
 }
 
 impl Companion for FileCompanion {
     fn create(&self) -> Result<Box<dyn Disk>, DiskError> {
-        // O_EXCL: never through a link that somebody put there, never over a journal.
-        OpenOptions::new()
+        // O_EXCL: never through a link that somebody put there, never over a journal. And never
+        // opened a second time by name: the name may be another file's by then.
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
@@ -217,21 +259,17 @@ impl Companion for FileCompanion {
             .custom_flags((OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW).bits())
             .open(&self.path)
             .map_err(|e| self.error(Doing::Name, e))?;
-        Ok(Box::new(FileDisk::open_writable(&self.path)?))
+        Ok(Box::new(FileDisk::from_file(file, &self.path, true)?))
     }
 
     fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
-        match std::fs::symlink_metadata(&self.path) {
-            Ok(meta) if !meta.file_type().is_file() => {
-                let what = std::io::Error::new(
-                    std::io::ErrorKind::InvalidInput,
-                    "there is something else than a file by the journal's name",
-                );
-                Err(self.error(Doing::Open, what))
+        match FileDisk::open_read_only(&self.path) {
+            Ok(disk) => {
+                self.trusted(disk.file())?;
+                Ok(Some(Box::new(disk)))
             }
-            Ok(_) => Ok(Some(Box::new(FileDisk::open_read_only(&self.path)?))),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(self.error(Doing::Stat, e)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
         }
     }
 

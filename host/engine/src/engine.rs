@@ -123,9 +123,14 @@ impl Engine {
         name: &str,
         locators: &[String],
     ) -> Result<Machine, EngineError> {
+        let mut files = Vec::new();
         for locator in locators {
             // What cannot be looked at cannot have a slot: say so now, not at the first take.
-            self.look(&Locator::parse(locator, &self.backends())?)?;
+            let file = self.look(&Locator::parse(locator, &self.backends())?)?;
+            if files.contains(&file) {
+                return Err(EngineError::Usage(format!("{locator} is another volume's file by another name")));
+            }
+            files.push(file);
         }
         if !self.store.enable(name, locators)? {
             for locator in locators {
@@ -155,13 +160,29 @@ impl Engine {
     /// Removes a slot; only an empty one.
     pub fn disable(&self, text: &str) -> Result<Machine, EngineError> {
         let (machine, known) = self.resolve(text)?;
-        let state = if known { self.status_of(&machine, true)?.slot } else { State::Disabled };
+        let state = match self.status_of(&machine, true) {
+            _ if !known => State::Disabled,
+            Ok(status) => status.slot,
+            // All its images are gone: there is nothing left that could hold a snapshot.
+            Err(EngineError::Disk { source, .. })
+                if source.is_not_found()
+                    && machine.volumes.iter().all(|v| self.is_gone(v)) =>
+            {
+                State::Empty
+            }
+            Err(error) => return Err(error),
+        };
         decide(&state, Request::Disable).map_err(|r| refused(&machine.name, r))?;
         self.store.disable(&machine.name)?;
         let now = now();
         let operation = self.store.begin(&machine.name, "disable", now)?;
         self.store.end(operation, now, "done")?;
         Ok(machine)
+    }
+
+    fn is_gone(&self, volume: &str) -> bool {
+        Locator::parse(volume, &self.backends())
+            .is_ok_and(|l| matches!(l.path().try_exists(), Ok(false)))
     }
 
     /// The record.

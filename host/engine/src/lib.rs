@@ -21,7 +21,7 @@ mod volume;
 pub use engine::{Engine, Settings};
 pub use error::EngineError;
 pub use locator::{Locator, LocatorError, is_machine_name};
-pub use operate::{Asked, Done, Observer, PlannedPhase, Verb, VolumeDone};
+pub use operate::{Asked, Done, Observer, PlannedPhase, Shown, Verb, VolumeDone};
 pub use recover::Recovered;
 pub use rehearse::Depth;
 pub use snapslot_disk::Holder;

@@ -4,19 +4,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use snapslot_capture::{Plan, Report, Step, check, execute, journal, reserve};
-use snapslot_disk::{EngineLock, FileId, ImageLock};
+use snapslot_capture::{Plan, Redo, Report, Step, check, execute_phases, journal, reserve};
+use snapslot_disk::{Companion, Disk, EngineLock, FileId, ImageLock};
 use snapslot_runtime::{Facts, Failure, FailureKind, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
 use crate::engine::{Engine, now, refused};
 use crate::error::EngineError;
-use crate::locator::Locator;
-use crate::recover::Meta;
+use crate::recover::{Meta, before_seal};
 use crate::rehearse::{Depth, reached, rehearse};
 use crate::status::{derive, lock_error, parts};
 use crate::store::Machine;
-use crate::volume::{Volume, journal_path};
+use crate::volume::Volume;
 
 /// The three verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -52,9 +51,15 @@ pub struct Asked {
     pub consume: bool,
     /// Stop before the commit.
     pub dry_run: bool,
-    /// Restore, delete: only if the slot is held by the snapshot with this mark, the one that
-    /// the person was shown.
-    pub expected: Option<String>,
+    /// Restore, delete: what the person was shown who said yes; none if nobody was asked.
+    pub shown: Option<Shown>,
+}
+
+/// What a person saw before saying yes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The mark of the snapshot that held the slot, if one did.
+    pub mark: Option<String>,
 }
 
 /// Told how far an execution is: volume, bytes done, bytes in all. From any thread.
@@ -171,14 +176,16 @@ impl Engine {
                 "a note has at most {NOTE_MAX} bytes and no control characters"
             )));
         }
-        let (machine, known) = self.resolve(text)?;
+        let (machine, _) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
         let volumes: Vec<Volume> =
             locators.iter().map(Volume::open_to_change).collect::<Result<_, _>>()?;
         let _engine_locks = self.lock(&machine, &volumes)?;
         self.recover_locked(&machine, &volumes)?;
-        // Recovery may have changed the record.
-        let machine = self.store.machine(&machine.name)?.unwrap_or(machine);
+        // Recovery, or another process before the lock, may have changed the record.
+        let recorded = self.store.machine(&machine.name)?;
+        let known = recorded.is_some();
+        let machine = recorded.unwrap_or(machine);
         let _image_locks = lock_images(&volumes)?;
 
         let plugins: Vec<Plugin<'_>> =
@@ -186,9 +193,8 @@ impl Engine {
         let facts = look_at(&volumes, &plugins)?;
         let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
         let enable = self.decide(&machine, &state, verb, asked)?;
-        if let (Some(expected), Some(occupant)) = (&asked.expected, state.occupant())
-            && *expected != occupant.mark
-        {
+        let mark = state.occupant().map(|o| o.mark.clone());
+        if asked.shown.as_ref().is_some_and(|shown| shown.mark != mark) {
             return Err(EngineError::Changed { machine: machine.name.clone() });
         }
         let context = Context { engine: self, volumes: &volumes, plugins: &plugins, observer };
@@ -302,12 +308,14 @@ impl<'e> Context<'e> {
                     done.volumes = planned.iter().map(|p| p.summary(self.engine, None)).collect();
                     return Ok(());
                 }
-                if enable && !store.enable(&machine.name, &machine.volumes)? {
-                    return Err(EngineError::Changed { machine: machine.name.clone() });
-                }
                 let replaced = occupant.map(|o| o.mark.clone());
                 let meta = Meta::new(machine, verb, Some(new.clone()), replaced.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
+                if enable {
+                    store.enable(&machine.name, &machine.volumes).map_err(|source| {
+                        EngineError::Unrecorded { machine: machine.name.clone(), source }
+                    })?;
+                }
                 let held = self.held(machine, &new, &after);
                 self.record(machine, Some(&held), replaced.as_deref())?;
                 self.end_journals()?;
@@ -377,7 +385,14 @@ impl<'e> Context<'e> {
                     self.remove_mark(machine, mark, &meta, done)?;
                 }
                 self.record(machine, None, None)?;
-                done.slot = State::Empty;
+                // Another of ours may be there still: say what is, not what should be.
+                let facts = look_at(self.volumes, self.plugins)?;
+                let cleared = Machine { occupant: None, ..machine.clone() };
+                let all: Vec<&Facts> = facts.iter().collect();
+                done.slot = match derive(&cleared, true, &all, self.volumes) {
+                    State::Disabled => State::Empty,
+                    state => state,
+                };
                 Ok(())
             }
         }
@@ -447,38 +462,46 @@ impl<'e> Context<'e> {
         meta: &Meta,
         done: &mut Done,
     ) -> Result<Vec<Facts>, EngineError> {
-        for p in planned.iter().filter(|p| !p.plan.is_empty()) {
-            reserve(&p.plan, &*p.volume.disk)
-                .map_err(|e| EngineError::disk(&p.volume.locator, e))?;
-        }
         // All journals, the first volume's last: it is the one that decides (see `recover`).
         let changing: Vec<&Planned<'e>> = planned.iter().filter(|p| !p.plan.is_empty()).collect();
-        let decider = changing.first().map(|p| p.volume.locator.to_string());
-        for (i, p) in changing.iter().enumerate().rev() {
-            let text = meta.write(&p.volume.locator.to_string(), decider.as_deref(), &p.goal);
-            let committed = journal::commit(&p.volume.journal(), &text, &p.plan);
-            if let Err(source) = committed {
-                for written in &changing[i + 1..] {
-                    // Without the decider's journal these are of an operation that never began.
-                    let _ = std::fs::remove_file(journal_path(&written.volume.locator));
-                }
-                let volume = p.volume.locator.to_string();
-                return Err(EngineError::Journal { volume, source });
+        if let Err(error) = commit(&changing, meta) {
+            for p in &changing {
+                // Best effort: the error that counts is the one at hand.
+                let _ = p.volume.disk.release_reserve();
+            }
+            return Err(error);
+        }
+        // In step: first all seals, then all the work, then all seals off. So after a crash
+        // either no volume is past its seal, and all can go back, or all are sealed, and all
+        // can go on.
+        let mut reports = vec![Report::default(); planned.len()];
+        for stage in 0..3 {
+            for (p, report) in planned.iter().zip(&mut reports) {
+                let count = p.plan.phases().count();
+                let phases = match stage {
+                    0 => 0..1.min(count),
+                    1 => 1.min(count)..count.saturating_sub(1).max(1).min(count),
+                    _ => count.saturating_sub(1).max(1).min(count)..count,
+                };
+                let name = p.volume.locator.to_string();
+                let part = execute_phases(&p.plan, phases, Redo::No, &*p.volume.disk, &|n, all| {
+                    (self.observer)(&name, n, all);
+                });
+                report.add(part.map_err(|source| EngineError::Interrupted { volume: name, source })?);
             }
         }
         let mut after = Vec::new();
-        for p in planned {
+        for (p, report) in planned.iter().zip(reports) {
             let name = p.volume.locator.to_string();
-            let report = execute(&p.plan, &*p.volume.disk, &|n, all| (self.observer)(&name, n, all))
-                .map_err(|source| EngineError::Interrupted { volume: name.clone(), source })?;
             done.changed |= report.flushes > 0;
             done.volumes.push(p.summary(self.engine, Some(report)));
             let facts = if p.plan.is_empty() {
                 p.before.clone()
             } else {
-                p.plugin
-                    .inspect(&p.volume.sight())
-                    .map_err(|e| EngineError::Unexpected { volume: name.clone(), found: e.to_string() })?
+                p.plugin.inspect(&p.volume.sight()).map_err(|e| EngineError::Unexpected {
+                    volume: name.clone(),
+                    found: e.to_string(),
+                })?
             };
             reached(&p.before, &facts, &p.goal)
                 .map_err(|found| EngineError::Unexpected { volume: name, found: found.to_owned() })?;
@@ -537,7 +560,6 @@ impl<'e> Context<'e> {
 
     /// Removes the journals, the decider's last.
     pub(crate) fn end_journals(&self) -> Result<(), EngineError> {
-        use snapslot_disk::Companion as _;
         for (i, volume) in self.volumes.iter().enumerate().rev() {
             let journal = volume.journal();
             let removed = journal.remove().and_then(|()| {
@@ -552,6 +574,28 @@ impl<'e> Context<'e> {
         }
         Ok(())
     }
+}
+
+/// Sets room aside and makes every plan durable, or none.
+fn commit(changing: &[&Planned<'_>], meta: &Meta) -> Result<(), EngineError> {
+    for p in changing {
+        reserve(&p.plan, &*p.volume.disk).map_err(|e| EngineError::disk(&p.volume.locator, e))?;
+    }
+    let decider = changing.first().map(|p| p.volume.locator.to_string());
+    for (i, p) in changing.iter().enumerate().rev() {
+        let before = before_seal(&p.plan, &*p.volume.disk)
+            .map_err(|e| EngineError::disk(&p.volume.locator, e))?;
+        let name = p.volume.locator.to_string();
+        let text = meta.write(&name, decider.as_deref(), &p.goal, before);
+        if let Err(source) = journal::commit(&p.volume.journal(), &text, &p.plan) {
+            for written in &changing[i + 1..] {
+                // Without the decider's journal these are of an operation that never began.
+                let _ = written.volume.journal().remove();
+            }
+            return Err(EngineError::Journal { volume: name, source });
+        }
+    }
+    Ok(())
 }
 
 impl Planned<'_> {
@@ -632,7 +676,3 @@ fn new_occupant(asked: &Asked) -> Result<Occupant, EngineError> {
     })
 }
 
-/// The locator of a journal's decider as a path.
-pub(crate) fn decider_journal(engine: &Engine, decider: &str) -> Option<std::path::PathBuf> {
-    Locator::parse(decider, &engine.backends()).ok().map(|l| journal_path(&l))
-}

@@ -1,28 +1,36 @@
-//! After a crash: the journal decides.
+//! After a crash: the journals decide.
 //!
-//! - No valid commit record: the operation never began. The journal is removed.
-//! - Committed, and the image bears the plan's seal: nobody else has written since. The plan is
-//!   carried on from the phase whose header the image has; all steps are idempotent.
-//! - Committed, and no seal: the plan never began, or ended, or another program opened the image
-//!   meanwhile and repaired it by its own rules. All three leave a whole image; the storage is
-//!   looked at and the record follows it.
+//! A journal without a valid commit record is of an operation that never began. For each volume
+//! with a committed one, the sector of the plan's seal tells how far it came:
+//!
+//! | the sector is | then this volume |
+//! |---|---|
+//! | what it was before the plan | has not begun |
+//! | what phase *n* wrote, sealed | is in or behind phase *n* |
+//! | what the last phase wrote | is done |
+//! | something else, not sealed | was overtaken: another program repaired it by its own rules |
+//!
+//! Volumes go in step: seals first, then the work, then seals off. So if one has not begun (or
+//! was overtaken) and none is past its seal, all go back: seals are taken off again. Otherwise
+//! all that have begun are carried on. Nothing is written to a volume whose seal is gone.
 //!
 //! Of several volumes the first one's journal decides: it is written last and removed last, so
 //! the others count only while it is there.
 
 use serde::{Deserialize, Serialize};
 use snapslot_capture::journal::{self, Found};
-use snapslot_capture::{Plan, Resume, execute_from, resume_at};
-use snapslot_disk::{Companion, FileCompanion};
+use snapslot_capture::{Plan, Redo, Resume, Step, check_shape, execute_phases, resume_at};
+use snapslot_disk::{Companion, Disk, DiskError};
 use snapslot_runtime::{Facts, Goal, Snapshot};
 use snapslot_slot::{Moment, Occupant, Running, State};
 
 use crate::engine::{Engine, now};
 use crate::error::EngineError;
-use crate::operate::{Context, Done, Verb, decider_journal, lock_images, look_at};
+use crate::locator::Locator;
+use crate::operate::{Context, Done, Verb, lock_images, look_at};
 use crate::status::{derive, parts};
 use crate::store::Machine;
-use crate::volume::Volume;
+use crate::volume::{Volume, journal_of};
 
 /// What the engine writes into a journal with the plan.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,6 +51,9 @@ pub(crate) struct Meta {
     pub decider: Option<String>,
     #[serde(default)]
     pub goal: String,
+    /// The bytes that the plan's last phase overwrites, as they were, in hexadecimal.
+    #[serde(default)]
+    pub before: String,
 }
 
 impl Meta {
@@ -63,6 +74,7 @@ impl Meta {
             volume: String::new(),
             decider: None,
             goal: String::new(),
+            before: String::new(),
         }
     }
 
@@ -71,7 +83,13 @@ impl Meta {
         Meta { then_remove: None, started: now(), ..self.clone() }
     }
 
-    pub fn write(&self, volume: &str, decider: Option<&str>, goal: &Goal) -> Vec<u8> {
+    pub fn write(
+        &self,
+        volume: &str,
+        decider: Option<&str>,
+        goal: &Goal,
+        before: Vec<u8>,
+    ) -> Vec<u8> {
         let goal = match goal {
             Goal::Held(new) => format!("held {}", new.mark),
             Goal::Restored(identity) => format!("restored {identity}"),
@@ -81,6 +99,7 @@ impl Meta {
             volume: volume.to_owned(),
             decider: decider.map(ToOwned::to_owned),
             goal,
+            before: before.iter().map(|b| format!("{b:02x}")).collect(),
             ..self.clone()
         };
         serde_json::to_vec(&meta).unwrap_or_default()
@@ -165,45 +184,76 @@ impl Engine {
         }
         // Nobody may have the image open while we decide, nor while we write.
         let locks = lock_images(volumes)?;
-        let (mut finished, mut cleared) = (Vec::new(), Vec::new());
+        let mut cleared = Vec::new();
         let mut first: Option<Meta> = None;
+        let mut begun = Vec::new();
         for (volume, committed) in &found {
             let name = volume.locator.to_string();
-            let go_on = match committed {
-                Some((meta, plan)) if self.decided(meta, &name) => {
-                    resume(volume, plan)?.map(|phase| (meta, plan, phase))
-                }
-                _ => None,
+            let Some((meta, plan)) = committed else {
+                cleared.push(name);
+                continue;
             };
-            if let Some((meta, plan, phase)) = go_on {
-                tracing::info!(volume = %name, verb = %meta.verb, phase, "an interrupted change is finished");
-                execute_from(plan, phase, &*volume.disk, &|_, _| ())
-                    .map_err(|source| EngineError::Interrupted { volume: name.clone(), source })?;
-                finished.push(name);
+            first.get_or_insert_with(|| meta.clone());
+            let progress = progress(volume, plan, meta)?;
+            if self.decided(meta, volume) {
+                begun.push((*volume, meta, plan, progress));
+            } else if matches!(progress, Progress::Behind(_)) {
+                return Err(foreign(
+                    volume,
+                    "the journal beside it is one of several and the one that decides is not in \
+                     its place; put all files of the machine back where they were",
+                ));
             } else {
                 cleared.push(name);
             }
-            if let Some((meta, _)) = committed {
-                first.get_or_insert_with(|| meta.clone());
+        }
+        let held_back = begun.iter().any(|(.., p)| matches!(p, Progress::NotBegun | Progress::Overtaken));
+        let past_seal = begun.iter().any(|(.., p)| matches!(p, Progress::Behind(1..) | Progress::Done));
+        let back = held_back && !past_seal;
+        let mut finished = Vec::new();
+        for (volume, meta, plan, progress) in &begun {
+            match progress {
+                Progress::Behind(_) if back => {
+                    unseal(volume, plan, meta)?;
+                    cleared.push(volume.locator.to_string());
+                }
+                Progress::Behind(_) => finished.push(volume.locator.to_string()),
+                Progress::NotBegun | Progress::Done | Progress::Overtaken => {
+                    cleared.push(volume.locator.to_string());
+                }
             }
         }
-        self.follow(machine, volumes, first, !finished.is_empty())?;
+        if !back {
+            carry_on(&begun)?;
+        }
+        let went_on = begun.iter().any(|(.., p)| matches!(p, Progress::Done)) || !finished.is_empty();
+        self.follow(machine, volumes, first, went_on)?;
+        if let Some(left) = self.store.running(&machine.name)? {
+            let outcome = if went_on { "recovered" } else { "never-began" };
+            self.store.end(left.operation, now(), outcome)?;
+        }
         drop(locks);
         Ok((finished, cleared))
     }
 
-    /// Whether the journal that decides over this one is there, whole.
-    fn decided(&self, meta: &Meta, volume: &str) -> bool {
-        match &meta.decider {
-            Some(decider) if decider != volume => decider_journal(self, decider)
-                .and_then(|path| journal::read(&FileCompanion::new(path)).ok())
-                .is_some_and(|found| match found {
-                    Found::Committed { meta: bytes, .. } => Meta::read(&bytes)
-                        .is_some_and(|m| m.started == meta.started && m.process == meta.process),
-                    _ => false,
-                }),
-            _ => true,
-        }
+    /// Whether the journal that decides over this one is there, whole: where it was, or beside
+    /// this volume if the machine's files were moved together.
+    fn decided(&self, meta: &Meta, volume: &Volume) -> bool {
+        let Some(decider) = meta.decider.as_ref().filter(|d| **d != meta.volume) else {
+            return true;
+        };
+        let Ok(there) = Locator::parse(decider, &self.backends()) else { return false };
+        let here = there.path().file_name().map(|name| Locator {
+            backend: there.backend.clone(),
+            place: volume.locator.path().with_file_name(name).display().to_string(),
+        });
+        [Some(there), here].into_iter().flatten().any(|locator| {
+            match journal::read(&journal_of(&locator)) {
+                Ok(Found::Committed { meta: bytes, .. }) => Meta::read(&bytes)
+                    .is_some_and(|m| m.started == meta.started && m.process == meta.process),
+                _ => false,
+            }
+        })
     }
 
     /// The record follows the storage; journals go; what was to come after is done.
@@ -249,17 +299,21 @@ impl Engine {
             found.iter().all(Option::is_some).then(|| parts(machine, &found))
         };
         let known = self.store.machine(&machine.name)?;
+        let still_pending = || known.as_ref().and_then(|m| m.pending.clone());
         let about = meta.occupant.as_ref().and_then(|o| Some((o, there(&o.mark)?)));
         match (meta.verb.as_str(), about) {
             ("take", Some((occupant, parts))) => {
                 if known.is_none() {
                     self.store.enable(&machine.name, &machine.volumes)?;
                 }
+                let pending = meta.then_remove.clone().or_else(still_pending);
+                let pending = pending.filter(|mark| *mark != occupant.mark);
                 let held = Occupant { parts, ..occupant.clone() };
-                context.record(machine, Some(&held), meta.then_remove.as_deref())
+                context.record(machine, Some(&held), pending.as_deref())
             }
             ("restore", Some((occupant, _))) if redone => {
-                context.record(machine, Some(occupant), meta.then_remove.as_deref())
+                let pending = meta.then_remove.clone().or_else(still_pending);
+                context.record(machine, Some(occupant), pending.as_deref())
             }
             ("delete" | "restore", _) => match known.and_then(|m| m.occupant) {
                 Some(recorded) if there(&recorded.mark).is_none() => {
@@ -272,17 +326,103 @@ impl Engine {
     }
 }
 
-/// The phase from which the plan is carried on, if it is.
-fn resume(volume: &Volume, plan: &Plan) -> Result<Option<usize>, EngineError> {
-    match resume_at(plan, &*volume.disk).map_err(|e| EngineError::disk(&volume.locator, e))? {
-        Resume::Void => Ok(None),
-        Resume::From(phase) => Ok(Some(phase)),
-        Resume::Foreign => Err(EngineError::ForeignJournal {
-            volume: volume.locator.to_string(),
-            journal: volume.journal().name(),
-            why: "the image bears the seal of an interrupted change, but not of the one in the \
-                  journal"
-                .to_owned(),
-        }),
+/// How far a volume's plan came.
+enum Progress {
+    NotBegun,
+    /// In or behind this phase, sealed.
+    Behind(usize),
+    Done,
+    Overtaken,
+}
+
+fn foreign(volume: &Volume, why: &str) -> EngineError {
+    EngineError::ForeignJournal {
+        volume: volume.locator.to_string(),
+        journal: volume.journal().name(),
+        why: why.to_owned(),
     }
+}
+
+fn progress(volume: &Volume, plan: &Plan, meta: &Meta) -> Result<Progress, EngineError> {
+    let failed = |e| EngineError::disk(&volume.locator, e);
+    match resume_at(plan, &*volume.disk).map_err(failed)? {
+        Resume::From(phase) => {
+            check_shape(plan, &*volume.disk)
+                .map_err(|e| foreign(volume, &format!("the plan in its journal does not fit: {e}")))?;
+            return Ok(Progress::Behind(phase));
+        }
+        Resume::Foreign => {
+            return Err(foreign(
+                volume,
+                "the image bears the seal of an interrupted change, but not of the one in the journal",
+            ));
+        }
+        Resume::Void => {}
+    }
+    let Some((offset, last)) = last_write(plan) else { return Ok(Progress::Overtaken) };
+    let mut now = vec![0; last.len()];
+    if volume.disk.read_at(offset, &mut now).is_err() {
+        return Ok(Progress::Overtaken);
+    }
+    Ok(if now == last {
+        Progress::Done
+    } else if Some(now) == from_hex(&meta.before) {
+        Progress::NotBegun
+    } else {
+        Progress::Overtaken
+    })
+}
+
+/// The one write of a sealed plan's last phase.
+fn last_write(plan: &Plan) -> Option<(u64, &[u8])> {
+    plan.seal()?;
+    match plan.phases().last()?.1 {
+        [Step::Write { offset, data }] => Some((*offset, data)),
+        _ => None,
+    }
+}
+
+/// The bytes that the plan's last phase overwrites, as they are now.
+pub(crate) fn before_seal(plan: &Plan, disk: &dyn Disk) -> Result<Vec<u8>, DiskError> {
+    let Some((offset, data)) = last_write(plan) else { return Ok(Vec::new()) };
+    let mut before = vec![0; data.len()];
+    disk.read_at(offset, &mut before)?;
+    Ok(before)
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().as_chunks::<2>().0;
+    let pair = |p: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(p).ok()?, 16).ok();
+    pairs.iter().map(pair).collect()
+}
+
+/// Takes the seal off a volume on which nothing else was done.
+fn unseal(volume: &Volume, plan: &Plan, meta: &Meta) -> Result<(), EngineError> {
+    let (Some((offset, last)), Some(before)) = (last_write(plan), from_hex(&meta.before)) else {
+        return Err(foreign(volume, "its journal does not say what was there before"));
+    };
+    if before.len() != last.len() {
+        return Err(foreign(volume, "its journal contradicts itself"));
+    }
+    volume
+        .disk
+        .write_at(offset, &before)
+        .and_then(|()| volume.disk.flush())
+        .map_err(|e| EngineError::disk(&volume.locator, e))
+}
+
+/// Carries all volumes on, in step.
+fn carry_on(begun: &[(&Volume, &Meta, &Plan, Progress)]) -> Result<(), EngineError> {
+    for last in [false, true] {
+        for (volume, meta, plan, progress) in begun {
+            let Progress::Behind(phase) = progress else { continue };
+            let name = volume.locator.to_string();
+            let count = plan.phases().count();
+            let phases = if last { count - 1..count } else { *phase..count - 1 };
+            tracing::info!(volume = %name, verb = %meta.verb, ?phases, "an interrupted change is carried on");
+            execute_phases(plan, phases, Redo::Yes, &*volume.disk, &|_, _| ())
+                .map_err(|source| EngineError::Interrupted { volume: name, source })?;
+        }
+    }
+    Ok(())
 }

@@ -1,10 +1,8 @@
 //! What a machine's slot is now: storage and record, side by side.
 
-use std::path::Path;
-
 use serde::Serialize;
 use snapslot_capture::journal::{self, Found};
-use snapslot_disk::{EngineLock, FileCompanion, Holder, LockError, probe_writer};
+use snapslot_disk::{EngineLock, Holder, LockError, probe_writer};
 use snapslot_runtime::{Facts, Finding, Snapshot};
 use snapslot_slot::{Consistency, Drift, Moment, Occupant, Part, Running, State};
 
@@ -13,7 +11,7 @@ use crate::error::EngineError;
 use crate::locator::Locator;
 use crate::recover::Meta;
 use crate::store::Machine;
-use crate::volume::{Volume, journal_path};
+use crate::volume::{Volume, journal_of};
 
 /// A snapshot found in a volume.
 #[derive(Debug, Serialize)]
@@ -166,11 +164,12 @@ impl Engine {
         Ok(Status { machine: machine.name.clone(), slot, volumes: seen })
     }
 
-    /// What a plugin says of one volume.
-    pub(crate) fn look(&self, locator: &Locator) -> Result<Facts, EngineError> {
+    /// Whether a volume can be looked at, and which file it is.
+    pub(crate) fn look(&self, locator: &Locator) -> Result<snapslot_disk::FileId, EngineError> {
         let volume = Volume::open_to_look(locator)?;
         let plugin = self.plugin(&locator.backend)?;
-        plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(locator, e))
+        plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(locator, e))?;
+        Ok(volume.disk.id())
     }
 
     fn running(&self, machine: &Machine) -> (String, Running) {
@@ -198,9 +197,7 @@ fn in_progress(verb: &str, running: Running) -> State {
 
 /// The meta record of a committed journal beside the image.
 fn left_behind(locator: &Locator) -> Option<Meta> {
-    let path = journal_path(locator);
-    Path::new(&path).exists().then_some(())?;
-    match journal::read(&FileCompanion::new(path)) {
+    match journal::read(&journal_of(locator)) {
         Ok(Found::Committed { meta, .. }) => Meta::read(&meta),
         _ => None,
     }
@@ -223,7 +220,11 @@ where
         facts.iter().map(|f| find(f).map(|i| &f.snapshots[i])).collect()
     };
     if let Some(recorded) = &machine.occupant {
-        let found = of_mark(&recorded.mark);
+        let mut found = of_mark(&recorded.mark);
+        // The same name on another snapshot is not the one that was recorded.
+        for (snapshot, part) in found.iter_mut().zip(&recorded.parts) {
+            *snapshot = snapshot.filter(|s| s.identity == part.identity);
+        }
         if found.iter().all(Option::is_some) {
             let mut occupant = recorded.clone();
             occupant.parts = parts(machine, &found);

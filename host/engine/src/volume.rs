@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use snapslot_disk::{FileCompanion, FileDisk};
-use snapslot_runtime::Sight;
+use snapslot_runtime::{Failure, FailureKind, Sight};
 
 use crate::error::EngineError;
 use crate::locator::Locator;
@@ -34,18 +34,33 @@ impl Volume {
         disk: Result<FileDisk, snapslot_disk::DiskError>,
     ) -> Result<Volume, EngineError> {
         let disk = disk.map_err(|e| EngineError::disk(locator, e))?;
+        if !disk.is_file() {
+            // An image on a device cannot grow and has no place beside it for a journal.
+            let failure = Failure::new(
+                FailureKind::Unsupported,
+                "block-device",
+                "it is a block device; images are handled as files only",
+            );
+            let (volume, failure) = (locator.to_string(), Box::new(failure));
+            return Err(EngineError::Backend { volume, failure });
+        }
         Ok(Volume { locator: locator.clone(), disk: Arc::new(disk) })
     }
 
     /// The journal lies beside the image: it travels with it, and another host finds it.
     pub fn journal(&self) -> FileCompanion {
-        FileCompanion::new(journal_path(&self.locator))
+        journal_of(&self.locator)
     }
 
     /// What a plugin may see of it.
     pub fn sight(&self) -> Sight {
         Sight { place: self.locator.place.clone(), disk: self.disk.clone() }
     }
+}
+
+/// The journal of a volume's image.
+pub(crate) fn journal_of(locator: &Locator) -> FileCompanion {
+    FileCompanion::new(journal_path(locator), locator.path())
 }
 
 pub(crate) fn journal_path(locator: &Locator) -> PathBuf {

@@ -6,7 +6,7 @@
 
 use snapslot_capture::journal::{self, Found};
 use snapslot_capture::{
-    Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Resume, Seal, execute_from, resume_at,
+    Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Redo, Resume, Seal, execute_phases, resume_at,
 };
 use snapslot_disk::sim::World;
 use snapslot_disk::{Companion, Disk};
@@ -202,7 +202,9 @@ pub fn recover(world: &World) -> Result<Recovered, String> {
             let disk = world.disk(IMAGE);
             match resume_at(&plan, &disk).map_err(|e| e.to_string())? {
                 Resume::From(phase) => {
-                    execute_from(&plan, phase, &disk, &|_, _| {}).map_err(|e| e.to_string())?;
+                    let rest = phase..plan.phases().count();
+                    execute_phases(&plan, rest, Redo::Yes, &disk, &|_, _| {})
+                        .map_err(|e| e.to_string())?;
                     Recovered::Redone
                 }
                 Resume::Void => Recovered::Unsealed,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use snapslot_engine::{Asked, Done, Engine, EngineError, Status, Verb};
+use snapslot_engine::{Asked, Done, Engine, EngineError, Shown, Status, Verb};
 use snapslot_slot::State;
 
 use crate::ask::{Answer, confirm};
@@ -78,7 +78,7 @@ pub fn restore(
 ) -> Result<ExitCode, Failed> {
     let mut asked = Asked { consume, dry_run, ..Asked::default() };
     if !yes && !dry_run {
-        asked.expected = asked_for(engine, machine, Verb::Restore)?;
+        asked.shown = Some(asked_for(engine, machine, Verb::Restore)?);
     }
     let done = operate(engine, output, machine, Verb::Restore, &asked)?;
     if dry_run {
@@ -111,7 +111,7 @@ pub fn delete(
 ) -> Result<ExitCode, Failed> {
     let mut asked = Asked { dry_run, ..Asked::default() };
     if !yes && !dry_run {
-        asked.expected = asked_for(engine, machine, Verb::Delete)?;
+        asked.shown = Some(asked_for(engine, machine, Verb::Delete)?);
     }
     let done = operate(engine, output, machine, Verb::Delete, &asked)?;
     if dry_run {
@@ -220,12 +220,25 @@ fn planned(output: Output, done: &Done) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Shows what would be lost and asks. Gives the mark of what was shown.
-fn asked_for(engine: &Engine, machine: &str, verb: Verb) -> Result<Option<String>, Failed> {
-    let status = engine.status(machine)?;
+/// Shows what would be lost and asks. Gives what was shown.
+fn asked_for(engine: &Engine, machine: &str, verb: Verb) -> Result<Shown, Failed> {
+    let mut status = engine.status(machine)?;
+    if status.volumes.iter().any(|v| v.interrupted) {
+        // What is to be asked about is what recovery makes of it.
+        engine.recover(machine)?;
+        status = engine.status(machine)?;
+    }
     let Some(occupant) = status.slot.occupant() else {
-        // Not held: the engine says what is the matter. A drifted slot has no content to lose.
-        return Ok(None);
+        let parts = status.volumes.iter().any(|v| v.snapshots.iter().any(|s| s.mark.is_some()));
+        if verb == Verb::Delete && parts {
+            let question = format!(
+                "{}: only some volumes hold the snapshot. Delete what is left of it?",
+                status.machine
+            );
+            return answered(&status, &question, Shown { mark: None });
+        }
+        // Nothing in the storage that could be lost: the engine says what is the matter.
+        return Ok(Shown { mark: None });
     };
     let taken = format!("{} ({})", moment(occupant.taken), ago(occupant.taken));
     let question = match verb {
@@ -240,13 +253,17 @@ fn asked_for(engine: &Engine, machine: &str, verb: Verb) -> Result<Option<String
             freed(&status)
         ),
     };
-    match confirm(&question) {
-        Answer::Yes => Ok(Some(occupant.mark.clone())),
+    answered(&status, &question, Shown { mark: Some(occupant.mark.clone()) })
+}
+
+fn answered(status: &Status, question: &str, shown: Shown) -> Result<Shown, Failed> {
+    match confirm(question) {
+        Answer::Yes => Ok(shown),
         Answer::No => Err(Failed::NotConfirmed("not confirmed; nothing was changed".to_owned())),
         Answer::Nobody => Err(Failed::NotConfirmed(format!(
             "{}: there is no terminal to ask on, and --yes was not given; nothing was changed. {}",
             status.machine,
-            lost(&status)
+            lost(status)
         ))),
     }
 }
