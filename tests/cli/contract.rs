@@ -53,6 +53,8 @@ fn nonsense_is_usage() {
         assert_eq!(code, 2, "{arguments:?}: {err}");
         assert!(out.is_empty() && !err.is_empty(), "{arguments:?} printed {out:?}");
     }
+    snapslot.run(["take"]).expect(2);
+    snapslot.run(["frobnicate"]).expect(2);
     let long = format!("{}.qcow2", "x".repeat(5000));
     assert_eq!(words(&snapslot, &["take", &long]).0, 2);
 }

@@ -14,7 +14,10 @@ use clap::Parser;
 fn main() -> ExitCode {
     // `snapslot list | head` ends quietly, as other tools do, not with a panic.
     reset_broken_pipe();
-    let args = args::Args::parse();
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return output::usage(&error),
+    };
     output::start_log(args.common.verbose, args.common.color);
     commands::run(args)
 }

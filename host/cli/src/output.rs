@@ -38,6 +38,21 @@ fn use_color(color: Color, terminal: bool) -> bool {
     }
 }
 
+/// A command line that makes no sense, or help: in words, and with `--json` as an object.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().any(|a| a == "--json");
+    if json && error.use_stderr() {
+        let text = error.to_string();
+        let message = text.trim().trim_start_matches("error: ");
+        let error = json!({ "code": "usage", "exit": 2, "message": message, "data": {} });
+        let object = json!({ "schema": SCHEMA, "verb": null, "error": error });
+        let _ = writeln!(std::io::stdout(), "{object}");
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+}
+
 /// How results are shown.
 #[derive(Clone, Copy)]
 pub struct Output {

@@ -70,10 +70,12 @@ pub(crate) fn rehearse(
 
 /// Whether the facts show the goal, and every snapshot of others as it was.
 pub(crate) fn reached(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), &'static str> {
+    // Others stay as they were, and in their order.
     let kept = |gone: Option<&str>| {
+        let mut now = after.snapshots.iter();
         (before.snapshots.iter())
             .filter(|s| gone != Some(s.identity.as_str()))
-            .all(|s| after.snapshots.contains(s))
+            .all(|s| now.any(|n| n == s))
     };
     if after.findings.iter().any(|f| f.blocks) {
         return Err("it leaves the image unsound");

@@ -46,9 +46,12 @@ impl Cache {
         if is_ours(&path) {
             // SAFETY: the file was written by this user, as checked here and for its directory,
             // and this program writes there only what its own compiler made.
-            match unsafe { Component::deserialize_file(engine, &path) } {
-                Ok(component) => return Ok(component),
-                Err(error) => tracing::debug!(%error, "a cached plugin is compiled anew"),
+            let load = || unsafe { Component::deserialize_file(engine, &path) };
+            // A file damaged by the disk may even make the loader panic.
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
+                Ok(Ok(component)) => return Ok(component),
+                Ok(Err(error)) => tracing::debug!(%error, "a cached plugin is compiled anew"),
+                Err(_) => tracing::warn!("a cached plugin is damaged; it is compiled anew"),
             }
         }
         let component = Component::new(engine, bytes)?;
@@ -67,7 +70,8 @@ fn store(path: &Path, code: &[u8]) -> std::io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&beside)
-        .and_then(|mut file| file.write_all(code));
+        // Durable before it gets its name: after a power cut there is all of it or none.
+        .and_then(|mut file| file.write_all(code).and_then(|()| file.sync_all()));
     let result = written.and_then(|()| fs::rename(&beside, path));
     if result.is_err() {
         let _ = fs::remove_file(&beside);

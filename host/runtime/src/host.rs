@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use snapslot_capture::{Mask, PlanBuilder, PlanError, Seal};
 use snapslot_disk::Disk;
@@ -52,6 +53,8 @@ pub(crate) struct Host {
     pub(crate) plan: PlanBuilder,
     pub(crate) plugin: String,
     pub(crate) lines: Vec<String>,
+    /// Time spent reading for the plugin: the storage's, not its own.
+    pub(crate) reading: Duration,
     logged: usize,
     log_full: AtomicBool,
 }
@@ -74,6 +77,7 @@ impl Host {
             plan: PlanBuilder::new(),
             plugin: plugin.to_owned(),
             lines: Vec::new(),
+            reading: Duration::ZERO,
             logged: 0,
             log_full: AtomicBool::new(false),
         }
@@ -126,8 +130,11 @@ impl sight::HostImage for Host {
         if u64::from(length) > READ_MAX {
             return Ok(Err(limit("bytes in one read", READ_MAX, u64::from(length))));
         }
+        let begun = Instant::now();
         let mut buffer = vec![0; length as usize];
-        Ok(read(&**disk, offset, &mut buffer).map(|()| buffer))
+        let result = read(&**disk, offset, &mut buffer).map(|()| buffer);
+        self.reading += begun.elapsed();
+        Ok(result)
     }
 
     fn read_ranges(
@@ -143,16 +150,17 @@ impl sight::HostImage for Host {
         if total > READ_MAX {
             return Ok(Err(limit("bytes in one read", READ_MAX, total)));
         }
+        let begun = Instant::now();
         let mut buffer = vec![0; total as usize];
         let mut rest = buffer.as_mut_slice();
+        let mut result = Ok(());
         for (offset, length) in ranges {
             let (part, tail) = rest.split_at_mut(length as usize);
             rest = tail;
-            if let Err(failure) = read(&**disk, offset, part) {
-                return Ok(Err(failure));
-            }
+            result = result.and_then(|()| read(&**disk, offset, part));
         }
-        Ok(Ok(buffer))
+        self.reading += begun.elapsed();
+        Ok(result.map(|()| buffer))
     }
 
     fn drop(&mut self, image: Resource<ImageHandle>) -> wasmtime::Result<()> {

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use snapslot_capture::Plan;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceType};
-use wasmtime::{Config, Engine, Store};
+use wasmtime::{Config, Engine, Store, UpdateDeadline};
 
 use crate::bindings::types::{
     Change, Description, ExtentPage, Facts, Failure, FailureKind, Goal, View,
@@ -20,9 +20,11 @@ use crate::host::{Host, PlanHandle, Sight, TargetHandle};
 
 /// A component of plain code has 50 KiB to a few MiB; one with a language runtime some 20 MiB.
 const COMPONENT_MAX: usize = 64 << 20;
-/// How often the clock of running plugins advances, and how far it goes for one call.
+/// How often the clock of running plugins advances, after how many steps the time is looked at,
+/// and how much of it one call has.
 const TICK: Duration = Duration::from_millis(10);
-const TICKS_MAX: u64 = 6_000;
+const TICKS_CHECK: u64 = 10;
+const OWN_TIME_MAX: Duration = Duration::from_secs(60);
 /// Native stack that wasm code may use: deep recursion ends here.
 const STACK_MAX: usize = 1 << 20;
 /// Bytes that one call of the host may take in from the guest.
@@ -291,7 +293,16 @@ impl Plugin<'_> {
         self.runtime.tick();
         let mut store = Store::new(&self.runtime.engine, Host::new(&self.description.name));
         store.limiter(|host| &mut host.limits);
-        store.set_epoch_deadline(TICKS_MAX);
+        // Sixty seconds of its own: what the storage took to answer is not its fault.
+        let begun = Instant::now();
+        store.set_epoch_deadline(TICKS_CHECK);
+        store.epoch_deadline_callback(move |context| {
+            let own = begun.elapsed().saturating_sub(context.data().reading);
+            if own >= OWN_TIME_MAX {
+                return Err(wasmtime::Trap::Interrupt.into());
+            }
+            Ok(UpdateDeadline::Continue(TICKS_CHECK))
+        });
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.set_max_component_handles(64);
         let result = self.pre.instantiate(&mut store).and_then(|s| f(&s, &mut store, call));

@@ -40,10 +40,10 @@ pub(crate) fn mark_inconsistent(volume: &Volume<'_>, draft: &mut Draft<'_>) -> R
             draft.write(directory.offset + at as u64 + 12, &marked)?;
         }
         let name = usize::from(u16::from_be_bytes([head[18], head[19]]));
-        at = (at + ENTRY_HEAD)
-            .saturating_add(word(20) as usize)
-            .saturating_add(name)
-            .next_multiple_of(8);
+        let next = (at + ENTRY_HEAD)
+            .checked_add(word(20) as usize)
+            .and_then(|at| at.checked_add(name)?.checked_next_multiple_of(8));
+        at = next.ok_or_else(|| corrupt("bitmap-directory", "the list of bitmaps is cut short"))?;
     }
     Ok(())
 }

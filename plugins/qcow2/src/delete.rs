@@ -4,9 +4,12 @@
 //! every cluster its tables name has one reference less, and where one is left that is the
 //! active disk's, the COPIED bit goes on again.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use snapslot_plugin_sdk::{Failure, Mask, Plan};
 
-use crate::draft::{Counting, Draft, Room};
+use crate::draft::{Counting, Draft, Room, Turn};
 use crate::free::{Free, Run};
 use crate::refcounts::Counts;
 use crate::restore::{Parting, for_each_parting, part};
@@ -54,9 +57,12 @@ pub(crate) fn plan(
         room.draft(volume, &mut draft)?;
         draft.write(after.snapshots_offset, &table)?;
     }
-    let mut up = |_: &mut Counts<'_>, _: &mut Draft<'_>, _: bool| Ok(());
-    let mut down = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, _: bool| {
-        release(volume, &active, &kept, counts, draft)
+    let mut up = |_: &mut Counts<'_>, _: &mut Draft<'_>, _: Turn| Ok(());
+    let mut gathered = Gathered::default();
+    let mut down = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, turn: Turn| {
+        gathered.whole = turn.first && turn.last;
+        release(volume, &active, &kept, counts, draft, &mut gathered)?;
+        if turn.last { gathered.emit(draft) } else { Ok(()) }
     };
     let switch = |d: &mut Draft<'_>| {
         if !table.is_empty() {
@@ -79,6 +85,7 @@ fn release(
     kept: &[u64],
     counts: &mut Counts<'_>,
     draft: &mut Draft<'_>,
+    gathered: &mut Gathered,
 ) -> Result<(), Failure> {
     let bits = volume.header.cluster_bits;
     let l1_at = volume.header.fields.l1_table_offset;
@@ -93,7 +100,7 @@ fn release(
         counts.sub(offset >> bits, 1, 2, |_, _| alone.push(index))?;
         let mut bits = Bits::new(volume, offset, table.len());
         tables::walk(volume, table, &mut Release { counts, alone: &mut bits, least: 2 })?;
-        bits.emit(draft)
+        gathered.take(bits, draft)
     })?;
     alone.sort_unstable();
     for run in alone.chunk_by(|a, b| a + 1 == *b) {
@@ -107,7 +114,7 @@ fn release(
         })?;
     }
     for_each_parting(volume, &partings, |parting, of_active, of_kept| {
-        release_parted(volume, parting, of_active, of_kept, counts, draft)
+        release_parted(volume, parting, (of_active, of_kept), counts, draft, gathered)
     })
 }
 
@@ -115,10 +122,10 @@ fn release(
 fn release_parted(
     volume: &Volume<'_>,
     (_, active_at, kept_at): &Parting,
-    active: &[u8],
-    kept: &[u8],
+    (active, kept): (&[u8], &[u8]),
     counts: &mut Counts<'_>,
     draft: &mut Draft<'_>,
+    gathered: &mut Gathered,
 ) -> Result<(), Failure> {
     if *kept_at == 0 {
         return verify(volume, *active_at, active, counts);
@@ -141,7 +148,7 @@ fn release_parted(
             bits.set(i, 1);
         }
     }
-    bits.emit(draft)?;
+    gathered.take(bits, draft)?;
     verify(volume, *active_at, active, counts)
 }
 
@@ -188,6 +195,44 @@ impl Visit for Release<'_, '_> {
     }
 }
 
+/// Entries found in several windows of the counts: two selections of one table would touch the
+/// same bytes, so each table's are gathered and emitted once. At most 1/64 of the tables.
+#[derive(Default)]
+struct Gathered {
+    /// One window shows everything: nothing needs gathering.
+    whole: bool,
+    tables: BTreeMap<u64, (Bits, Vec<u8>)>,
+}
+
+impl Gathered {
+    fn take(&mut self, bits: Bits, draft: &mut Draft<'_>) -> Result<(), Failure> {
+        if self.whole {
+            return bits.emit(draft);
+        }
+        if bits.runs.is_empty() {
+            return Ok(());
+        }
+        let select = bits.select();
+        match self.tables.entry(bits.offset) {
+            Entry::Vacant(new) => {
+                new.insert((bits, select));
+            }
+            Entry::Occupied(mut old) => {
+                for (into, from) in old.get_mut().1.iter_mut().zip(select) {
+                    *into |= from;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn emit(&mut self, draft: &mut Draft<'_>) -> Result<(), Failure> {
+        std::mem::take(&mut self.tables)
+            .into_values()
+            .try_for_each(|(bits, select)| draft.mask(bits.mask(0, bits.entries, select)))
+    }
+}
+
 /// Entries of one L2 table, as runs.
 struct Bits {
     offset: u64,
@@ -214,24 +259,32 @@ impl Bits {
         self.runs.iter().flat_map(|(start, length)| *start..start + length)
     }
 
-    /// COPIED on for these entries: a few runs as such, many as a selection.
-    fn emit(&self, draft: &mut Draft<'_>) -> Result<(), Failure> {
-        let mask = |first: u64, count: u32, select: Vec<u8>| Mask {
+    fn mask(&self, first: u64, count: u32, select: Vec<u8>) -> Mask {
+        Mask {
             offset: self.offset + first * u64::from(self.stride),
             count,
             stride: self.stride,
             clear: 0,
             set: COPIED,
             select,
-        };
-        if self.runs.len() <= 4 {
-            return (self.runs.iter())
-                .try_for_each(|(start, length)| draft.mask(mask(*start, *length as u32, Vec::new())));
         }
+    }
+
+    fn select(&self) -> Vec<u8> {
         let mut select = vec![0; self.entries.div_ceil(8) as usize];
         for i in self.indexes() {
             select[(i / 8) as usize] |= 1 << (i % 8);
         }
-        draft.mask(mask(0, self.entries, select))
+        select
+    }
+
+    /// COPIED on for these entries: a few runs as such, many as a selection.
+    fn emit(&self, draft: &mut Draft<'_>) -> Result<(), Failure> {
+        if self.runs.len() > 4 {
+            return draft.mask(self.mask(0, self.entries, self.select()));
+        }
+        (self.runs.iter()).try_for_each(|(start, length)| {
+            draft.mask(self.mask(*start, *length as u32, Vec::new()))
+        })
     }
 }

@@ -3,7 +3,7 @@
 use snapslot_plugin_sdk::{Failure, Fill, Mask, Plan};
 
 use crate::free::{Free, Run};
-use crate::header::{Fields, STAMP};
+use crate::header::{Fields, REFCOUNT_TABLE_BYTES_MAX, STAMP};
 use crate::refcounts::{Counts, encode, entries_per_block, windows};
 use crate::unsupported;
 use crate::volume::Volume;
@@ -138,7 +138,11 @@ impl Room {
             if table.is_some() {
                 return Err(unsupported("refcount-table", "the refcount table cannot grow enough"));
             }
-            let clusters = volume.clusters_for((highest + highest / 2) * 8);
+            let bytes = ((highest + highest / 2) * 8).min(REFCOUNT_TABLE_BYTES_MAX);
+            if highest * 8 > bytes {
+                return Err(unsupported("refcount-table", "the refcount table is as long as it can be"));
+            }
+            let clusters = volume.clusters_for(bytes);
             table = Some((free.take(clusters)?, clusters));
         }
         let table = table.map(|(start, clusters)| {
@@ -200,10 +204,18 @@ impl Room {
     }
 }
 
-/// A pass over the tables that changes counts, for one window of them. The flag says that it is
-/// the first window, in which what has nothing to do with counts is emitted.
+/// Which of the windows it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    /// The first, in which what has nothing to do with counts is emitted.
+    pub first: bool,
+    /// The last, by which everything has been seen.
+    pub last: bool,
+}
+
+/// A pass over the tables that changes counts, for one window of them.
 pub(crate) type Pass<'f> =
-    &'f mut dyn FnMut(&mut Counts<'_>, &mut Draft<'_>, bool) -> Result<(), Failure>;
+    &'f mut dyn FnMut(&mut Counts<'_>, &mut Draft<'_>, Turn) -> Result<(), Failure>;
 
 /// Drafts the two counting phases of a plan with a switch between them.
 ///
@@ -236,7 +248,8 @@ impl Counting<'_, '_> {
         let mut kept = None;
         for (i, window) in windows.iter().enumerate() {
             let mut counts = Counts::new(self.volume, window.clone());
-            self.up(&mut counts, draft, up, &tables, i == 0)?;
+            let turn = Turn { first: i == 0, last: i + 1 == windows.len() };
+            self.up(&mut counts, draft, up, &tables, turn)?;
             counts.emit(draft, self.doubles)?;
             kept = Some(counts);
         }
@@ -248,13 +261,14 @@ impl Counting<'_, '_> {
                 None => {
                     // Nothing but the counts is wanted of this pass: as the first left them.
                     let mut counts = Counts::new(self.volume, window.clone());
-                    self.up(&mut counts, &mut Draft::new(&mut Discard), up, &tables, false)?;
+                    let turn = Turn { first: false, last: false };
+                    self.up(&mut counts, &mut Draft::new(&mut Discard), up, &tables, turn)?;
                     counts
                 }
             };
             counts.settle();
             counts.claim(with_new.clone());
-            down(&mut counts, draft, i == 0)?;
+            down(&mut counts, draft, Turn { first: i == 0, last: i + 1 == windows.len() })?;
             counts.unclaim();
             for (start, length) in self.unused {
                 counts.sub(*start, *length, 1, |_, _| ())?;
@@ -268,12 +282,12 @@ impl Counting<'_, '_> {
         &self,
         counts: &mut Counts<'_>,
         draft: &mut Draft<'_>,
-        up: &mut dyn FnMut(&mut Counts<'_>, &mut Draft<'_>, bool) -> Result<(), Failure>,
+        up: &mut dyn FnMut(&mut Counts<'_>, &mut Draft<'_>, Turn) -> Result<(), Failure>,
         tables: &[u64],
-        first: bool,
+        turn: Turn,
     ) -> Result<(), Failure> {
         counts.claim(tables.to_vec());
-        up(counts, draft, first)?;
+        up(counts, draft, turn)?;
         counts.unclaim();
         (self.room.new.iter()).try_for_each(|(start, length)| counts.set_new(*start, *length))
     }

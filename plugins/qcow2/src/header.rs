@@ -40,6 +40,8 @@ const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 pub(crate) const INCOMPATIBLE_KNOWN: u64 = 0x1f;
 pub(crate) const AUTOCLEAR_BITMAPS: u64 = 1;
+/// Bitmaps, and a raw external data file.
+const AUTOCLEAR_KNOWN: u64 = 3;
 
 /// The stamp: "SNAPSLOT".
 pub(crate) const STAMP: u64 = u64::from_be_bytes(*b"SNAPSLOT");
@@ -50,7 +52,7 @@ const STAMP_IN_NAMES: usize = 48;
 
 /// QEMU's limits (block/qcow2.h), kept so that what we make it can open.
 pub(crate) const L1_BYTES_MAX: u64 = 32 << 20;
-const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
+pub(crate) const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const SNAPSHOTS_MAX: u32 = 65_536;
 
 const EXTENSION_BITMAPS: u32 = 0x2385_2875;
@@ -315,6 +317,11 @@ impl Header {
         s[56..60].copy_from_slice(&f.refcount_table_clusters.to_be_bytes());
         s[60..64].copy_from_slice(&f.nb_snapshots.to_be_bytes());
         s[64..72].copy_from_slice(&f.snapshots_offset.to_be_bytes());
+        if self.version == 3 {
+            // As the format asks of software that does not know a bit there.
+            let known = self.autoclear & AUTOCLEAR_KNOWN;
+            s[88..96].copy_from_slice(&known.to_be_bytes());
+        }
         s
     }
 
@@ -333,12 +340,12 @@ impl Header {
             at @ 1..SECTOR if self.has_backing() => at + self.backing_size as usize,
             _ => 0,
         };
-        let at = if (self.extensions_end + shift).max(name_end) <= STAMP_AT {
-            Some(STAMP_AT)
-        } else {
-            self.feature_names.map(|at| at + shift + STAMP_IN_NAMES)
-        };
-        let at = at.filter(|at| at + 8 <= SECTOR && be64(&s, *at) == 0 && s[at - 1] == 0);
+        let behind = (self.extensions_end + shift).max(name_end) <= STAMP_AT;
+        let in_names = self.feature_names.map(|at| at + shift + STAMP_IN_NAMES);
+        let at = [behind.then_some(STAMP_AT), in_names]
+            .into_iter()
+            .flatten()
+            .find(|at| at + 8 <= SECTOR && be64(&s, *at) == 0 && s[at - 1] == 0);
         let Some(at) = at else {
             return Err(unsupported(
                 "header-full",

@@ -11,7 +11,7 @@ use snapslot_plugin_sdk::{Failure, Mask, Plan};
 
 use crate::bitmaps;
 use crate::corrupt;
-use crate::draft::{Counting, Draft, Room};
+use crate::draft::{Counting, Draft, Room, Turn};
 use crate::free::Free;
 use crate::refcounts::Counts;
 use crate::tables::{Refers, refers};
@@ -67,10 +67,10 @@ pub(crate) fn plan(
     draft.write_new(volume, l1_at, &l1_bytes(&l1))?;
     bitmaps::mark_inconsistent(volume, &mut draft)?;
 
-    let mut up = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, first: bool| {
-        adopt(volume, &partings, counts, draft, first)
+    let mut up = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, turn: Turn| {
+        adopt(volume, &partings, counts, draft, turn.first)
     };
-    let mut down = |counts: &mut Counts<'_>, _: &mut Draft<'_>, _: bool| {
+    let mut down = |counts: &mut Counts<'_>, _: &mut Draft<'_>, _: Turn| {
         drop_active(volume, &partings, counts)
     };
     let (sealed, _) = header.sealed_sector(&after)?;

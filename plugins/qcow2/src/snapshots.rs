@@ -16,6 +16,8 @@ use crate::volume::Volume;
 const HEAD: usize = 40;
 /// QEMU's limit (block/qcow2.h); it refuses longer tables.
 const TABLE_BYTES_MAX: usize = 64 << 20;
+/// Names are handed to the host with each look.
+const NAMES_MAX: usize = 4 << 20;
 /// QEMU keeps this much extra data.
 const EXTRA_MAX: usize = 1024;
 /// Our snapshots' names begin with this, the mark follows.
@@ -93,6 +95,13 @@ impl Snapshots {
                     }
                 }
             }
+        }
+        let names: usize = entries.iter().map(|e| e.name.len() + e.id.len()).sum();
+        if names > NAMES_MAX {
+            return Err(unsupported(
+                "snapshot-names",
+                "the names of the image's snapshots have more than 4 MiB together",
+            ));
         }
         Ok(Snapshots { entries, length: at as u64 })
     }

@@ -6,7 +6,7 @@
 
 use snapslot_plugin_sdk::{Failure, FailureKind, Mask, NewSnapshot, Plan};
 
-use crate::draft::{Counting, Draft, Room};
+use crate::draft::{Counting, Draft, Room, Turn};
 use crate::free::{Free, Run};
 use crate::refcounts::{Counts, max_count};
 use crate::tables::{self, Visit};
@@ -70,10 +70,10 @@ pub(crate) fn plan(
         })?;
     }
 
-    let mut up = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, first: bool| {
-        share_active(volume, &active, counts, draft, first)
+    let mut up = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, turn: Turn| {
+        share_active(volume, &active, counts, draft, turn.first)
     };
-    let mut down = |_: &mut Counts<'_>, _: &mut Draft<'_>, _: bool| Ok(());
+    let mut down = |_: &mut Counts<'_>, _: &mut Draft<'_>, _: Turn| Ok(());
     let header = &volume.header;
     let counting = Counting { volume, room: &room, unused: &unused, doubles: true };
     if unused.is_empty() {

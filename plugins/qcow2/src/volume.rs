@@ -2,9 +2,10 @@
 
 use snapslot_plugin_sdk::{Failure, Image};
 
-use crate::corrupt;
-use crate::header::{Header, be64};
+use crate::header::{Header, REFCOUNT_TABLE_BYTES_MAX, be64};
+use crate::refcounts::entries_per_block;
 use crate::snapshots::Snapshots;
+use crate::{corrupt, unsupported};
 
 /// The contract lets one read be this long.
 const READ_MAX: u64 = 8 << 20;
@@ -118,6 +119,13 @@ impl<'a> Volume<'a> {
     }
 
     fn read_refcount_table(&mut self) -> Result<(), Failure> {
+        // What the longest refcount table can count; also keeps indexes within 32 bits.
+        if self.clusters.div_ceil(entries_per_block(self)) > REFCOUNT_TABLE_BYTES_MAX / 8 {
+            return Err(unsupported(
+                "too-long",
+                format!("the file has {} bytes, more than its reference counts can cover", self.file_size),
+            ));
+        }
         let f = &self.header.fields;
         let length = u64::from(f.refcount_table_clusters) << self.header.cluster_bits;
         let bytes = self.read(f.refcount_table_offset, length)?;
