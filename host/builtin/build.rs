@@ -32,9 +32,8 @@ fn main() {
             "the plugin {plugin} could not be built for wasm32-wasip2; \
              `rustup target add wasm32-wasip2` installs the target"
         );
-        let file = out
-            .join("wasm32-wasip2/plugin")
-            .join(format!("{}.wasm", package.replace('-', "_")));
+        let file =
+            out.join("wasm32-wasip2/plugin").join(format!("{}.wasm", package.replace('-', "_")));
         assert!(Path::new(&file).exists(), "the build made no {}", file.display());
         println!("cargo:rustc-env=SNAPSLOT_PLUGIN_{}={}", plugin.to_uppercase(), file.display());
     }

@@ -8,8 +8,20 @@ use snapslot_test_support::Scratch;
 use crate::{image, snapslot, words};
 
 const VERBS: [&str; 14] = [
-    "enable", "disable", "take", "status", "list", "restore", "delete", "check", "recover",
-    "history", "plugin", "completions", "man", "help",
+    "enable",
+    "disable",
+    "take",
+    "status",
+    "list",
+    "restore",
+    "delete",
+    "check",
+    "recover",
+    "history",
+    "plugin",
+    "completions",
+    "man",
+    "help",
 ];
 
 #[test]
@@ -86,7 +98,8 @@ fn each_exit_code_has_its_case() {
     let pid = busy.expect(5)["error"]["data"]["holders"][0]["pid"].as_u64();
     assert_eq!(pid, Some(u64::from(holding.id())));
     drop(holding);
-    image.qemu_img(&["snapshot", "-d", held_name(&snapslot.verb("status", path, &[])).as_str()], &[])
+    image
+        .qemu_img(&["snapshot", "-d", held_name(&snapslot.verb("status", path, &[])).as_str()], &[])
         .expect_success();
     assert_eq!(snapslot.verb("status", path, &[]).slot(), "drifted");
     assert_eq!(code(snapslot.verb("restore", path, &[]), 8).as_deref(), Some("drifted"));
@@ -156,31 +169,44 @@ fn the_json_of_every_command_keeps_its_keys() {
     check(
         snapslot.verb("delete", path, &["--dry-run"]),
         &[slot, done, "dry-run volumes.plan.phases.steps"]
-            .map(|s| s.replace("volumes.executed.flushes volumes.executed.bytes-written \
-                volumes.executed.bytes-read ", ""))
-            .iter().map(String::as_str).collect::<Vec<_>>().as_slice(),
+            .map(|s| {
+                s.replace(
+                    "volumes.executed.flushes volumes.executed.bytes-written \
+                volumes.executed.bytes-read ",
+                    "",
+                )
+            })
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .as_slice(),
     );
     check(snapslot.verb("delete", path, &[]), &["slot slot.state", done]);
-    check(snapslot.verb("recover", path, &[]), &[
-        "machines machines.machine machines.slot machines.slot.state machines.finished \
-         machines.cleared machine slot slot.state finished cleared",
-    ]);
-    check(snapslot.verb("check", path, &[]), &[
-        "machines machines.machine machines.slot machines.slot.state machines.problems sound",
-    ]);
-    check(snapslot.verb("history", path, &["--limit", "1"]), &[
-        "operations operations.operation operations.machine operations.verb operations.started \
+    check(
+        snapslot.verb("recover", path, &[]),
+        &["machines machines.machine machines.slot machines.slot.state machines.finished \
+         machines.cleared machine slot slot.state finished cleared"],
+    );
+    check(
+        snapslot.verb("check", path, &[]),
+        &["machines machines.machine machines.slot machines.slot.state machines.problems sound"],
+    );
+    check(
+        snapslot.verb("history", path, &["--limit", "1"]),
+        &["operations operations.operation operations.machine operations.verb operations.started \
          operations.started.seconds operations.started.nanoseconds operations.finished \
          operations.finished.seconds operations.finished.nanoseconds operations.outcome \
-         operations.process",
-    ]);
-    check(snapslot.run(["plugin", "list"]), &[
-        "plugins plugins.name plugins.version plugins.summary plugins.source plugins.digest",
-    ]);
-    check(snapslot.run(["plugin", "show", "qcow2"]), &[
-        "name version summary source endings images images.role images.changes images.reason \
-         queries actions digest imports",
-    ]);
+         operations.process"],
+    );
+    check(
+        snapslot.run(["plugin", "list"]),
+        &["plugins plugins.name plugins.version plugins.summary plugins.source plugins.digest"],
+    );
+    check(
+        snapslot.run(["plugin", "show", "qcow2"]),
+        &["name version summary source endings images images.role images.changes images.reason \
+         queries actions digest imports"],
+    );
     check(snapslot.verb("disable", path, &[]), &["machine changed slot slot.state"]);
     check(snapslot.verb("enable", path, &[]), &["machine changed volumes slot slot.state"]);
     check(snapslot.run(["completions", "bash"]), &["script"]);
@@ -194,7 +220,8 @@ fn a_dry_run_shows_the_plan_that_runs_and_changes_nothing() {
     let image = image(&scratch, "disk.qcow2");
     let path = image.path();
     let phases = |o: &snapslot_test_support::Outcome| -> Vec<(String, u64, u64)> {
-        let list = o.expect(0)["volumes"][0]["plan"]["phases"].as_array().cloned().unwrap_or_default();
+        let list =
+            o.expect(0)["volumes"][0]["plan"]["phases"].as_array().cloned().unwrap_or_default();
         let text = |v: &Value| v["title"].as_str().unwrap_or_default().to_owned();
         let number = |v: &Value, key: &str| v[key].as_u64().unwrap_or(u64::MAX);
         list.iter().map(|p| (text(p), number(p, "count"), number(p, "bytes"))).collect()

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use snapslot_test_support::{Scratch, run};
+use snapslot_test_support::{Scratch, journal_of, run};
 
 use crate::{image, snapslot};
 
@@ -91,6 +91,41 @@ fn an_owner_needs_no_privileges() {
     assert!(denied.text().contains("nothing was changed"), "{}", denied.account());
     assert!(image.bytes() == before);
     assert_eq!(user("restore").code, Some(0));
+    image.assert_clean();
+}
+
+/// Story: recovery carried out whatever file lay by the journal's name, and making the journal
+/// opened it a second time by name. What is not plainly ours is neither obeyed nor written to.
+#[test]
+fn a_file_put_in_the_journals_place_is_neither_obeyed_nor_written() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let image = image(&scratch, "disk.qcow2");
+    let journal = journal_of(image.path());
+    let victim = scratch.join("victim");
+    let content = b"SNAPSLOT JOURNAL and then something else, long enough for a head";
+    std::fs::write(&victim, content).expect("a file");
+    let before = image.bytes();
+    let refused = |what: &str| {
+        let outcome = snapslot.verb("take", image.path(), &[]);
+        assert!(matches!(outcome.code(), 1 | 8), "{what}: {}", outcome.process.account());
+        assert!(image.bytes() == before, "{what}: the image changed");
+        assert_eq!(std::fs::read(&victim).expect("the file"), content, "{what}");
+        std::fs::remove_file(&journal).or_else(|_| std::fs::remove_dir(&journal)).expect(what);
+    };
+    std::os::unix::fs::symlink(&victim, &journal).expect("a link");
+    refused("a symbolic link");
+    std::fs::hard_link(&victim, &journal).expect("a link");
+    refused("a hard link");
+    std::fs::write(&journal, content).expect("a file");
+    std::fs::set_permissions(&journal, std::fs::Permissions::from_mode(0o666)).expect("chmod");
+    refused("a file that anybody may write");
+    std::fs::create_dir(&journal).expect("a directory");
+    refused("a directory");
+    let made = Command::new("mkfifo").arg(&journal).status().expect("mkfifo, of coreutils");
+    assert!(made.success());
+    refused("a pipe");
+    snapslot.verb("take", image.path(), &[]).expect(0);
     image.assert_clean();
 }
 

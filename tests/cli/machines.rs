@@ -64,6 +64,9 @@ fn one_disk_in_use_keeps_all_as_they_are() {
     let status = verb(&snapslot, "status", &[]);
     assert_eq!(status.expect(0)["slot"]["drift"], "partial");
     verb(&snapslot, "restore", &[]).expect(8);
+    // What is left of it is a snapshot still: nobody is asked, so nothing is deleted.
+    snapslot.run(["delete", "vm1"]).expect(6);
+    assert_eq!(b.snapshots().len(), 1);
     assert_eq!(verb(&snapslot, "delete", &[]).slot(), "empty");
     assert!(b.snapshots().is_empty());
     b.assert_clean();
@@ -84,4 +87,31 @@ fn another_host_finds_the_snapshot_in_the_image() {
     there.verb("take", image.path(), &[]).expect(3);
     assert_eq!(there.verb("delete", image.path(), &[]).slot(), "empty");
     assert_eq!(here.verb("status", image.path(), &[]).slot(), "drifted");
+}
+
+/// Story: `disable` and `delete` both wanted to open an image that was gone, so its record stayed
+/// for ever.
+#[test]
+fn a_machine_whose_image_is_gone_can_be_forgotten() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let image = image(&scratch, "disk.qcow2");
+    snapslot.verb("take", image.path(), &[]).expect(0);
+    std::fs::remove_file(image.path()).expect("an image");
+    assert_eq!(snapslot.run(["list"]).expect(0)["machines"][0]["error"]["code"], "not-found");
+    snapslot.verb("disable", image.path(), &[]).expect(0);
+    assert_eq!(snapslot.run(["list"]).expect(0)["machines"].as_array().map(Vec::len), Some(0));
+}
+
+/// Story: two names of one file were enabled as two volumes; the take then found the image held
+/// by "another process", which was itself.
+#[test]
+fn one_file_is_one_volume() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let image = image(&scratch, "disk.qcow2");
+    let link = scratch.join("link.qcow2");
+    std::fs::hard_link(image.path(), &link).expect("a hard link");
+    let volumes = [image.path().display().to_string(), link.display().to_string()];
+    snapslot.run(["enable", "vm1", "--volume", &volumes[0], "--volume", &volumes[1]]).expect(2);
 }

@@ -31,7 +31,9 @@ pub enum CheckError {
         at: u64,
     },
     /// The plan grows the image more than it has reason to.
-    #[error("the plan grows the image from {from} to {to} bytes, where its writes explain {written} more")]
+    #[error(
+        "the plan grows the image from {from} to {to} bytes, where its writes explain {written} more"
+    )]
     Growth {
         /// Size now.
         from: u64,
@@ -128,10 +130,13 @@ fn check_seal(plan: &Plan, seal: Seal, disk: &dyn Disk) -> Result<(), CheckError
         let set = u64::from_be_bytes(word) & seal.bits == seal.bits;
         let last = i + 1 == phases.len();
         if set == last {
-            return broken("not set by the first phase, kept through the others, cleared by the last");
+            return broken(
+                "not set by the first phase, kept through the others, cleared by the last",
+            );
         }
         // The switch must be one sector: a torn one could be anything.
-        let one_write = matches!(steps, [Step::Write { offset, data }] if within_sector(*offset, data.len()));
+        let one_write =
+            matches!(steps, [Step::Write { offset, data }] if within_sector(*offset, data.len()));
         if (i == 0 || last) && !one_write {
             return broken("set or cleared by more than one write within a sector");
         }

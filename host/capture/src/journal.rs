@@ -79,7 +79,10 @@ pub enum Found {
 /// again and nothing has happened.
 pub fn commit(place: &dyn Companion, meta: &[u8], plan: &Plan) -> Result<(), JournalError> {
     if meta.len() > META_MAX {
-        return Err(JournalError::Foreign { name: place.name(), why: "its meta record is too long" });
+        return Err(JournalError::Foreign {
+            name: place.name(),
+            why: "its meta record is too long",
+        });
     }
     let result = write_all(place, meta, plan);
     if result.is_err() {
@@ -177,7 +180,11 @@ pub fn parse(bytes: &[u8], name: &str) -> Result<Found, JournalError> {
     if &bytes[..16] != MAGIC {
         // The first write may have been lost while a later one arrived.
         let lost = zeroes(&bytes[..16]);
-        return if lost { Ok(Found::Uncommitted) } else { Err(foreign("it begins with other words")) };
+        return if lost {
+            Ok(Found::Uncommitted)
+        } else {
+            Err(foreign("it begins with other words"))
+        };
     }
     if bytes[16..20] != VERSION.to_le_bytes() {
         return Err(foreign("it is of another version"));
@@ -219,9 +226,8 @@ pub fn parse(bytes: &[u8], name: &str) -> Result<Found, JournalError> {
         }
     }
     let meta = meta.ok_or_else(|| foreign("it does not say what it is for"))?;
-    let plan = plan
-        .finish()
-        .map_err(|source| JournalError::Plan { name: name.to_owned(), source })?;
+    let plan =
+        plan.finish().map_err(|source| JournalError::Plan { name: name.to_owned(), source })?;
     Ok(Found::Committed { meta, plan })
 }
 

@@ -158,8 +158,7 @@ impl PlanBuilder {
         if matches!(self.plan.steps.last(), None | Some(Step::Barrier { .. })) {
             return Ok(());
         }
-        let clean: String =
-            title.chars().filter(|c| !c.is_control()).take(limits::TITLE).collect();
+        let clean: String = title.chars().filter(|c| !c.is_control()).take(limits::TITLE).collect();
         self.add(clean.len(), Step::Barrier { title: clean })
     }
 

@@ -34,13 +34,32 @@ pub struct Common {
     #[arg(long, global = true)]
     pub json: bool,
     /// Directory of the record of slots [default: /var/lib/snapslot for root, else the XDG state directory]
-    #[arg(long, global = true, env = "SNAPSLOT_STATE_DIR", value_name = "DIR", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "SNAPSLOT_STATE_DIR",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
     pub state_dir: Option<PathBuf>,
     /// Directory of compiled plugins [default: /var/cache/snapslot for root, else the XDG cache directory]
-    #[arg(long, global = true, env = "SNAPSLOT_CACHE_DIR", value_name = "DIR", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "SNAPSLOT_CACHE_DIR",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
     pub cache_dir: Option<PathBuf>,
     /// How deep a plan is rehearsed before it is carried out
-    #[arg(long, global = true, env = "SNAPSLOT_REHEARSE", value_name = "DEPTH", default_value = "bounded", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "SNAPSLOT_REHEARSE",
+        value_name = "DEPTH",
+        default_value = "bounded",
+        hide_env_values = true
+    )]
     pub rehearse: Rehearse,
     /// Say more; twice for plugins' debug lines
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]

@@ -19,8 +19,11 @@ pub fn start_log(verbose: u8, color: Color) {
         1 => "info",
         _ => "debug",
     };
-    let filter = EnvFilter::try_from_env("SNAPSLOT_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,snapslot={level},snapslot_runtime={level},snapslot_engine={level}")));
+    let filter = EnvFilter::try_from_env("SNAPSLOT_LOG").unwrap_or_else(|_| {
+        EnvFilter::new(format!(
+            "warn,snapslot={level},snapslot_runtime={level},snapslot_engine={level}"
+        ))
+    });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

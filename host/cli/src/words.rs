@@ -76,6 +76,9 @@ mod tests {
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(u64::MAX), "16384 PiB");
         assert_eq!(quoted("a b'c"), "'a b'\\''c'");
-        assert_eq!(moment(Moment { seconds: i64::MAX, nanoseconds: 0 }), format!("{} s after 1970", i64::MAX));
+        assert_eq!(
+            moment(Moment { seconds: i64::MAX, nanoseconds: 0 }),
+            format!("{} s after 1970", i64::MAX)
+        );
     }
 }

@@ -66,7 +66,9 @@ pub enum DiskError {
         length: u64,
     },
     /// A flush failed before; nothing more is written through this handle.
-    #[error("an earlier flush of {name} failed, so nothing more is written to it until it is opened anew")]
+    #[error(
+        "an earlier flush of {name} failed, so nothing more is written to it until it is opened anew"
+    )]
     FlushFailedBefore {
         /// The file, to say.
         name: String,

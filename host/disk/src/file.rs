@@ -286,9 +286,7 @@ impl Companion for FileCompanion {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
         };
-        File::open(parent)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|e| self.error(Doing::Name, e))
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| self.error(Doing::Name, e))
     }
 
     fn name(&self) -> String {

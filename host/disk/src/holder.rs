@@ -57,10 +57,12 @@ pub fn holders(id: FileId) -> Vec<Holder> {
 fn locks(pid: u32, id: FileId) -> bool {
     let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     fds.flatten().any(|fd| {
-        fs::metadata(fd.path())
-            .is_ok_and(|m| FileId { device: m.dev(), inode: m.ino() } == id)
-            && fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.file_name().to_string_lossy()))
-                .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")))
+        fs::metadata(fd.path()).is_ok_and(|m| FileId { device: m.dev(), inode: m.ino() } == id)
+            && fs::read_to_string(format!(
+                "/proc/{pid}/fdinfo/{}",
+                fd.file_name().to_string_lossy()
+            ))
+            .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")))
     })
 }
 
@@ -76,9 +78,7 @@ fn describe(pid: u32) -> Holder {
         .and_then(|_| words.next())
         .map(|w| String::from_utf8_lossy(w))
         .and_then(|w| {
-            w.split(',')
-                .next()
-                .map(|first| clean(first.strip_prefix("guest=").unwrap_or(first)))
+            w.split(',').next().map(|first| clean(first.strip_prefix("guest=").unwrap_or(first)))
         });
     Holder { pid, program, machine }
 }

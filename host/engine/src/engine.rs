@@ -38,8 +38,8 @@ impl Engine {
     /// Opens the record and readies the plugins' machinery.
     pub fn open(settings: Settings) -> Result<Engine, EngineError> {
         let store = Box::new(SqliteStore::open(&settings.state_dir)?);
-        let runtime = Runtime::new(&settings.cache_dir)
-            .map_err(|e| EngineError::load("any", &e))?;
+        let runtime =
+            Runtime::new(&settings.cache_dir).map_err(|e| EngineError::load("any", &e))?;
         Ok(Engine { settings, store, runtime })
     }
 
@@ -128,7 +128,9 @@ impl Engine {
             // What cannot be looked at cannot have a slot: say so now, not at the first take.
             let file = self.look(&Locator::parse(locator, &self.backends())?)?;
             if files.contains(&file) {
-                return Err(EngineError::Usage(format!("{locator} is another volume's file by another name")));
+                return Err(EngineError::Usage(format!(
+                    "{locator} is another volume's file by another name"
+                )));
             }
             files.push(file);
         }
@@ -165,8 +167,7 @@ impl Engine {
             Ok(status) => status.slot,
             // All its images are gone: there is nothing left that could hold a snapshot.
             Err(EngineError::Disk { source, .. })
-                if source.is_not_found()
-                    && machine.volumes.iter().all(|v| self.is_gone(v)) =>
+                if source.is_not_found() && machine.volumes.iter().all(|v| self.is_gone(v)) =>
             {
                 State::Empty
             }

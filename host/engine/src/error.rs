@@ -21,7 +21,9 @@ pub enum EngineError {
     #[error(transparent)]
     Locator(#[from] LocatorError),
     /// No machine of this name.
-    #[error("there is no machine {name}; `snapslot list` shows those there are, `snapslot enable {name} --volume V` makes one")]
+    #[error(
+        "there is no machine {name}; `snapslot list` shows those there are, `snapslot enable {name} --volume V` makes one"
+    )]
     NoMachine {
         /// The name.
         name: String,
@@ -83,7 +85,9 @@ pub enum EngineError {
         source: DiskError,
     },
     /// It failed after the commit; the journal holds the rest.
-    #[error("{volume}: {source}. The disk's content is whole and the journal beside it holds the rest of the change: see to the cause, then `snapslot recover {volume}` finishes it")]
+    #[error(
+        "{volume}: {source}. The disk's content is whole and the journal beside it holds the rest of the change: see to the cause, then `snapslot recover {volume}` finishes it"
+    )]
     Interrupted {
         /// The volume.
         volume: String,
@@ -91,7 +95,9 @@ pub enum EngineError {
         source: ExecuteError,
     },
     /// The result is not what was planned.
-    #[error("{volume}: the change was carried out, but looking again shows {found}; the machine should stay off until `snapslot status {volume}` and `qemu-img check` have been read")]
+    #[error(
+        "{volume}: the change was carried out, but looking again shows {found}; the machine should stay off until `snapslot status {volume}` and `qemu-img check` have been read"
+    )]
     Unexpected {
         /// The volume.
         volume: String,
@@ -107,7 +113,9 @@ pub enum EngineError {
         source: JournalError,
     },
     /// The journal beside the image was written for something else.
-    #[error("{volume}: {why}; nothing was changed. Move {journal} away if it does not belong to this image")]
+    #[error(
+        "{volume}: {why}; nothing was changed. Move {journal} away if it does not belong to this image"
+    )]
     ForeignJournal {
         /// The volume.
         volume: String,
@@ -120,7 +128,9 @@ pub enum EngineError {
     #[error("the record of slots: {0}")]
     Store(#[from] StoreError),
     /// The record could not be written after the change was made.
-    #[error("{machine}: done in the storage, but the record could not be written: {source}; the next command on it puts the record right")]
+    #[error(
+        "{machine}: done in the storage, but the record could not be written: {source}; the next command on it puts the record right"
+    )]
     Unrecorded {
         /// The machine.
         machine: String,
@@ -128,7 +138,9 @@ pub enum EngineError {
         source: StoreError,
     },
     /// The first half of a replacing take or consuming restore is done, the second is not.
-    #[error("{machine}: {done}, but the old snapshot could not be deleted yet: {source}. `snapslot recover {machine}` tries again")]
+    #[error(
+        "{machine}: {done}, but the old snapshot could not be deleted yet: {source}. `snapslot recover {machine}` tries again"
+    )]
     HalfDone {
         /// The machine.
         machine: String,

@@ -19,7 +19,9 @@ pub struct Locator {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LocatorError {
     /// Not of the form.
-    #[error("{given:?} is not a volume: a volume is a path that ends in .qcow2, or backend:place like qcow2:/srv/vm1.img")]
+    #[error(
+        "{given:?} is not a volume: a volume is a path that ends in .qcow2, or backend:place like qcow2:/srv/vm1.img"
+    )]
     Form {
         /// What was given, shortened.
         given: String,
@@ -65,7 +67,9 @@ impl Locator {
         }
         let named = text.split_once(':').filter(|(backend, _)| {
             !backend.is_empty()
-                && backend.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && backend
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         });
         let (backend, place) = match named {
             Some((backend, place)) if backends.contains(&backend) => (backend, place),
@@ -100,9 +104,9 @@ fn canonical(path: &Path) -> Result<PathBuf, LocatorError> {
     match path.canonicalize() {
         Ok(found) => Ok(found),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let name = path.file_name().ok_or_else(|| {
-                missing(std::io::Error::from(std::io::ErrorKind::NotFound))
-            })?;
+            let name = path
+                .file_name()
+                .ok_or_else(|| missing(std::io::Error::from(std::io::ErrorKind::NotFound)))?;
             let parent = match path.parent() {
                 Some(p) if !p.as_os_str().is_empty() => p,
                 _ => Path::new("."),
@@ -125,7 +129,8 @@ mod tests {
             assert!(is_machine_name(good), "{good:?}");
         }
         let long = "x".repeat(65);
-        for bad in ["", "-rf", ".hidden", "a/b", "a b", "a\n", "é", "x.qcow2", &long, "a:b", "a@b"] {
+        for bad in ["", "-rf", ".hidden", "a/b", "a b", "a\n", "é", "x.qcow2", &long, "a:b", "a@b"]
+        {
             assert!(!is_machine_name(bad), "{bad:?}");
         }
     }

@@ -235,7 +235,9 @@ impl Engine {
         };
         match decide(state, request) {
             Ok(()) => Ok(verb == Verb::Take && self.store.machine(&machine.name)?.is_none()),
-            Err(Refusal::Disabled) if verb == Verb::Take && self.settings.enable_on_take => Ok(true),
+            Err(Refusal::Disabled) if verb == Verb::Take && self.settings.enable_on_take => {
+                Ok(true)
+            }
             // A bare volume without a slot has nothing in it: that is what people want to hear.
             Err(Refusal::Disabled) if verb != Verb::Take => {
                 Err(refused(&machine.name, Refusal::Empty))
@@ -375,8 +377,7 @@ impl<'e> Context<'e> {
                 if asked.dry_run {
                     for mark in &marks {
                         let planned = self.plan_removal(mark)?;
-                        done.volumes
-                            .extend(planned.iter().map(|p| p.summary(self.engine, None)));
+                        done.volumes.extend(planned.iter().map(|p| p.summary(self.engine, None)));
                     }
                     return Ok(());
                 }
@@ -487,7 +488,8 @@ impl<'e> Context<'e> {
                 let part = execute_phases(&p.plan, phases, Redo::No, &*p.volume.disk, &|n, all| {
                     (self.observer)(&name, n, all);
                 });
-                report.add(part.map_err(|source| EngineError::Interrupted { volume: name, source })?);
+                report
+                    .add(part.map_err(|source| EngineError::Interrupted { volume: name, source })?);
             }
         }
         let mut after = Vec::new();
@@ -503,8 +505,10 @@ impl<'e> Context<'e> {
                     found: e.to_string(),
                 })?
             };
-            reached(&p.before, &facts, &p.goal)
-                .map_err(|found| EngineError::Unexpected { volume: name, found: found.to_owned() })?;
+            reached(&p.before, &facts, &p.goal).map_err(|found| EngineError::Unexpected {
+                volume: name,
+                found: found.to_owned(),
+            })?;
             after.push(facts);
         }
         Ok(after)
@@ -553,9 +557,10 @@ impl<'e> Context<'e> {
         pending: Option<&str>,
     ) -> Result<(), EngineError> {
         let files: Vec<FileId> = self.volumes.iter().map(|v| v.disk.id()).collect();
-        self.engine.store.set_occupant(&machine.name, occupant, pending, &files).map_err(|source| {
-            EngineError::Unrecorded { machine: machine.name.clone(), source }
-        })
+        self.engine
+            .store
+            .set_occupant(&machine.name, occupant, pending, &files)
+            .map_err(|source| EngineError::Unrecorded { machine: machine.name.clone(), source })
     }
 
     /// Removes the journals, the decider's last.
@@ -675,4 +680,3 @@ fn new_occupant(asked: &Asked) -> Result<Occupant, EngineError> {
         parts: Vec::new(),
     })
 }
-

@@ -149,9 +149,8 @@ impl Engine {
         known: bool,
         volumes: &[Volume],
     ) -> Result<State, EngineError> {
-        let plugins: Vec<_> = (volumes.iter())
-            .map(|v| self.plugin(&v.locator.backend))
-            .collect::<Result<_, _>>()?;
+        let plugins: Vec<_> =
+            (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
         let facts = look_at(volumes, &plugins)?;
         Ok(derive(machine, known, &facts.iter().collect::<Vec<_>>(), volumes))
     }
@@ -207,8 +206,10 @@ impl Engine {
                 cleared.push(name);
             }
         }
-        let held_back = begun.iter().any(|(.., p)| matches!(p, Progress::NotBegun | Progress::Overtaken));
-        let past_seal = begun.iter().any(|(.., p)| matches!(p, Progress::Behind(1..) | Progress::Done));
+        let held_back =
+            begun.iter().any(|(.., p)| matches!(p, Progress::NotBegun | Progress::Overtaken));
+        let past_seal =
+            begun.iter().any(|(.., p)| matches!(p, Progress::Behind(1..) | Progress::Done));
         let back = held_back && !past_seal;
         let mut finished = Vec::new();
         for (volume, meta, plan, progress) in &begun {
@@ -226,7 +227,8 @@ impl Engine {
         if !back {
             carry_on(&begun)?;
         }
-        let went_on = begun.iter().any(|(.., p)| matches!(p, Progress::Done)) || !finished.is_empty();
+        let went_on =
+            begun.iter().any(|(.., p)| matches!(p, Progress::Done)) || !finished.is_empty();
         self.follow(machine, volumes, first, went_on)?;
         if let Some(left) = self.store.running(&machine.name)? {
             let outcome = if went_on { "recovered" } else { "never-began" };
@@ -264,9 +266,8 @@ impl Engine {
         meta: Option<Meta>,
         redone: bool,
     ) -> Result<(), EngineError> {
-        let plugins: Vec<_> = (volumes.iter())
-            .map(|v| self.plugin(&v.locator.backend))
-            .collect::<Result<_, _>>()?;
+        let plugins: Vec<_> =
+            (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
         let context = Context { engine: self, volumes, plugins: &plugins, observer: &|_, _, _| () };
         let facts = look_at(volumes, &plugins)?;
         if let Some(meta) = &meta {
@@ -347,8 +348,9 @@ fn progress(volume: &Volume, plan: &Plan, meta: &Meta) -> Result<Progress, Engin
     let failed = |e| EngineError::disk(&volume.locator, e);
     match resume_at(plan, &*volume.disk).map_err(failed)? {
         Resume::From(phase) => {
-            check_shape(plan, &*volume.disk)
-                .map_err(|e| foreign(volume, &format!("the plan in its journal does not fit: {e}")))?;
+            check_shape(plan, &*volume.disk).map_err(|e| {
+                foreign(volume, &format!("the plan in its journal does not fit: {e}"))
+            })?;
             return Ok(Progress::Behind(phase));
         }
         Resume::Foreign => {

@@ -84,7 +84,8 @@ pub(crate) fn reached(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), 
         Goal::Held(new) => {
             let made = after.snapshots.iter().find(|s| s.mark.as_ref() == Some(&new.mark));
             let Some(made) = made else { return Err("it makes no snapshot") };
-            if made.virtual_size != before.virtual_size || after.virtual_size != before.virtual_size {
+            if made.virtual_size != before.virtual_size || after.virtual_size != before.virtual_size
+            {
                 return Err("it changes the disk's size");
             }
             let others = before.snapshots.iter().filter(|s| s.mark.as_ref() != Some(&new.mark));

@@ -104,14 +104,12 @@ impl Engine {
         for locator in self.locators(machine)? {
             let volume = Volume::open_to_look(&locator)?;
             let plugin = self.plugin(&locator.backend)?;
-            let busy = EngineLock::is_taken(&volume.disk)
-                .map_err(|e| lock_error(&locator, e, None))?;
+            let busy =
+                EngineLock::is_taken(&volume.disk).map_err(|e| lock_error(&locator, e, None))?;
             // A journal beside an image that nobody works on is of an interrupted change.
             let left = if busy { None } else { left_behind(&locator) };
             running = running.or(busy.then(|| self.running(machine)));
-            let facts = plugin
-                .inspect(&volume.sight())
-                .map_err(|e| EngineError::call(&locator, e));
+            let facts = plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(&locator, e));
             let facts = match facts {
                 Ok(facts) => facts,
                 // Half-way through a change an image need not read: say what is going on.
@@ -123,8 +121,7 @@ impl Engine {
                 },
                 Err(error) => return Err(error),
             };
-            let writers =
-                probe_writer(&volume.disk).map_err(|e| lock_error(&locator, e, None))?;
+            let writers = probe_writer(&volume.disk).map_err(|e| lock_error(&locator, e, None))?;
             volumes.push((locator, volume, facts, writers, left.is_some()));
             interrupted = interrupted.or(left);
         }
@@ -204,12 +201,7 @@ fn left_behind(locator: &Locator) -> Option<Meta> {
 }
 
 /// The slot's state, from record and storage. The storage is the truth about snapshots.
-pub(crate) fn derive<T>(
-    machine: &Machine,
-    known: bool,
-    facts: &[&Facts],
-    volumes: &[T],
-) -> State
+pub(crate) fn derive<T>(machine: &Machine, known: bool, facts: &[&Facts], volumes: &[T]) -> State
 where
     T: HasFile,
 {

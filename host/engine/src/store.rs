@@ -106,7 +106,8 @@ pub trait SlotStore {
     /// The operation that was begun last and has not ended.
     fn running(&self, machine: &str) -> Result<Option<OperationRecord>, StoreError>;
     /// What was done, newest first.
-    fn history(&self, machine: Option<&str>, most: u32) -> Result<Vec<OperationRecord>, StoreError>;
+    fn history(&self, machine: Option<&str>, most: u32)
+    -> Result<Vec<OperationRecord>, StoreError>;
 }
 
 const VERSION: i64 = 1;
@@ -169,14 +170,18 @@ impl SqliteStore {
         let Some((occupant, pending)) = found else { return Ok(None) };
         let occupant = match occupant {
             None => None,
-            Some(text) => Some(
-                serde_json::from_str(&text).map_err(|e| StoreError::Damaged(e.to_string()))?,
-            ),
+            Some(text) => {
+                Some(serde_json::from_str(&text).map_err(|e| StoreError::Damaged(e.to_string()))?)
+            }
         };
         let sql = "SELECT locator, device, inode FROM volume WHERE machine = ?1 ORDER BY position";
         let mut query = self.db.prepare_cached(sql)?;
         let rows = query.query_map([name], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, Option<i64>>(2)?))
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, Option<i64>>(1)?,
+                row.get::<_, Option<i64>>(2)?,
+            ))
         })?;
         let (mut volumes, mut files) = (Vec::new(), Vec::new());
         for row in rows {
@@ -223,7 +228,8 @@ impl SlotStore for SqliteStore {
             if self.db.execute(sql, [name])? == 0 {
                 return Ok(false);
             }
-            let sql = "INSERT OR IGNORE INTO volume (locator, machine, position) VALUES (?1, ?2, ?3)";
+            let sql =
+                "INSERT OR IGNORE INTO volume (locator, machine, position) VALUES (?1, ?2, ?3)";
             for (position, volume) in volumes.iter().enumerate() {
                 if self.db.execute(sql, params![volume, name, position as i64])? == 0 {
                     return Ok(false);
@@ -254,7 +260,8 @@ impl SlotStore for SqliteStore {
         let update = || -> Result<(), StoreError> {
             let sql = "UPDATE machine SET occupant = ?2, pending = ?3 WHERE name = ?1";
             self.db.execute(sql, params![name, text, pending])?;
-            let sql = "UPDATE volume SET device = ?3, inode = ?4 WHERE machine = ?1 AND position = ?2";
+            let sql =
+                "UPDATE volume SET device = ?3, inode = ?4 WHERE machine = ?1 AND position = ?2";
             for (position, file) in files.iter().enumerate() {
                 let (device, inode) = (file.device.cast_signed(), file.inode.cast_signed());
                 self.db.execute(sql, params![name, position as i64, device, inode])?;
@@ -281,7 +288,8 @@ impl SlotStore for SqliteStore {
 
     fn end(&self, operation: u64, finished: Moment, outcome: &str) -> Result<(), StoreError> {
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
-        let sql = "UPDATE operation SET finished = ?2, finished_ns = ?3, outcome = ?4 WHERE id = ?1";
+        let sql =
+            "UPDATE operation SET finished = ?2, finished_ns = ?3, outcome = ?4 WHERE id = ?1";
         let values =
             params![operation.cast_signed(), finished.seconds, finished.nanoseconds, outcome];
         let updated = self.db.execute(sql, values);
@@ -295,7 +303,11 @@ impl SlotStore for SqliteStore {
         Ok(last.filter(|o| o.finished.is_none()))
     }
 
-    fn history(&self, machine: Option<&str>, most: u32) -> Result<Vec<OperationRecord>, StoreError> {
+    fn history(
+        &self,
+        machine: Option<&str>,
+        most: u32,
+    ) -> Result<Vec<OperationRecord>, StoreError> {
         let sql = "SELECT id, machine, verb, started, started_ns, finished, finished_ns, outcome,
                           process
                    FROM operation WHERE ?1 IS NULL OR machine = ?1 ORDER BY id DESC LIMIT ?2";
@@ -308,10 +320,8 @@ impl SlotStore for SqliteStore {
                 machine: row.get(1)?,
                 verb: row.get(2)?,
                 started: Moment { seconds: row.get(3)?, nanoseconds: row.get(4)? },
-                finished: finished.map(|seconds| Moment {
-                    seconds,
-                    nanoseconds: finished_ns.unwrap_or(0),
-                }),
+                finished: finished
+                    .map(|seconds| Moment { seconds, nanoseconds: finished_ns.unwrap_or(0) }),
                 outcome: row.get(7)?,
                 process: row.get(8)?,
             })

@@ -14,7 +14,9 @@ pub enum LoadError {
         limit: usize,
     },
     /// It asks for something that no plugin gets.
-    #[error("the component imports {import}, which no plugin is given; plugins see volumes only through snapslot:backend")]
+    #[error(
+        "the component imports {import}, which no plugin is given; plugins see volumes only through snapslot:backend"
+    )]
     Import {
         /// What it imports.
         import: String,

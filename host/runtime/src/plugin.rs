@@ -76,8 +76,7 @@ impl Runtime {
         }
         let unusable = |e: wasmtime::Error| LoadError::Unusable(format!("{e:#}"));
         let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-        let component =
-            self.cache.component(&self.engine, &digest, bytes).map_err(unusable)?;
+        let component = self.cache.component(&self.engine, &digest, bytes).map_err(unusable)?;
         let imports = self.check_imports(&component)?;
         let mut linker = self.linker.clone();
         self.define_inert(&component, &mut linker).map_err(unusable)?;
@@ -141,7 +140,9 @@ impl Runtime {
                     ComponentItem::ComponentFunc(_) => {
                         let called = format!("{name} {export}");
                         inert.func_new(export, move |_, _, _, _| {
-                            Err(wasmtime::Error::msg(format!("it called {called}, which no plugin is given")))
+                            Err(wasmtime::Error::msg(format!(
+                                "it called {called}, which no plugin is given"
+                            )))
                         })?;
                     }
                     ComponentItem::Resource(_) => {

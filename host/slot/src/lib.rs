@@ -8,6 +8,6 @@ mod types;
 
 pub use policy::decide;
 pub use types::{
-    Consistency, Drift, Moment, Occupant, Part, Refusal, Request, Running, State, MARK_LENGTH,
-    NOTE_MAX, is_mark,
+    Consistency, Drift, MARK_LENGTH, Moment, NOTE_MAX, Occupant, Part, Refusal, Request, Running,
+    State, is_mark,
 };

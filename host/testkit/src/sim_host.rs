@@ -6,7 +6,8 @@
 
 use snapslot_capture::journal::{self, Found};
 use snapslot_capture::{
-    Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Redo, Resume, Seal, execute_phases, resume_at,
+    Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Redo, Resume, Seal, execute_phases,
+    resume_at,
 };
 use snapslot_disk::sim::World;
 use snapslot_disk::{Companion, Disk};
@@ -215,4 +216,3 @@ pub fn recover(world: &World) -> Result<Recovered, String> {
     forget(&place).map_err(|e| e.to_string())?;
     Ok(did)
 }
-

@@ -71,8 +71,12 @@ pub(crate) fn plan(
         }
         d.barrier("forget the snapshot in the header")
     };
-    Counting { volume, room: &room, unused: &unused, doubles: false }
-        .run(&mut draft, &mut up, switch, Some(&mut down))?;
+    Counting { volume, room: &room, unused: &unused, doubles: false }.run(
+        &mut draft,
+        &mut up,
+        switch,
+        Some(&mut down),
+    )?;
     draft.barrier("free what only the snapshot held")?;
     draft.write(0, &header.plain_sector(&after))?;
     draft.barrier("mark the image as whole")

@@ -90,7 +90,12 @@ impl<'p> Draft<'p> {
     }
 
     /// Clusters that hold bytes, written; the rest of the last one stays as it is.
-    pub fn write_new(&mut self, volume: &Volume<'_>, cluster: u64, data: &[u8]) -> Result<(), Failure> {
+    pub fn write_new(
+        &mut self,
+        volume: &Volume<'_>,
+        cluster: u64,
+        data: &[u8],
+    ) -> Result<(), Failure> {
         self.write(cluster << volume.header.cluster_bits, data)
     }
 }
@@ -111,27 +116,27 @@ impl Room {
     /// Makes sure that everything given out can be counted; gives out more for that if needed.
     pub fn make(volume: &Volume<'_>, mut free: Free<'_>) -> Result<Room, Failure> {
         let per_block = entries_per_block(volume);
-        let old_entries =
-            (u64::from(volume.header.fields.refcount_table_clusters) << volume.header.cluster_bits) / 8;
+        let old_entries = (u64::from(volume.header.fields.refcount_table_clusters)
+            << volume.header.cluster_bits)
+            / 8;
         let exists = |i: u64| volume.refcount_table.get(i as usize).is_some_and(|b| *b != 0);
         let mut blocks: Vec<(u64, u64)> = Vec::new();
         let mut table: Option<(u64, u64)> = None;
         loop {
-            let needed = free.taken().iter().flat_map(|(start, count)| {
-                start / per_block..=(start + count - 1) / per_block
-            });
-            let missing = needed
-                .filter(|i| !exists(*i) && blocks.iter().all(|(b, _)| b != i))
-                .min();
+            let needed = free
+                .taken()
+                .iter()
+                .flat_map(|(start, count)| start / per_block..=(start + count - 1) / per_block);
+            let missing =
+                needed.filter(|i| !exists(*i) && blocks.iter().all(|(b, _)| b != i)).min();
             if let Some(index) = missing {
                 blocks.push((index, free.take(1)?));
                 continue;
             }
             // A table that is full by now moves to a larger place, with half as much again.
             let highest = blocks.iter().map(|(i, _)| i + 1).max().unwrap_or(0);
-            let entries = table.map_or(old_entries, |(_, clusters)| {
-                (clusters << volume.header.cluster_bits) / 8
-            });
+            let entries = table
+                .map_or(old_entries, |(_, clusters)| (clusters << volume.header.cluster_bits) / 8);
             if highest <= entries {
                 break;
             }
@@ -140,7 +145,10 @@ impl Room {
             }
             let bytes = ((highest + highest / 2) * 8).min(REFCOUNT_TABLE_BYTES_MAX);
             if highest * 8 > bytes {
-                return Err(unsupported("refcount-table", "the refcount table is as long as it can be"));
+                return Err(unsupported(
+                    "refcount-table",
+                    "the refcount table is as long as it can be",
+                ));
             }
             let clusters = volume.clusters_for(bytes);
             table = Some((free.take(clusters)?, clusters));

@@ -120,9 +120,10 @@ impl<'v> Free<'v> {
             || overlaps(f.refcount_table_offset, u64::from(f.refcount_table_clusters) << bits)
             || overlaps(f.snapshots_offset, v.snapshots.length)
             || v.refcount_table.iter().any(|b| *b != 0 && overlaps(*b, 1 << bits))
-            || v.snapshots.entries.iter().any(|e| {
-                overlaps(e.l1_table_offset.min(v.file_size), u64::from(e.l1_size) * 8)
-            });
+            || v.snapshots
+                .entries
+                .iter()
+                .any(|e| overlaps(e.l1_table_offset.min(v.file_size), u64::from(e.l1_size) * 8));
         if used {
             return Err(corrupt("refcount-zero", "the image counts one of its own tables as free"));
         }

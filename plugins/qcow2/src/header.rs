@@ -160,12 +160,14 @@ impl Header {
         let incompatible = if v3 { be64(&sector, 72) } else { 0 };
         let compression = if v3 && header_length > V3_LENGTH { sector[104] } else { 0 };
         if compression > 1 || (compression == 1 && incompatible & INCOMPATIBLE_COMPRESSION == 0) {
-            let what = format!("the image's compression type is {compression}, which is unknown here");
+            let what =
+                format!("the image's compression type is {compression}, which is unknown here");
             return Err(unsupported("compression", what));
         }
         let crypt_method = be32(&sector, 32);
         if crypt_method > 2 {
-            let what = format!("the image's encryption is of kind {crypt_method}, which is unknown here");
+            let what =
+                format!("the image's encryption is of kind {crypt_method}, which is unknown here");
             return Err(unsupported("encryption", what));
         }
         let mut header = Header {
@@ -218,7 +220,10 @@ impl Header {
     pub fn sealed(&self) -> bool {
         let places = [Some(STAMP_AT), self.feature_names.map(|at| at + STAMP_IN_NAMES)];
         self.incompatible & INCOMPATIBLE_DIRTY != 0
-            && places.into_iter().flatten().any(|at| at + 8 <= SECTOR && be64(&self.sector, at) == STAMP)
+            && places
+                .into_iter()
+                .flatten()
+                .any(|at| at + 8 <= SECTOR && be64(&self.sector, at) == STAMP)
     }
 
     fn validate(&self, file_size: u64) -> Result<(), Failure> {
@@ -264,7 +269,10 @@ impl Header {
         if self.has_backing()
             && (self.backing_size > 1023 || name_end.is_none_or(|end| end > cluster))
         {
-            return Err(corrupt("backing-name", "the backing file's name is not in the first cluster"));
+            return Err(corrupt(
+                "backing-name",
+                "the backing file's name is not in the first cluster",
+            ));
         }
         Ok(())
     }

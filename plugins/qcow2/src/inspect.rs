@@ -105,7 +105,9 @@ fn blockers(volume: &Volume<'_>) -> Vec<Failure> {
         block(
             FailureKind::Corrupt,
             "dirty",
-            &format!("the image was not closed cleanly, so its reference counts may be off; {repair}"),
+            &format!(
+                "the image was not closed cleanly, so its reference counts may be off; {repair}"
+            ),
         );
     }
     if bits & INCOMPATIBLE_CORRUPT != 0 {

@@ -93,8 +93,7 @@ impl Backend for Qcow2 {
 
 /// The image contradicts itself.
 pub(crate) fn corrupt(code: &str, message: impl Into<String>) -> Failure {
-    let message =
-        format!("{}; `qemu-img check` on the image tells more", message.into());
+    let message = format!("{}; `qemu-img check` on the image tells more", message.into());
     Failure::new(FailureKind::Corrupt, code, message)
 }
 

@@ -307,9 +307,10 @@ impl Block {
 /// were more references than counted, thus two users of one cluster.
 fn refuse_uncounted_sharing(old: &[u16], new: &[u16]) -> Result<(), Failure> {
     // A new cluster goes from none to one.
-    let bad = old.iter().zip(new).fold(0, |bad, (old, new)| {
-        bad | u16::from(u32::from(*new) > 2 * u32::from((*old).max(1)))
-    });
+    let bad = old
+        .iter()
+        .zip(new)
+        .fold(0, |bad, (old, new)| bad | u16::from(u32::from(*new) > 2 * u32::from((*old).max(1))));
     if bad == 0 {
         return Ok(());
     }
@@ -420,9 +421,10 @@ fn emit_difference(
 /// Whether 64 bytes are the same. Written out: a call of `memcmp` is slow where this runs.
 fn same(a: &[u8; 64], b: &[u8; 64]) -> bool {
     let (a, b) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
-    let differs = a.iter().zip(b).fold(0, |all, (x, y)| {
-        all | (u64::from_ne_bytes(*x) ^ u64::from_ne_bytes(*y))
-    });
+    let differs = a
+        .iter()
+        .zip(b)
+        .fold(0, |all, (x, y)| all | (u64::from_ne_bytes(*x) ^ u64::from_ne_bytes(*y)));
     differs == 0
 }
 

@@ -79,8 +79,12 @@ pub(crate) fn plan(
         d.write(0, &sealed)?;
         d.barrier("switch to the snapshot's tables")
     };
-    Counting { volume, room: &room, unused: &unused, doubles: false }
-        .run(&mut draft, &mut up, switch, Some(&mut down))?;
+    Counting { volume, room: &room, unused: &unused, doubles: false }.run(
+        &mut draft,
+        &mut up,
+        switch,
+        Some(&mut down),
+    )?;
     draft.barrier("free what the disk had since")?;
     draft.write(0, &header.plain_sector(&after))?;
     draft.barrier("mark the image as whole")

@@ -79,7 +79,10 @@ impl Snapshots {
                 match parse(&bytes, at) {
                     Some(parsed) => {
                         let entry = parsed.map_err(|why| {
-                            corrupt("snapshot-entry", format!("entry {i} of the snapshot table {why}"))
+                            corrupt(
+                                "snapshot-entry",
+                                format!("entry {i} of the snapshot table {why}"),
+                            )
                         })?;
                         at += entry.raw.len();
                         entries.push(entry);
@@ -127,10 +130,17 @@ impl Snapshots {
         disk_size: u64,
     ) -> Result<Vec<u8>, Failure> {
         if self.entries.len() as u64 >= u64::from(SNAPSHOTS_MAX) {
-            return Err(unsupported("snapshots-full", "the image holds 65,536 snapshots, the most it can"));
+            return Err(unsupported(
+                "snapshots-full",
+                "the image holds 65,536 snapshots, the most it can",
+            ));
         }
         let seconds = u32::try_from(new.taken_seconds).map_err(|_| {
-            Failure::new(FailureKind::Invalid, "time", "the time of the take does not fit the format")
+            Failure::new(
+                FailureKind::Invalid,
+                "time",
+                "the time of the take does not fit the format",
+            )
         })?;
         let number = |e: &Entry| e.id.parse::<u64>().ok();
         let last = self.entries.iter().filter_map(number).max().unwrap_or(0);
@@ -157,7 +167,10 @@ impl Snapshots {
         let table: Vec<u8> =
             self.entries.iter().flat_map(|e| e.raw.iter().copied()).chain(entry).collect();
         if table.len() > TABLE_BYTES_MAX {
-            return Err(unsupported("snapshots-full", "the image's snapshot table is as long as it can be"));
+            return Err(unsupported(
+                "snapshots-full",
+                "the image's snapshot table is as long as it can be",
+            ));
         }
         Ok(table)
     }

@@ -110,8 +110,7 @@ fn share_active(
     tables::for_each(volume, &mut l2, |index, offset, table| {
         counts.add(offset >> bits, 1, active[index] & COPIED != 0)?;
         let mut share = Share { counts, any_copied: false };
-        tables::walk(volume, table, &mut share)
-            .map_err(|f| f.with("l1-index", index))?;
+        tables::walk(volume, table, &mut share).map_err(|f| f.with("l1-index", index))?;
         if share.any_copied && first {
             draft.mask(Mask {
                 offset,

@@ -71,7 +71,8 @@ impl<'a> Volume<'a> {
     pub fn own_clusters(&self) -> Result<Vec<u64>, Failure> {
         let f = &self.header.fields;
         let bits = self.header.cluster_bits;
-        let l1s = (self.snapshots.entries.iter()).map(|e| (e.l1_table_offset, u64::from(e.l1_size) * 8));
+        let l1s =
+            (self.snapshots.entries.iter()).map(|e| (e.l1_table_offset, u64::from(e.l1_size) * 8));
         let runs = [
             (0, self.cluster_size()),
             (f.refcount_table_offset, u64::from(f.refcount_table_clusters) << bits),
@@ -123,7 +124,10 @@ impl<'a> Volume<'a> {
         if self.clusters.div_ceil(entries_per_block(self)) > REFCOUNT_TABLE_BYTES_MAX / 8 {
             return Err(unsupported(
                 "too-long",
-                format!("the file has {} bytes, more than its reference counts can cover", self.file_size),
+                format!(
+                    "the file has {} bytes, more than its reference counts can cover",
+                    self.file_size
+                ),
             ));
         }
         let f = &self.header.fields;
@@ -170,7 +174,8 @@ impl<'a> Volume<'a> {
             bytes.as_chunks::<8>().0.iter().map(|w| u64::from_be_bytes(*w)).collect();
         for (i, entry) in table.iter().enumerate() {
             let at = entry & OFFSET_MASK;
-            let inside = at.checked_add(self.cluster_size()).is_some_and(|end| end <= self.file_size);
+            let inside =
+                at.checked_add(self.cluster_size()).is_some_and(|end| end <= self.file_size);
             if entry & L1_RESERVED != 0 || at % self.cluster_size() != 0 || (at != 0 && !inside) {
                 let what = format!("entry {i} of the L1 table at {offset} is {entry:#x}");
                 return Err(corrupt("l1-entry", what));

@@ -106,7 +106,8 @@ impl RecordedPlan {
                 }
                 Recorded::Mask(m) => {
                     for word in 0..m.count as usize {
-                        let chosen = m.select.is_empty() || m.select[word / 8] >> (word % 8) & 1 == 1;
+                        let chosen =
+                            m.select.is_empty() || m.select[word / 8] >> (word % 8) & 1 == 1;
                         if chosen {
                             let at = m.offset as usize + word * m.stride as usize;
                             let mut bytes = [0; 8];

@@ -23,7 +23,8 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
     let _ = writeln!(words, "{}: {}", status.machine, output.strong(status.slot.word()));
     match &status.slot {
         State::Disabled => {
-            let _ = writeln!(words, "  no slot yet; `snapslot take {name}` gives it one and fills it");
+            let _ =
+                writeln!(words, "  no slot yet; `snapslot take {name}` gives it one and fills it");
         }
         State::Empty => {
             let _ = writeln!(words, "  `snapslot take {name}` fills it");
@@ -50,24 +51,41 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
         }
         State::Drifted { drift, .. } => {
             let _ = writeln!(words, "  {}", drift_in_words(*drift));
-            let _ = writeln!(words, "  `snapslot delete {name}` clears the record, then a new snapshot can be taken");
+            let _ = writeln!(
+                words,
+                "  `snapslot delete {name}` clears the record, then a new snapshot can be taken"
+            );
         }
     }
     for v in &status.volumes {
         let _ = writeln!(words, "  {}", v.volume);
         let _ = writeln!(words, "    {}, {}", bytes(v.virtual_size), v.format);
         if let (Some(changed), Some(held)) = (v.changed_bytes, v.held_bytes) {
-            let _ = writeln!(words, "    changed since the take: {}; held by the slot: {}", bytes(changed), bytes(held));
+            let _ = writeln!(
+                words,
+                "    changed since the take: {}; held by the slot: {}",
+                bytes(changed),
+                bytes(held)
+            );
         }
         let others = v.snapshots.iter().filter(|s| s.mark.is_none()).count();
         if others > 0 {
-            let _ = writeln!(words, "    {others} snapshot{} of others, left alone", if others == 1 { "" } else { "s" });
+            let _ = writeln!(
+                words,
+                "    {others} snapshot{} of others, left alone",
+                if others == 1 { "" } else { "s" }
+            );
         }
         if let Some(writers) = &v.writers {
             let _ = writeln!(words, "    in use{}", Holder::in_words(writers));
         }
         for finding in &v.findings {
-            let _ = writeln!(words, "    {}: {}", if finding.blocks { "problem" } else { "note" }, finding.message);
+            let _ = writeln!(
+                words,
+                "    {}: {}",
+                if finding.blocks { "problem" } else { "note" },
+                finding.message
+            );
         }
     }
     words
@@ -75,8 +93,12 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
 
 fn drift_in_words(drift: Drift) -> &'static str {
     match drift {
-        Drift::SnapshotGone => "the snapshot in the record is no longer in the image: another program removed it",
-        Drift::VolumeReplaced => "the image is another file than when the snapshot was taken, and does not hold it",
+        Drift::SnapshotGone => {
+            "the snapshot in the record is no longer in the image: another program removed it"
+        }
+        Drift::VolumeReplaced => {
+            "the image is another file than when the snapshot was taken, and does not hold it"
+        }
         Drift::Partial => "some volumes of the machine hold the snapshot and some do not",
     }
 }
@@ -108,7 +130,8 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
         }
     }
     if machines.is_empty() {
-        words.push_str("No machine has a slot yet; `snapslot take ./disk.qcow2` makes the first.\n");
+        words
+            .push_str("No machine has a slot yet; `snapslot take ./disk.qcow2` makes the first.\n");
     }
     output.done(json!({ "machines": rows }), &words);
     Ok(ExitCode::SUCCESS)
@@ -191,7 +214,14 @@ pub fn history(
     let mut words = String::new();
     for row in &rows {
         let outcome = row.outcome.as_deref().unwrap_or("not ended");
-        let _ = writeln!(words, "{}  {:8} {:12} {}", moment(row.started), row.verb, outcome, row.machine);
+        let _ = writeln!(
+            words,
+            "{}  {:8} {:12} {}",
+            moment(row.started),
+            row.verb,
+            outcome,
+            row.machine
+        );
     }
     if rows.is_empty() {
         words.push_str("Nothing yet.\n");

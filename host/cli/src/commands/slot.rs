@@ -32,7 +32,8 @@ pub fn enable(
 pub fn disable(engine: &Engine, output: Output, machine: &str) -> Result<ExitCode, Failed> {
     let machine = engine.disable(machine)?;
     let words = format!("{} has no slot any more.\n", machine.name);
-    output.done(json!({ "machine": machine.name, "slot": State::Disabled, "changed": true }), &words);
+    output
+        .done(json!({ "machine": machine.name, "slot": State::Disabled, "changed": true }), &words);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -64,7 +65,10 @@ pub fn take(
         }
     }
     let name = quoted(machine);
-    let _ = writeln!(words, "Go back to it with `snapslot restore {name}`, or drop it with `snapslot delete {name}`.");
+    let _ = writeln!(
+        words,
+        "Go back to it with `snapslot restore {name}`, or drop it with `snapslot delete {name}`."
+    );
     finish(output, &done, words)
 }
 
@@ -89,11 +93,16 @@ pub fn restore(
     if done.changed {
         let _ = writeln!(words, "{} {} in {took}.", output.strong("Restored:"), done.machine);
     } else {
-        let _ = writeln!(words, "{} is as the snapshot is; nothing had to be written ({took}).", done.machine);
+        let _ = writeln!(
+            words,
+            "{} is as the snapshot is; nothing had to be written ({took}).",
+            done.machine
+        );
     }
     match &done.slot {
         State::Held { occupant } => {
-            let _ = writeln!(words, "The slot still holds the snapshot of {}.", moment(occupant.taken));
+            let _ =
+                writeln!(words, "The slot still holds the snapshot of {}.", moment(occupant.taken));
         }
         _ => {
             let _ = writeln!(words, "The slot is empty.");
@@ -126,11 +135,7 @@ pub fn delete(
     finish(output, &done, words)
 }
 
-pub fn recover(
-    engine: &Engine,
-    output: Output,
-    machine: Option<&str>,
-) -> Result<ExitCode, Failed> {
+pub fn recover(engine: &Engine, output: Output, machine: Option<&str>) -> Result<ExitCode, Failed> {
     let names = match machine {
         Some(name) => vec![name.to_owned()],
         None => {
@@ -148,7 +153,10 @@ pub fn recover(
                     let _ = writeln!(words, "{volume}: an interrupted change was finished");
                 }
                 for volume in &r.cleared {
-                    let _ = writeln!(words, "{volume}: the journal of a change that never began, or had ended, was removed");
+                    let _ = writeln!(
+                        words,
+                        "{volume}: the journal of a change that never began, or had ended, was removed"
+                    );
                 }
                 if r.finished.is_empty() && r.cleared.is_empty() {
                     let _ = writeln!(words, "{}: nothing to recover", r.machine);
@@ -203,7 +211,14 @@ fn planned(output: Output, done: &Done) -> ExitCode {
     for (i, volume) in done.volumes.iter().enumerate() {
         let _ = writeln!(words, "{}: {} steps", volume.volume, volume.plan.steps);
         for (n, phase) in volume.plan.phases.iter().enumerate() {
-            let _ = writeln!(words, "  {}. {} ({} steps, {})", n + 1, phase.title, phase.count, bytes(phase.bytes));
+            let _ = writeln!(
+                words,
+                "  {}. {} ({} steps, {})",
+                n + 1,
+                phase.title,
+                phase.count,
+                bytes(phase.bytes)
+            );
             for step in &phase.steps {
                 let _ = writeln!(words, "       {step}");
             }
