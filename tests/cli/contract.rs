@@ -168,7 +168,7 @@ fn the_json_of_every_command_keeps_its_keys() {
     check(snapslot.verb("restore", path, &[]), &[slot, done]);
     check(
         snapslot.verb("delete", path, &["--dry-run"]),
-        &[slot, done, "dry-run volumes.plan.phases.steps"]
+        [slot, done, "dry-run volumes.plan.phases.steps"]
             .map(|s| {
                 s.replace(
                     "volumes.executed.flushes volumes.executed.bytes-written \

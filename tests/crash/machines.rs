@@ -56,7 +56,7 @@ fn both_disks_or_neither() {
             process.kill();
             cut += 1;
         }
-        drop(process);
+        process.finish(Duration::from_secs(60));
         let told = format!("round {round}, {verb}, seed {seed:#x}");
         let recovered = product.run(["recover", "vm1"]);
         recovered.expect(0);

@@ -121,7 +121,7 @@ impl PlanBuilder {
         if pattern.is_empty() || pattern.len() > limits::PATTERN {
             return self.malformed("its pattern has not 1 to 16 bytes");
         }
-        if length == 0 || length % pattern.len() as u64 != 0 {
+        if length == 0 || !length.is_multiple_of(pattern.len() as u64) {
             return self.malformed("its length is not a multiple of its pattern's");
         }
         self.add(pattern.len(), Step::Fill { offset, length, pattern })
@@ -129,7 +129,7 @@ impl PlanBuilder {
 
     /// Adds a change of bits.
     pub fn mask(&mut self, mask: Mask) -> Result<(), PlanError> {
-        if mask.count == 0 || !matches!(mask.stride, 8 | 16) || mask.offset % 8 != 0 {
+        if mask.count == 0 || !matches!(mask.stride, 8 | 16) || !mask.offset.is_multiple_of(8) {
             return self.malformed("its words are not aligned runs");
         }
         if !mask.select.is_empty() && mask.select.len() as u64 != u64::from(mask.count).div_ceil(8)
@@ -164,7 +164,7 @@ impl PlanBuilder {
 
     /// Declares the seal.
     pub fn seal(&mut self, seal: Seal) -> Result<(), PlanError> {
-        if self.plan.seal.is_some() || seal.bits == 0 || seal.offset % 8 != 0 {
+        if self.plan.seal.is_some() || seal.bits == 0 || !seal.offset.is_multiple_of(8) {
             return self.malformed("its seal is declared twice, empty or not aligned");
         }
         self.plan.seal = Some(seal);

@@ -230,7 +230,8 @@ impl Header {
         let f = &self.fields;
         let cluster = self.cluster_size();
         let inside = |offset: u64, bytes: u64| {
-            offset % cluster == 0 && offset.checked_add(bytes).is_some_and(|end| end <= file_size)
+            offset.is_multiple_of(cluster)
+                && offset.checked_add(bytes).is_some_and(|end| end <= file_size)
         };
         let l1_bytes = u64::from(f.l1_size) * 8;
         if l1_bytes > L1_BYTES_MAX {

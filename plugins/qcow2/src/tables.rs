@@ -63,7 +63,7 @@ pub(crate) fn refers(volume: &Volume<'_>, entry: u64) -> Result<Refers, Failure>
     let offset = entry & OFFSET_MASK;
     let plain_reserved = if volume.header.extended_l2() { READS_ZERO } else { 0 };
     if entry & (STANDARD_RESERVED | plain_reserved) != 0
-        || offset % volume.cluster_size() != 0
+        || !offset.is_multiple_of(volume.cluster_size())
         || (offset == 0 && entry & COPIED != 0)
     {
         return Err(strange());

@@ -163,7 +163,7 @@ impl<'a> Volume<'a> {
             return Ok(Vec::new());
         }
         let length = u64::from(entries) * 8;
-        if offset % self.cluster_size() != 0
+        if !offset.is_multiple_of(self.cluster_size())
             || offset == 0
             || offset.checked_add(length).is_none_or(|end| end > self.file_size)
         {
@@ -176,7 +176,10 @@ impl<'a> Volume<'a> {
             let at = entry & OFFSET_MASK;
             let inside =
                 at.checked_add(self.cluster_size()).is_some_and(|end| end <= self.file_size);
-            if entry & L1_RESERVED != 0 || at % self.cluster_size() != 0 || (at != 0 && !inside) {
+            if entry & L1_RESERVED != 0
+                || !at.is_multiple_of(self.cluster_size())
+                || (at != 0 && !inside)
+            {
                 let what = format!("entry {i} of the L1 table at {offset} is {entry:#x}");
                 return Err(corrupt("l1-entry", what));
             }
