@@ -29,6 +29,9 @@ impl Report {
     }
 }
 
+/// Ranges nearer than this are set aside as one: they mostly share a block of the file system.
+const NEAR: u64 = 4096;
+
 /// What carrying a plan out took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -68,7 +71,7 @@ pub fn reserve(plan: &Plan, disk: &dyn Disk) -> Result<bool, DiskError> {
     let mut joined: Vec<Range> = Vec::new();
     for range in ranges {
         match joined.last_mut() {
-            Some(last) if last.offset + last.length >= range.offset => {
+            Some(last) if last.offset + last.length + NEAR >= range.offset => {
                 let end = (range.offset + range.length).max(last.offset + last.length);
                 last.length = end - last.offset;
             }

@@ -172,7 +172,9 @@ impl Disk for FileDisk {
             else {
                 return Err(self.error(Doing::Reserve, std::io::Error::from(Errno::EFBIG)));
             };
-            if length == 0 {
+            // Where there is no hole there is room already; asking is ten times cheaper.
+            let hole = lseek64(&self.file, offset, Whence::SeekHole);
+            if length == 0 || hole.is_ok_and(|hole| hole >= offset.saturating_add(length)) {
                 continue;
             }
             match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {

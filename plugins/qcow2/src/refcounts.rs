@@ -183,6 +183,17 @@ impl<'v> Counts<'v> {
     /// `exclusive`, which is what the COPIED bit says.
     pub fn add(&mut self, start: u64, length: u64, exclusive: bool) -> Result<(), Failure> {
         let max = self.max;
+        if length == 1 && self.covers(start) {
+            // The way of a fragmented image: no loops, no ranges.
+            let within = (start & ((1 << self.block_bits) - 1)) as usize;
+            let block = self.block(start >> self.block_bits)?;
+            let value = &mut block.values[within];
+            if *value != 0 && *value < max && !(exclusive && *value > 1) {
+                *value += 1;
+                block.changed = true;
+                return Ok(());
+            }
+        }
         self.each(start, length, |block, range, _| {
             block.changed = true;
             let values = &mut block.values[range];
@@ -225,6 +236,19 @@ impl<'v> Counts<'v> {
         least: u16,
         mut ones: impl FnMut(u64, u64),
     ) -> Result<(), Failure> {
+        if length == 1 && self.covers(start) {
+            let within = (start & ((1 << self.block_bits) - 1)) as usize;
+            let block = self.block(start >> self.block_bits)?;
+            let value = &mut block.values[within];
+            if *value >= least.max(1) && (block.base.is_some() || !block.settled) {
+                *value -= 1;
+                if *value == 1 {
+                    ones(0, 1);
+                }
+                block.changed = true;
+                return Ok(());
+            }
+        }
         self.each(start, length, |block, range, at| {
             if block.settled && block.base.is_none() {
                 block.base = Some(block.values.clone());

@@ -108,7 +108,10 @@ pub(crate) fn walk(
             }
             Refers::Cluster(cluster) => {
                 let mut length = 1;
-                if stride == 8 {
+                let next = first.wrapping_add(cluster_size);
+                if i + 1 == entries || entry(i + 1) != next {
+                    // Alone, as most are in a fragmented image.
+                } else if stride == 8 {
                     length += run_length(&words[i + 1..], first, cluster_size);
                 } else {
                     while i + length < entries
