@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use serde::Serialize;
 use snapslot_capture::{Plan, Redo, Report, Step, check, execute_phases, journal, reserve};
 use snapslot_disk::{Companion, Disk, EngineLock, FileId, ImageLock};
@@ -320,7 +321,7 @@ impl<'e> Context<'e> {
                 }
                 let held = self.held(machine, &new, &after);
                 self.record(machine, Some(&held), replaced.as_deref())?;
-                self.end_journals()?;
+                self.end_journals();
                 if let Some(old) = replaced {
                     self.remove_mark(machine, &old, &meta, done)
                         .and_then(|()| self.record(machine, Some(&held), None))
@@ -352,7 +353,7 @@ impl<'e> Context<'e> {
                 if consumed.is_some() || machine.occupant.as_ref() != Some(occupant) {
                     self.record(machine, Some(occupant), consumed.as_deref())?;
                 }
-                self.end_journals()?;
+                self.end_journals();
                 if let Some(mark) = consumed {
                     self.remove_mark(machine, &mark, &meta, done)
                         .and_then(|()| self.record(machine, None, None))
@@ -472,6 +473,7 @@ impl<'e> Context<'e> {
             }
             return Err(error);
         }
+        let _held_back = HeldBack::new();
         // In step: first all seals, then all the work, then all seals off. So after a crash
         // either no volume is past its seal, and all can go back, or all are sealed, and all
         // can go on.
@@ -540,7 +542,8 @@ impl<'e> Context<'e> {
         if of.verb == Verb::Delete.word() {
             self.record(machine, None, None)?;
         }
-        self.end_journals()
+        self.end_journals();
+        Ok(())
     }
 
     fn held(&self, machine: &Machine, new: &Occupant, after: &[Facts]) -> Occupant {
@@ -563,8 +566,9 @@ impl<'e> Context<'e> {
             .map_err(|source| EngineError::Unrecorded { machine: machine.name.clone(), source })
     }
 
-    /// Removes the journals, the decider's last.
-    pub(crate) fn end_journals(&self) -> Result<(), EngineError> {
+    /// Removes the journals, the decider's last. One that cannot be removed is recognised as done
+    /// by the next command; those before it then stay too.
+    pub(crate) fn end_journals(&self) {
         for (i, volume) in self.volumes.iter().enumerate().rev() {
             let journal = volume.journal();
             let removed = journal.remove().and_then(|()| {
@@ -572,12 +576,33 @@ impl<'e> Context<'e> {
                 // done. With several, the others must be gone for good before the decider goes.
                 if i > 0 { journal.sync_name() } else { Ok(()) }
             });
-            removed.map_err(|source| EngineError::Journal {
-                volume: volume.locator.to_string(),
-                source: source.into(),
-            })?;
+            if let Err(error) = removed {
+                tracing::warn!(volume = %volume.locator, %error, "the journal could not be removed");
+                return;
+            }
         }
-        Ok(())
+    }
+}
+
+/// Signals that would end the process wait until the change is through: a fraction of a second,
+/// and nobody has to recover from an impatient Ctrl-C. Threads started meanwhile inherit it.
+struct HeldBack(Option<SigSet>);
+
+impl HeldBack {
+    fn new() -> Self {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGPIPE] {
+            set.add(signal);
+        }
+        HeldBack(set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = before.thread_set_mask();
+        }
     }
 }
 

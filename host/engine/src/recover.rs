@@ -273,7 +273,7 @@ impl Engine {
         if let Some(meta) = &meta {
             self.follow_storage(machine, &context, meta, &facts, redone)?;
         }
-        context.end_journals()?;
+        context.end_journals();
         // A second half that was still to come: the snapshot that was replaced or consumed goes.
         let Some(known) = self.store.machine(&machine.name)? else { return Ok(()) };
         let Some(mark) = &known.pending else { return Ok(()) };

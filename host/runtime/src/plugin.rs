@@ -160,6 +160,8 @@ impl Runtime {
         self.ticker.get_or_init(|| {
             let engine = self.engine.weak();
             std::thread::spawn(move || {
+                // Signals are for the thread that works, which may hold them back for a moment.
+                let _ = nix::sys::signal::SigSet::all().thread_block();
                 while let Some(engine) = engine.upgrade() {
                     engine.increment_epoch();
                     drop(engine);

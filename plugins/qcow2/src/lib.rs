@@ -29,6 +29,8 @@ mod restore;
 mod snapshots;
 mod tables;
 mod take;
+#[cfg(test)]
+mod tests;
 mod volume;
 
 use snapslot_plugin_sdk::{

@@ -15,7 +15,11 @@ use crate::{corrupt, unsupported};
 
 /// Clusters whose counts are held at once: 64 MiB. A larger image is done in several passes
 /// over its tables.
+#[cfg(not(test))]
 const WINDOW: u64 = 32 << 20;
+/// In unit tests images are small, and several windows are what is to be tried.
+#[cfg(test)]
+const WINDOW: u64 = 1 << 10;
 /// A run of equal counts becomes a fill from this many bytes on; shorter ones are written out.
 const FILL_MIN: usize = 256;
 /// Differences nearer than this many bytes are written in one piece.
