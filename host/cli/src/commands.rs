@@ -70,6 +70,8 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
             Rehearse::Full => Depth::Full,
         },
         enable_on_take: !no_enable,
+        more_plugins: Vec::new(),
+        plugin_time_max: None,
     })
 }
 

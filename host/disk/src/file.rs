@@ -138,16 +138,18 @@ impl Disk for FileDisk {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        let length = buf.len() as u64;
+        let outside = || -> Result<(), DiskError> {
+            let (name, size) = (self.path.display().to_string(), self.size()?);
+            Err(DiskError::OutOfBounds { name, size, offset, length })
+        };
+        // The system takes such an offset for a negative one.
+        if offset.checked_add(length).is_none_or(|end| i64::try_from(end).is_err()) {
+            return outside();
+        }
         match self.file.read_exact_at(buf, offset) {
             Ok(()) => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                Err(DiskError::OutOfBounds {
-                    name: self.path.display().to_string(),
-                    size: self.size()?,
-                    offset,
-                    length: buf.len() as u64,
-                })
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => outside(),
             Err(e) => Err(self.error(Doing::Read, e)),
         }
     }

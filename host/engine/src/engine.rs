@@ -1,7 +1,7 @@
 //! The engine: settings, record, plugins, and which machine is meant.
 
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use snapslot_runtime::{Plugin, Runtime};
 use snapslot_slot::{Moment, Refusal, Request, State, decide};
@@ -25,6 +25,10 @@ pub struct Settings {
     pub rehearsal: Depth,
     /// Whether a take enables a bare volume on the way.
     pub enable_on_take: bool,
+    /// Plugins beside the built-in ones: name and component.
+    pub more_plugins: Vec<(String, Vec<u8>)>,
+    /// How long one call of a plugin may compute; none: the contract's limit.
+    pub plugin_time_max: Option<Duration>,
 }
 
 /// The engine.
@@ -38,20 +42,22 @@ impl Engine {
     /// Opens the record and readies the plugins' machinery.
     pub fn open(settings: Settings) -> Result<Engine, EngineError> {
         let store = Box::new(SqliteStore::open(&settings.state_dir)?);
-        let runtime =
-            Runtime::new(&settings.cache_dir).map_err(|e| EngineError::load("any", &e))?;
+        let runtime = Runtime::new(&settings.cache_dir, settings.plugin_time_max)
+            .map_err(|e| EngineError::load("any", &e))?;
         Ok(Engine { settings, store, runtime })
     }
 
     /// The names of the backends there are.
-    pub fn backends(&self) -> Vec<&'static str> {
-        snapslot_builtin::PLUGINS.iter().map(|(name, _)| *name).collect()
+    pub fn backends(&self) -> Vec<&str> {
+        let more = self.settings.more_plugins.iter().map(|(name, _)| name.as_str());
+        snapslot_builtin::PLUGINS.iter().map(|(name, _)| *name).chain(more).collect()
     }
 
     /// The plugin of this name.
     pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
-        let builtin = snapslot_builtin::PLUGINS.iter().find(|(n, _)| *n == name);
-        let Some((_, bytes)) = builtin else {
+        let builtin = snapslot_builtin::PLUGINS.iter().find(|(n, _)| *n == name).map(|(_, b)| *b);
+        let more = self.settings.more_plugins.iter().find(|(n, _)| n == name);
+        let Some(bytes) = builtin.or(more.map(|(_, bytes)| bytes.as_slice())) else {
             return Err(LocatorError::Backend { backend: name.to_owned() }.into());
         };
         self.runtime.load(bytes).map_err(|e| EngineError::load(name, &e))

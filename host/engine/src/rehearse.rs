@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use snapslot_capture::{Plan, PlanView};
+use snapslot_capture::{Plan, PlanView, Step};
 use snapslot_runtime::{Content, Extent, Facts, Goal, Plugin, Sight, View};
 
 use crate::error::EngineError;
@@ -41,7 +41,10 @@ pub(crate) fn rehearse(
         return reached(before, before, goal).map_err(|why| EngineError::Plugin {
             volume: volume.locator.to_string(),
             plugin: plugin.description().name.clone(),
-            cause: format!("the plugin says there is nothing to do: {why}"),
+            cause: format!(
+                "the plugin {} says there is nothing to do: {why}",
+                plugin.description().name
+            ),
             log: Vec::new(),
         });
     }
@@ -52,7 +55,10 @@ pub(crate) fn rehearse(
     let refuse = |why: &str| EngineError::Plugin {
         volume: volume.locator.to_string(),
         plugin: plugin.description().name.clone(),
-        cause: format!("the plan was refused after rehearsal: {why}"),
+        cause: format!(
+            "the plan of the plugin {} was refused after rehearsal: {why}",
+            plugin.description().name
+        ),
         log: Vec::new(),
     };
     let call = |e| EngineError::call(&volume.locator, e);
@@ -62,7 +68,8 @@ pub(crate) fn rehearse(
         Goal::Restored(identity) => View::Snapshot(identity.clone()),
         Goal::Held(_) | Goal::Empty(_) => View::Current,
     };
-    if !same_content(plugin, &real, &from, &planned, depth).map_err(call)? {
+    let touched = touched(plan);
+    if !same_content(plugin, &real, &from, &planned, &touched, depth).map_err(call)? {
         return Err(refuse("what the machine would see is not what it must be"));
     }
     Ok(())
@@ -123,6 +130,7 @@ fn same_content(
     before: &Sight,
     from: &View,
     after: &Sight,
+    touched: &[(u64, u64)],
     depth: Depth,
 ) -> Result<bool, snapslot_runtime::CallError> {
     let most = if depth == Depth::Full { PAGE } else { BOUNDED_EXTENTS };
@@ -130,6 +138,9 @@ fn same_content(
     loop {
         let old = plugin.extents(before, from, cursor, most)?;
         let new = plugin.extents(after, &View::Current, cursor, most)?;
+        if old.extents.iter().any(|e| overwritten(e, touched)) {
+            return Ok(false);
+        }
         let reach = [&old.next, &new.next].into_iter().flatten().min().copied();
         if clipped(&old.extents, cursor, reach) != clipped(&new.extents, cursor, reach) {
             return Ok(false);
@@ -139,6 +150,32 @@ fn same_content(
             _ => return Ok(true),
         }
     }
+}
+
+/// The bytes that a plan's steps touch, ascending and joined.
+fn touched(plan: &Plan) -> Vec<(u64, u64)> {
+    let mut spans: Vec<(u64, u64)> = plan.steps().iter().filter_map(Step::span).collect();
+    spans.sort_unstable();
+    spans.dedup_by(|next, last| {
+        let joined = next.0 <= last.1;
+        if joined {
+            last.1 = last.1.max(next.1);
+        }
+        joined
+    });
+    spans
+}
+
+/// Whether a step touches the bytes in which content lies: it would change what is read there.
+fn overwritten(extent: &Extent, touched: &[(u64, u64)]) -> bool {
+    let (start, length) = match extent.content {
+        Content::Data(at) => (at, extent.length),
+        Content::Compressed(packed) => (packed.offset, packed.length),
+        Content::Zero | Content::Backing => return false,
+    };
+    let end = start.saturating_add(length);
+    let next = touched.partition_point(|(_, span_end)| *span_end <= start);
+    touched.get(next).is_some_and(|(span_start, _)| *span_start < end)
 }
 
 /// Extents between two guest offsets, joined: how they were cut into pages does not matter.

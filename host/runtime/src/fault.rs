@@ -45,9 +45,9 @@ pub enum CallError {
         plugin: String,
         /// The export.
         call: &'static str,
-        /// Why, with the wasm backtrace where there is one.
+        /// Why, in a line.
         cause: String,
-        /// The last lines it wrote to its log.
+        /// The last lines it wrote to its log, then the wasm backtrace where there is one.
         log: Vec<String>,
     },
 }

@@ -52,12 +52,14 @@ pub struct Runtime {
     engine: Engine,
     linker: Linker<Host>,
     cache: Cache,
+    own_time_max: Duration,
     ticker: OnceLock<()>,
 }
 
 impl Runtime {
-    /// A runtime that keeps compiled plugins in this directory.
-    pub fn new(cache: &Path) -> Result<Self, LoadError> {
+    /// A runtime that keeps compiled plugins in this directory, and lets one call compute for
+    /// this long, at most as long as the contract says.
+    pub fn new(cache: &Path, own_time_max: Option<Duration>) -> Result<Self, LoadError> {
         let unusable = |e: wasmtime::Error| LoadError::Unusable(format!("{e:#}"));
         let mut config = Config::new();
         config.wasm_component_model(true);
@@ -66,7 +68,13 @@ impl Runtime {
         let engine = Engine::new(&config).map_err(unusable)?;
         let mut linker = Linker::new(&engine);
         Storage::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host).map_err(unusable)?;
-        Ok(Runtime { engine, linker, cache: Cache::open(cache), ticker: OnceLock::new() })
+        Ok(Runtime {
+            engine,
+            linker,
+            cache: Cache::open(cache),
+            own_time_max: own_time_max.unwrap_or(OWN_TIME_MAX).min(OWN_TIME_MAX),
+            ticker: OnceLock::new(),
+        })
     }
 
     /// Loads a component and asks it what it is.
@@ -298,10 +306,11 @@ impl Plugin<'_> {
         store.limiter(|host| &mut host.limits);
         // Sixty seconds of its own: what the storage took to answer is not its fault.
         let begun = Instant::now();
+        let own_time_max = self.runtime.own_time_max;
         store.set_epoch_deadline(TICKS_CHECK);
         store.epoch_deadline_callback(move |context| {
             let own = begun.elapsed().saturating_sub(context.data().reading);
-            if own >= OWN_TIME_MAX {
+            if own >= own_time_max {
                 return Err(wasmtime::Trap::Interrupt.into());
             }
             Ok(UpdateDeadline::Continue(TICKS_CHECK))
@@ -309,19 +318,24 @@ impl Plugin<'_> {
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.set_max_component_handles(64);
         let result = self.pre.instantiate(&mut store).and_then(|s| f(&s, &mut store, call));
-        let host = store.into_data();
+        let mut host = store.into_data();
         match result {
             Ok(Ok(value)) => Ok((value, host)),
             Ok(Err(failure)) if failure.kind == FailureKind::Internal => {
-                Err(self.fault(call, &failure.message, host.lines))
+                Err(self.fault(call, &cleaned(failure).message, host.lines))
             }
             Ok(Err(failure)) => Err(CallError::Refused(cleaned(failure))),
             Err(error) => {
+                let whole = format!("{error:#}");
                 let cause = match error.downcast_ref::<wasmtime::Trap>() {
-                    Some(wasmtime::Trap::Interrupt) => "it took longer than 60 s".to_owned(),
-                    Some(trap) => format!("{trap}; {error:#}"),
-                    None => format!("{error:#}"),
+                    Some(wasmtime::Trap::Interrupt) => {
+                        format!("it computed for longer than {:?}", self.runtime.own_time_max)
+                    }
+                    Some(trap) => trap.to_string(),
+                    None => error.root_cause().to_string(),
                 };
+                // Where in the component: for its author, below the sentence.
+                host.lines.extend(whole.lines().skip(1).take(16).map(|l| l.trim().to_owned()));
                 Err(self.fault(call, &cause, host.lines))
             }
         }
