@@ -4,7 +4,7 @@
 //! faulty kind it must find the fault.
 //!
 //! ```text
-//! 0     "TOY STOR"  seal u64 be  active u64 be  held u64 be  mark [16]     one sector
+//! 0     "TOY STOR"  seal u64 be  active u64 be  held u64 be  mark [16]  stage u64     one sector
 //! 512   16 words; bit 63 is set while nothing is held
 //! 1024  three areas of 2048 bytes: the active one, the held one, a free one
 //! ```
@@ -26,8 +26,8 @@ const SEAL: u64 = 1 << 63;
 pub mod fault {
     /// Nothing.
     pub const NONE: u8 = 0;
-    /// The header is switched in the phase that copies the area it switches to.
-    pub const NO_BARRIER: u8 = 1;
+    /// The header is switched before the area it switches to is copied.
+    pub const EARLY: u8 = 1;
     /// Restoring overwrites the active area.
     pub const IN_PLACE: u8 = 2;
     /// The words are changed after the seal is off.
@@ -55,12 +55,14 @@ impl Head {
         Some(Head { active: word(16)?, held, mark })
     }
 
-    fn write(&self, sealed: bool) -> Vec<u8> {
+    /// `stage` tells the writes of one plan apart, as a plan must.
+    fn write(&self, sealed: bool, stage: u64) -> Vec<u8> {
         let mut bytes = b"TOY STOR".to_vec();
         bytes.extend(if sealed { SEAL } else { 0 }.to_be_bytes());
         bytes.extend(self.active.to_be_bytes());
         bytes.extend(self.held.unwrap_or(0).to_be_bytes());
         bytes.extend(self.mark.as_bytes());
+        bytes.extend(stage.to_be_bytes());
         bytes
     }
 
@@ -72,7 +74,7 @@ impl Head {
 
 /// A storage with this content, 2048 bytes of one value, and nothing held.
 pub fn image(value: u8) -> Vec<u8> {
-    let mut bytes = Head { active: AREAS, held: None, mark: "0".repeat(16) }.write(false);
+    let mut bytes = Head { active: AREAS, held: None, mark: "0".repeat(16) }.write(false, 0);
     bytes.resize(WORDS as usize, 0);
     bytes.extend((0..16_u64).flat_map(|i| (SEAL | i).to_be_bytes()));
     bytes.resize(AREAS as usize, 0);
@@ -104,8 +106,12 @@ impl<const FAULT: u8> Toy<FAULT> {
 
     fn switch(old: &Head, new: &Head, copy: &[u8], plan: &mut dyn Plan) -> Result<(), Failure> {
         plan.seal(8, SEAL)?;
-        plan.write(0, &old.write(true))?;
+        plan.write(0, &old.write(true, 1))?;
         plan.barrier("seal")?;
+        if FAULT == fault::EARLY {
+            plan.write(0, &new.write(true, 2))?;
+            plan.barrier("switch")?;
+        }
         if !copy.is_empty() {
             let in_place = FAULT == fault::IN_PLACE && old.held.is_some();
             let to = if in_place { old.active } else { old.free() };
@@ -116,18 +122,18 @@ impl<const FAULT: u8> Toy<FAULT> {
                 let offset = to + 700 + i as u64 * 674;
                 plan.fill(vec![Fill { offset, length: 674, pattern: vec![byte[0]; 2] }])?;
             }
-            if FAULT != fault::NO_BARRIER {
-                plan.barrier("copy")?;
-            }
+            plan.barrier("copy")?;
         }
-        plan.write(0, &new.write(true))?;
-        plan.barrier("switch")?;
+        if FAULT != fault::EARLY {
+            plan.write(0, &new.write(true, 2))?;
+            plan.barrier("switch")?;
+        }
         let set = if new.held.is_some() { 0 } else { SEAL };
         if FAULT != fault::LATE {
             Self::words(plan, set)?;
             plan.barrier("words")?;
         }
-        plan.write(0, &new.write(false))?;
+        plan.write(0, &new.write(false, 0))?;
         plan.barrier("unseal")?;
         if FAULT == fault::LATE {
             Self::words(plan, set)?;
