@@ -7,12 +7,14 @@
 //! Where the L1 tables agree there is nothing to do at all: the shared L2 tables and what they
 //! name have two references and no COPIED bit, and keep them.
 
+use std::cell::RefCell;
+
 use snapslot_plugin_sdk::{Failure, Mask, Plan};
 
 use crate::bitmaps;
 use crate::corrupt;
 use crate::draft::{Counting, Draft, Room, Turn};
-use crate::free::Free;
+use crate::free::{Free, Run};
 use crate::refcounts::Counts;
 use crate::tables::{Refers, refers};
 use crate::take::size_differs;
@@ -67,12 +69,18 @@ pub(crate) fn plan(
     draft.write_new(volume, l1_at, &l1_bytes(&l1))?;
     bitmaps::mark_inconsistent(volume, &mut draft)?;
 
+    let dropped = RefCell::new(Dropped::default());
     let mut up = |counts: &mut Counts<'_>, draft: &mut Draft<'_>, turn: Turn| {
-        adopt(volume, &partings, counts, draft, turn.first)
+        let mut dropped = dropped.borrow_mut();
+        let gather = turn.first.then_some(&mut *dropped);
+        adopt(volume, &partings, counts, draft, gather)
     };
-    let mut down = |counts: &mut Counts<'_>, _: &mut Draft<'_>, _: Turn| {
-        drop_active(volume, &partings, counts)
-    };
+    let mut down =
+        |counts: &mut Counts<'_>, _: &mut Draft<'_>, _: Turn| match &dropped.borrow().runs {
+            Some(runs) => (runs.iter())
+                .try_for_each(|(start, length)| counts.sub(*start, *length, 1, |_, _| ())),
+            None => drop_active(volume, &partings, counts),
+        };
     let (sealed, _) = header.sealed_sector(&after)?;
     let switch = |d: &mut Draft<'_>| {
         d.barrier("count what comes back")?;
@@ -165,40 +173,78 @@ pub(crate) fn differing(
     Ok(())
 }
 
-/// One reference more for all that comes back.
+/// Runs of clusters that lose a reference, as seen while the tables were read for what gains
+/// one: so they need not be read a second time. `None` once there are too many to keep.
+struct Dropped {
+    runs: Option<Vec<Run>>,
+}
+
+/// 16 MiB of runs.
+const DROPPED_MAX: usize = 1 << 20;
+
+impl Default for Dropped {
+    fn default() -> Self {
+        Dropped { runs: Some(Vec::new()) }
+    }
+}
+
+impl Dropped {
+    fn add(&mut self, start: u64, length: u64) {
+        match &mut self.runs {
+            Some(runs) if runs.len() < DROPPED_MAX => runs.push((start, length)),
+            runs => *runs = None,
+        }
+    }
+}
+
+/// One reference more for all that comes back. With `gather`, the first time: notes what goes,
+/// and clears COPIED bits that another program left.
 fn adopt(
     volume: &Volume<'_>,
     partings: &[Parting],
     counts: &mut Counts<'_>,
     draft: &mut Draft<'_>,
-    first: bool,
+    mut gather: Option<&mut Dropped>,
 ) -> Result<(), Failure> {
     let stride = volume.header.l2_entry_size();
-    for_each_parting(volume, partings, |(_, _, kept_at), active, kept| {
-        if *kept_at == 0 {
-            return Ok(());
+    let bits = volume.header.cluster_bits;
+    for_each_parting(volume, partings, |(_, active_at, kept_at), active, kept| {
+        if *kept_at != 0 {
+            counts.add(kept_at >> bits, 1, false)?;
+            let firsts = kept.chunks_exact(stride as usize);
+            let copied = firsts.filter(|e| e[0] & 0x80 != 0).count();
+            if gather.is_some() && copied > 0 {
+                // Cleared when it was shared; but another program may have been less careful.
+                draft.mask(Mask {
+                    offset: *kept_at,
+                    count: (kept.len() as u64 / stride) as u32,
+                    stride: stride as u32,
+                    clear: COPIED,
+                    set: 0,
+                    select: Vec::new(),
+                })?;
+            }
         }
-        counts.add(kept_at >> volume.header.cluster_bits, 1, false)?;
-        let firsts = kept.chunks_exact(stride as usize);
-        let copied = firsts.filter(|e| e[0] & 0x80 != 0).count();
-        if first && copied > 0 {
-            // Cleared when it was shared; but another program may have been less careful.
-            draft.mask(Mask {
-                offset: *kept_at,
-                count: (kept.len() as u64 / stride) as u32,
-                stride: stride as u32,
-                clear: COPIED,
-                set: 0,
-                select: Vec::new(),
-            })?;
+        if let Some(dropped) = gather.as_deref_mut().filter(|_| *active_at != 0) {
+            dropped.add(active_at >> bits, 1);
         }
         differing(stride as usize, active, kept, |_, old, new| {
-            match (refers(volume, old)?, refers(volume, new)?) {
+            let (old, new) = (refers(volume, old)?, refers(volume, new)?);
+            if old == new && !matches!(new, Refers::Packed(..)) {
                 // The same cluster, seen differently (reads as zeroes, other subclusters).
-                (old, new) if old == new && !matches!(new, Refers::Packed(..)) => Ok(()),
-                (_, Refers::Nothing) => Ok(()),
-                (_, Refers::Cluster(cluster)) => counts.add(cluster, 1, false),
-                (_, Refers::Packed(first, last)) => counts.add(first, last - first + 1, false),
+                return Ok(());
+            }
+            if let Some(dropped) = gather.as_deref_mut() {
+                match old {
+                    Refers::Nothing => {}
+                    Refers::Cluster(cluster) => dropped.add(cluster, 1),
+                    Refers::Packed(first, last) => dropped.add(first, last - first + 1),
+                }
+            }
+            match new {
+                Refers::Nothing => Ok(()),
+                Refers::Cluster(cluster) => counts.add(cluster, 1, false),
+                Refers::Packed(first, last) => counts.add(first, last - first + 1, false),
             }
         })
     })
