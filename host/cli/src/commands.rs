@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::CommandFactory;
 use serde_json::json;
-use snapslot_engine::{Depth, Engine, Settings};
+use snapslot_engine::{Depth, Engine, EngineError, Settings};
 
 use crate::args::{Args, Command, Common, Rehearse};
 use crate::output::{Failed, Output};
@@ -57,6 +57,15 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
         Command::Plugin { command } => looking::plugin(&engine, output, &command),
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// The machine that was named, or all there are.
+fn named_or_all(engine: &Engine, machine: Option<&str>) -> Result<Vec<String>, Failed> {
+    if let Some(name) = machine {
+        return Ok(vec![name.to_owned()]);
+    }
+    let all = engine.store().machines().map_err(EngineError::from)?;
+    Ok(all.into_iter().map(|m| m.name).collect())
 }
 
 fn settings(args: &Args) -> Result<Settings, Failed> {

@@ -386,7 +386,10 @@ impl<'e> Context<'e> {
                 for mark in &marks {
                     self.remove_mark(machine, mark, &meta, done)?;
                 }
-                self.record(machine, None, None)?;
+                if marks.is_empty() {
+                    // Otherwise each removal has recorded it, before its journal went.
+                    self.record(machine, None, None)?;
+                }
                 // Another of ours may be there still: say what is, not what should be.
                 let facts = look_at(self.volumes, self.plugins)?;
                 let cleared = Machine { occupant: None, ..machine.clone() };

@@ -78,8 +78,7 @@ pub(crate) fn plan(
         Some(&mut down),
     )?;
     draft.barrier("free what only the snapshot held")?;
-    draft.write(0, &header.plain_sector(&after))?;
-    draft.barrier("mark the image as whole")
+    draft.unseal(volume, &after)
 }
 
 /// One reference less for all that the snapshot names; COPIED on where the active disk is alone.

@@ -89,6 +89,12 @@ impl<'p> Draft<'p> {
         self.write(0, &sector)
     }
 
+    /// The last phase: the header with these fields, the seal off.
+    pub fn unseal(&mut self, volume: &Volume<'_>, fields: &Fields) -> Result<(), Failure> {
+        self.write(0, &volume.header.plain_sector(fields))?;
+        self.barrier("mark the image as whole")
+    }
+
     /// Clusters that hold bytes, written; the rest of the last one stays as it is.
     pub fn write_new(
         &mut self,

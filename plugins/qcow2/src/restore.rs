@@ -94,8 +94,7 @@ pub(crate) fn plan(
         Some(&mut down),
     )?;
     draft.barrier("free what the disk had since")?;
-    draft.write(0, &header.plain_sector(&after))?;
-    draft.barrier("mark the image as whole")
+    draft.unseal(volume, &after)
 }
 
 /// Where two L1 tables name different L2 tables.

@@ -89,8 +89,7 @@ pub(crate) fn plan(
     };
     counting.run(&mut draft, &mut up, switch, Some(&mut down))?;
     draft.barrier("free the old tables")?;
-    draft.write(0, &header.plain_sector(&after))?;
-    draft.barrier("mark the image as whole")
+    draft.unseal(volume, &after)
 }
 
 /// One reference more for all that the active tables name; COPIED off where it is on.

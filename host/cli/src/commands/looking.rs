@@ -138,13 +138,7 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
 }
 
 pub fn check(engine: &Engine, output: Output, machine: Option<&str>) -> Result<ExitCode, Failed> {
-    let names = match machine {
-        Some(name) => vec![name.to_owned()],
-        None => {
-            let all = engine.store().machines().map_err(EngineError::from)?;
-            all.into_iter().map(|m| m.name).collect()
-        }
-    };
+    let names = super::named_or_all(engine, machine)?;
     let mut words = String::new();
     let mut rows = Vec::new();
     let mut worst = 0;

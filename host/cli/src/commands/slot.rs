@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use snapslot_engine::{Asked, Done, Engine, EngineError, Shown, Status, Verb};
+use snapslot_engine::{Asked, Done, Engine, Shown, Status, Verb};
 use snapslot_slot::State;
 
 use crate::ask::{Answer, confirm};
@@ -136,13 +136,7 @@ pub fn delete(
 }
 
 pub fn recover(engine: &Engine, output: Output, machine: Option<&str>) -> Result<ExitCode, Failed> {
-    let names = match machine {
-        Some(name) => vec![name.to_owned()],
-        None => {
-            let all = engine.store().machines().map_err(EngineError::from)?;
-            all.into_iter().map(|m| m.name).collect()
-        }
-    };
+    let names = super::named_or_all(engine, machine)?;
     let mut words = String::new();
     let mut results = Vec::new();
     let mut failed = None;
