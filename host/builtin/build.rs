@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const PLUGINS: [&str; 1] = ["qcow2"];
+const PLUGINS: [&str; 4] = ["qcow2", "lvm", "zfs", "raw"];
 
 fn main() {
     let root = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("../..");

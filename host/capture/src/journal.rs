@@ -15,10 +15,13 @@
 //! commit record, so the flush *is* the commit point, and until it returns the image has not
 //! been touched. A journal without a valid commit record is of an operation that never began.
 
+use std::time::Duration;
+
+use snapslot_command::Command;
 use snapslot_disk::{Companion, Disk, DiskError};
 
 use crate::plan::{Plan, PlanBuilder, PlanError, Seal, limits};
-use crate::step::{Mask, Step};
+use crate::step::{Act, Mask, Save, Step};
 
 const MAGIC: &[u8; 16] = b"SNAPSLOT JOURNAL";
 const VERSION: u32 = 1;
@@ -247,6 +250,10 @@ fn add(plan: &mut PlanBuilder, step: Step) -> Result<(), PlanError> {
         Step::Fill { offset, length, pattern } => plan.fill(offset, length, pattern),
         Step::Mask(mask) => plan.mask(mask),
         Step::Extend { size } => plan.extend(size),
+        Step::Act(act) => plan.act(act),
+        Step::Save(save) => plan.save(save),
+        Step::PutBack { mark } => plan.put_back(mark),
+        Step::Discard { mark } => plan.discard(mark),
         Step::Barrier { title } => plan.barrier(&title),
     }
 }
@@ -283,6 +290,31 @@ fn put_step(out: &mut Vec<u8>, step: &Step) {
             out.push(5);
             out.extend_from_slice(title.as_bytes());
         }
+        Step::Act(act) => {
+            out.push(6);
+            put_text(out, &act.action);
+            put_command(out, &act.command);
+            out.push(u8::from(act.guard.is_some()));
+            if let Some((guard, expected)) = &act.guard {
+                put_command(out, guard);
+                put_text(out, expected);
+            }
+        }
+        Step::Save(save) => {
+            out.push(7);
+            out.extend_from_slice(&save.taken_seconds.to_le_bytes());
+            out.extend_from_slice(&save.taken_nanoseconds.to_le_bytes());
+            out.push(u8::from(save.full_copy));
+            put_text(out, &save.mark);
+        }
+        Step::PutBack { mark } => {
+            out.push(8);
+            put_text(out, mark);
+        }
+        Step::Discard { mark } => {
+            out.push(9);
+            put_text(out, mark);
+        }
     }
 }
 
@@ -302,13 +334,68 @@ fn get_step(payload: &[u8]) -> Option<Step> {
         }),
         4 => Step::Extend { size: f.u64()? },
         5 => Step::Barrier { title: std::str::from_utf8(f.0).ok()?.to_owned() },
+        6 => {
+            let (action, command) = (f.text()?, f.command()?);
+            let guard = match f.byte()? {
+                0 => None,
+                _ => Some((f.command()?, f.text()?)),
+            };
+            Step::Act(Act { action, command, guard })
+        }
+        7 => Step::Save(Save {
+            taken_seconds: f.u64()?,
+            taken_nanoseconds: f.u32()?,
+            full_copy: f.byte()? != 0,
+            mark: f.text()?,
+        }),
+        8 => Step::PutBack { mark: f.text()? },
+        9 => Step::Discard { mark: f.text()? },
         _ => return None,
     })
+}
+
+/// Length u32, then the bytes.
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Seconds u64, words u32, the words, whether there is an input u8, the input.
+fn put_command(out: &mut Vec<u8>, command: &Command) {
+    out.extend_from_slice(&command.deadline.as_secs().to_le_bytes());
+    out.extend_from_slice(&(command.arguments.len() as u32 + 1).to_le_bytes());
+    put_text(out, &command.program);
+    command.arguments.iter().for_each(|word| put_text(out, word));
+    out.push(u8::from(command.input.is_some()));
+    put_text(out, command.input.as_deref().unwrap_or_default());
 }
 
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        let length = usize::try_from(self.u32()?).ok()?;
+        let (text, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(std::str::from_utf8(text).ok()?.to_owned())
+    }
+
+    fn command(&mut self) -> Option<Command> {
+        let deadline = Duration::from_secs(self.u64()?);
+        let words = self.u32()?;
+        let program = self.text()?;
+        let arguments = (1..words).map(|_| self.text()).collect::<Option<Vec<_>>>()?;
+        let has_input = self.byte()? != 0;
+        let input = self.text()?;
+        Some(Command { program, arguments, input: has_input.then_some(input), deadline })
+    }
+
     fn u64(&mut self) -> Option<u64> {
         let (head, rest) = self.0.split_first_chunk::<8>()?;
         self.0 = rest;

@@ -1,6 +1,6 @@
 //! A plan: steps, and the seal under which they may be redone.
 
-use crate::step::{Mask, Step};
+use crate::step::{Act, Mask, Save, Step};
 
 /// Limits on what a plugin can make the host hold. Each is in the contract's text too.
 pub mod limits {
@@ -13,6 +13,12 @@ pub mod limits {
     pub const STEP_DATA: usize = 8 << 20;
     /// Bytes of a fill pattern.
     pub const PATTERN: usize = 16;
+    /// Commands in a plan. A thin restore has some ten.
+    pub const ACTS: usize = 64;
+    /// Sentences for the person, and bytes of each.
+    pub const NOTES: usize = 16;
+    /// Bytes of one such sentence.
+    pub const NOTE: usize = 1024;
     /// Bytes of a barrier's title.
     pub const TITLE: usize = 120;
     /// The largest image a step may address; that of the largest files Linux has.
@@ -52,11 +58,37 @@ pub enum PlanError {
     },
 }
 
+/// The three ways in which storage is changed. One plan keeps to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Bytes of an image.
+    Image,
+    /// The storage's own commands.
+    Commands,
+    /// Copies that the host keeps.
+    Copies,
+}
+
+impl Step {
+    /// Its way; none for a barrier.
+    fn way(&self) -> Option<Way> {
+        match self {
+            Step::Write { .. } | Step::Fill { .. } | Step::Mask(_) | Step::Extend { .. } => {
+                Some(Way::Image)
+            }
+            Step::Act(_) => Some(Way::Commands),
+            Step::Save(_) | Step::PutBack { .. } | Step::Discard { .. } => Some(Way::Copies),
+            Step::Barrier { .. } => None,
+        }
+    }
+}
+
 /// A finished plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub(crate) steps: Vec<Step>,
     pub(crate) seal: Option<Seal>,
+    pub(crate) notes: Vec<String>,
 }
 
 impl Plan {
@@ -73,6 +105,21 @@ impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Its way; none if there is nothing to do.
+    pub fn way(&self) -> Option<Way> {
+        self.steps.iter().find_map(Step::way)
+    }
+
+    /// The commands, in order.
+    pub fn acts(&self) -> impl Iterator<Item = &Act> {
+        self.steps.iter().filter_map(|s| if let Step::Act(act) = s { Some(act) } else { None })
+    }
+
+    /// What the person should know about it.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The phases: title and steps of each.
@@ -153,6 +200,49 @@ impl PlanBuilder {
         self.add(0, Step::Extend { size })
     }
 
+    /// Adds a command.
+    pub fn act(&mut self, act: Act) -> Result<(), PlanError> {
+        if self.plan.acts().count() >= limits::ACTS {
+            return self.fail(PlanError::Limit { what: "commands", limit: limits::ACTS as u64 });
+        }
+        let words = act.command.arguments.iter().map(String::len).sum();
+        self.add(words, Step::Act(act))
+    }
+
+    /// Adds a copy to save.
+    pub fn save(&mut self, save: Save) -> Result<(), PlanError> {
+        if !is_mark(&save.mark) {
+            return self.malformed("its mark is not 16 hexadecimal digits");
+        }
+        self.add(save.mark.len(), Step::Save(save))
+    }
+
+    /// Adds setting the disk back to a copy.
+    pub fn put_back(&mut self, mark: String) -> Result<(), PlanError> {
+        if !is_mark(&mark) {
+            return self.malformed("its mark is not 16 hexadecimal digits");
+        }
+        self.add(mark.len(), Step::PutBack { mark })
+    }
+
+    /// Adds removing a copy.
+    pub fn discard(&mut self, mark: String) -> Result<(), PlanError> {
+        if !is_mark(&mark) {
+            return self.malformed("its mark is not 16 hexadecimal digits");
+        }
+        self.add(mark.len(), Step::Discard { mark })
+    }
+
+    /// Adds a sentence for the person.
+    pub fn note(&mut self, text: &str) -> Result<(), PlanError> {
+        if self.plan.notes.len() >= limits::NOTES {
+            return self.fail(PlanError::Limit { what: "notes", limit: limits::NOTES as u64 });
+        }
+        let clean: String = text.chars().filter(|c| !c.is_control()).take(limits::NOTE).collect();
+        self.plan.notes.push(clean);
+        Ok(())
+    }
+
     /// Ends a phase. A phase without steps is no phase.
     pub fn barrier(&mut self, title: &str) -> Result<(), PlanError> {
         if matches!(self.plan.steps.last(), None | Some(Step::Barrier { .. })) {
@@ -209,6 +299,11 @@ impl PlanBuilder {
         if touches && step.span().is_none_or(|(_, end)| end > limits::IMAGE) {
             return self.malformed("it reaches past what an image can be");
         }
+        if let (Some(one), Some(other)) = (self.plan.way(), step.way())
+            && one != other
+        {
+            return self.malformed("it goes another way than the steps before it");
+        }
         self.data += data;
         if self.plan.steps.len() >= limits::STEPS {
             return self.fail(PlanError::Limit { what: "steps", limit: limits::STEPS as u64 });
@@ -219,4 +314,8 @@ impl PlanBuilder {
         self.plan.steps.push(step);
         Ok(())
     }
+}
+
+fn is_mark(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

@@ -1,5 +1,7 @@
 //! The steps of a plan and what each does to bytes.
 
+use snapslot_command::Command;
+
 /// A run of 64-bit big-endian words in which some bits change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mask {
@@ -95,7 +97,33 @@ impl Mask {
     }
 }
 
-/// One step of a plan. All are idempotent: doing one twice is doing it once.
+/// A command that a plan has run, made from a grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Act {
+    /// The grant's name.
+    pub action: String,
+    /// The command.
+    pub command: Command,
+    /// What is looked at right before, and what it must say.
+    pub guard: Option<(Command, String)>,
+}
+
+/// A copy to be saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Save {
+    /// The mark it is saved under.
+    pub mark: String,
+    /// The moment recorded with it: seconds since 1970,
+    pub taken_seconds: u64,
+    /// and nanoseconds within the second.
+    pub taken_nanoseconds: u32,
+    /// Whether every byte may be copied where blocks cannot be shared.
+    pub full_copy: bool,
+}
+
+/// One step of a plan. Those on bytes are idempotent: doing one twice is doing it once. Those of
+/// commands and copies are not carried on after a crash: the storage is looked at, and a new plan
+/// made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Writes bytes.
@@ -121,6 +149,20 @@ pub enum Step {
         /// Bytes.
         size: u64,
     },
+    /// Runs a command.
+    Act(Act),
+    /// Saves a copy of the disk.
+    Save(Save),
+    /// Sets the disk back to a copy.
+    PutBack {
+        /// The copy's mark.
+        mark: String,
+    },
+    /// Removes a copy.
+    Discard {
+        /// The copy's mark.
+        mark: String,
+    },
     /// Ends a phase: what came before is durable before what comes after starts.
     Barrier {
         /// What the phase did, in a few words.
@@ -135,7 +177,7 @@ impl Step {
             Step::Write { offset, data } => Some((*offset, offset.checked_add(data.len() as u64)?)),
             Step::Fill { offset, length, .. } => Some((*offset, offset.checked_add(*length)?)),
             Step::Mask(mask) => Some((mask.offset, mask.end()?)),
-            Step::Extend { .. } | Step::Barrier { .. } => None,
+            _ => None,
         }
     }
 
@@ -144,7 +186,7 @@ impl Step {
         match self {
             Step::Mask(mask) => mask.apply(base, window),
             Step::Write { .. } | Step::Fill { .. } => self.overwrite(base, window),
-            Step::Extend { .. } | Step::Barrier { .. } => false,
+            _ => false,
         }
     }
 

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use snapslot_engine::Room;
 
 /// Keep one snapshot of a virtual machine's disk, and go back to it.
 ///
-/// A VOLUME is a path that ends in .qcow2, or BACKEND:PLACE like qcow2:/srv/vm1.img.
+/// A VOLUME is a path that ends in .qcow2, or BACKEND:PLACE like qcow2:/srv/vm1.img,
+/// lvm:vg0/vm1, zfs:tank/vm1 or raw:/srv/vm2.img.
 /// A MACHINE is a name given with `enable`, or one of its volumes.
 #[derive(Debug, Parser)]
 #[command(
@@ -111,7 +113,9 @@ pub enum Command {
   snapslot take ./disk.qcow2
   snapslot take vm1 --note 'before the upgrade'
   snapslot take vm1 --replace        # the new one is made before the old one goes
-  snapslot take vm1 --dry-run        # print the plan, change nothing")]
+  snapslot take vm1 --dry-run        # print the plan, change nothing
+  snapslot take lvm:vg0/vm1 --store-size 20%
+  snapslot take raw:/srv/vm2.img --full-copy")]
     Take {
         /// The machine, or one of its volumes
         machine: String,
@@ -121,6 +125,13 @@ pub enum Command {
         /// Fill a held slot anew: make the new snapshot, then delete the old one
         #[arg(long)]
         replace: bool,
+        /// Room for what changes while it is held, where the storage wants it said (thick LVM):
+        /// bytes, with K, M, G or T, or percent of the volume [default: 100%, capped by what is free]
+        #[arg(long, value_name = "SIZE", value_parser = room)]
+        store_size: Option<Room>,
+        /// Allow a whole copy where the storage can share nothing (raw)
+        #[arg(long)]
+        full_copy: bool,
         /// Refuse a volume that has no slot yet, instead of giving it one
         #[arg(long, env = "SNAPSLOT_NO_ENABLE", hide_env_values = true)]
         no_enable: bool,
@@ -213,6 +224,30 @@ pub enum PluginCommand {
     },
 }
 
+/// Reads a size: `10G`, `512M`, `25%`, `1048576`.
+fn room(text: &str) -> Result<Room, String> {
+    let sense = || format!("{text:?} is no size; sizes look like 10G, 512M or 25%");
+    if let Some(number) = text.strip_suffix('%') {
+        let percent: u32 = number.parse().map_err(|_| sense())?;
+        return match percent {
+            1..=1000 => Ok(Room::Percent(percent)),
+            _ => Err("percent are 1 to 1000".to_owned()),
+        };
+    }
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(sense()),
+    };
+    let number: u64 = digits.parse().map_err(|_| sense())?;
+    let bytes = number.checked_mul(1 << shift).filter(|n| *n > 0).ok_or_else(sense)?;
+    Ok(Room::Bytes(bytes))
+}
+
 impl Command {
     /// The verb, as `--json` names it.
     pub fn verb(&self) -> &'static str {
@@ -231,6 +266,24 @@ impl Command {
             Command::Plugin { command: PluginCommand::Show { .. } } => "plugin show",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: a size is what it says, or refused.
+
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("1", 1), ("10G", 10 << 30), ("512m", 512 << 20), ("3KiB", 3072)] {
+            assert_eq!(room(text), Ok(Room::Bytes(bytes)), "{text}");
+        }
+        assert_eq!(room("25%"), Ok(Room::Percent(25)));
+        for bad in ["", "0", "-1", "G", "10X", "0%", "1001%", "1.5G", "99999999T", "10 G"] {
+            assert!(room(bad).is_err(), "{bad:?}");
         }
     }
 }

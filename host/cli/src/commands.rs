@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::CommandFactory;
 use serde_json::json;
-use snapslot_engine::{Depth, Engine, EngineError, Settings};
+use snapslot_engine::{Asked, Depth, Engine, EngineError, Settings};
 
 use crate::args::{Args, Command, Common, Rehearse};
 use crate::output::{Failed, Output};
@@ -38,8 +38,10 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
     match args.command {
         Command::Enable { name, volumes } => slot::enable(&engine, output, &name, &volumes),
         Command::Disable { machine } => slot::disable(&engine, output, &machine),
-        Command::Take { machine, note, replace, dry_run, .. } => {
-            slot::take(&engine, output, &machine, note, replace, dry_run)
+        Command::Take { machine, note, replace, dry_run, store_size, full_copy, .. } => {
+            let asked =
+                Asked { note, replace, dry_run, room: store_size, full_copy, ..Asked::default() };
+            slot::take(&engine, output, &machine, &asked)
         }
         Command::Restore { machine, yes, consume, dry_run } => {
             slot::restore(&engine, output, &machine, yes, consume, dry_run)
@@ -81,6 +83,7 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
         enable_on_take: !no_enable,
         more_plugins: Vec::new(),
         plugin_time_max: None,
+        tools: None,
     })
 }
 

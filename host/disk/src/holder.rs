@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use crate::FileId;
 
@@ -39,6 +40,12 @@ impl Holder {
 /// Processes other than this one that hold locks on the file. Sees only processes that /proc
 /// lets us look into: all for root, else those of the same user. At most 16.
 pub fn holders(id: FileId) -> Vec<Holder> {
+    processes(&|fd| locks(fd, id))
+}
+
+/// Processes other than this one with a descriptor of which this is true; its path is
+/// `/proc/PID/fd/N`.
+pub(crate) fn processes(wanted: &dyn Fn(&Path) -> bool) -> Vec<Holder> {
     let own = std::process::id();
     let mut found = Vec::new();
     let Ok(processes) = fs::read_dir("/proc") else { return found };
@@ -46,7 +53,11 @@ pub fn holders(id: FileId) -> Vec<Holder> {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
             continue;
         };
-        if pid != own && found.len() < 16 && locks(pid, id) {
+        if pid == own || found.len() >= 16 {
+            continue;
+        }
+        let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        if fds.flatten().any(|fd| wanted(&fd.path())) {
             found.push(describe(pid));
         }
     }
@@ -54,16 +65,14 @@ pub fn holders(id: FileId) -> Vec<Holder> {
     found
 }
 
-fn locks(pid: u32, id: FileId) -> bool {
-    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    fds.flatten().any(|fd| {
-        fs::metadata(fd.path()).is_ok_and(|m| FileId { device: m.dev(), inode: m.ino() } == id)
-            && fs::read_to_string(format!(
-                "/proc/{pid}/fdinfo/{}",
-                fd.file_name().to_string_lossy()
-            ))
-            .is_ok_and(|info| info.lines().any(|line| line.starts_with("lock:")))
-    })
+/// Whether the descriptor is of this file and has a lock.
+fn locks(fd: &Path, id: FileId) -> bool {
+    let info = || {
+        let number = fd.file_name()?;
+        fs::read_to_string(fd.parent()?.with_file_name("fdinfo").join(number)).ok()
+    };
+    fs::metadata(fd).is_ok_and(|m| FileId { device: m.dev(), inode: m.ino() } == id)
+        && info().is_some_and(|text| text.lines().any(|line| line.starts_with("lock:")))
 }
 
 fn describe(pid: u32) -> Holder {

@@ -4,12 +4,14 @@
 //! ([`FileDisk`]), and simulated ones ([`sim`]) that can be crashed and made to fail. This
 //! crate knows bytes, locks and who holds them; it knows no format, no plan and no policy.
 
+mod device;
 mod error;
 mod file;
 mod holder;
 mod lock;
 pub mod sim;
 
+pub use device::{Users, users};
 pub use error::{DiskError, Doing};
 pub use file::{FileCompanion, FileDisk, FileId};
 pub use holder::{Holder, holders};

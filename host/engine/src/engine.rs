@@ -1,13 +1,16 @@
 //! The engine: settings, record, plugins, and which machine is meant.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use snapslot_command::{Executor, PlaceKind, Runner};
 use snapslot_runtime::{Plugin, Runtime};
 use snapslot_slot::{Moment, Refusal, Request, State, decide};
 
 use crate::error::EngineError;
-use crate::locator::{Locator, LocatorError, is_machine_name};
+use crate::locator::{Known, Locator, LocatorError, is_machine_name};
 use crate::rehearse::Depth;
 use crate::store::{Machine, SlotStore, SqliteStore};
 
@@ -25,10 +28,22 @@ pub struct Settings {
     pub rehearsal: Depth,
     /// Whether a take enables a bare volume on the way.
     pub enable_on_take: bool,
-    /// Plugins beside the built-in ones: name and component.
-    pub more_plugins: Vec<(String, Vec<u8>)>,
+    /// Plugins beside the built-in ones: what is known of them, and the component.
+    pub more_plugins: Vec<(Known, Vec<u8>)>,
     /// How long one call of a plugin may compute; none: the contract's limit.
     pub plugin_time_max: Option<Duration>,
+    /// What runs the storage's own commands; none: this machine's programs.
+    pub tools: Option<Tools>,
+}
+
+/// Something that runs commands in place of this machine's programs.
+#[derive(Clone)]
+pub struct Tools(pub Arc<dyn Executor>);
+
+impl fmt::Debug for Tools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tools")
+    }
 }
 
 /// The engine.
@@ -36,6 +51,8 @@ pub struct Engine {
     pub(crate) settings: Settings,
     pub(crate) store: Box<dyn SlotStore>,
     pub(crate) runtime: Runtime,
+    pub(crate) commands: Arc<dyn Executor>,
+    known: Vec<Known>,
 }
 
 impl Engine {
@@ -44,20 +61,27 @@ impl Engine {
         let store = Box::new(SqliteStore::open(&settings.state_dir)?);
         let runtime = Runtime::new(&settings.cache_dir, settings.plugin_time_max)
             .map_err(|e| EngineError::load("any", &e))?;
-        Ok(Engine { settings, store, runtime })
+        let commands = match &settings.tools {
+            Some(tools) => tools.0.clone(),
+            None => Arc::new(Runner::default()),
+        };
+        let known = (snapslot_builtin::PLUGINS.iter().map(builtin))
+            .chain(settings.more_plugins.iter().map(|(known, _)| known.clone()))
+            .collect();
+        Ok(Engine { settings, store, runtime, commands, known })
     }
 
-    /// The names of the backends there are.
-    pub fn backends(&self) -> Vec<&str> {
-        let more = self.settings.more_plugins.iter().map(|(name, _)| name.as_str());
-        snapslot_builtin::PLUGINS.iter().map(|(name, _)| *name).chain(more).collect()
+    /// The backends there are.
+    pub fn backends(&self) -> &[Known] {
+        &self.known
     }
 
     /// The plugin of this name.
     pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
-        let builtin = snapslot_builtin::PLUGINS.iter().find(|(n, _)| *n == name).map(|(_, b)| *b);
-        let more = self.settings.more_plugins.iter().find(|(n, _)| n == name);
-        let Some(bytes) = builtin.or(more.map(|(_, bytes)| bytes.as_slice())) else {
+        let builtin = snapslot_builtin::PLUGINS.iter().find(|b| b.name == name);
+        let more = self.settings.more_plugins.iter().find(|(known, _)| known.name == name);
+        let more = more.map(|(_, bytes)| bytes.as_slice());
+        let Some(bytes) = builtin.map(|b| b.component).or(more) else {
             return Err(LocatorError::Backend { backend: name.to_owned() }.into());
         };
         self.runtime.load(bytes).map_err(|e| EngineError::load(name, &e))
@@ -72,7 +96,7 @@ impl Engine {
                 None => Err(EngineError::NoMachine { name: text.to_owned() }),
             };
         }
-        let locator = Locator::parse(text, &self.backends())?.to_string();
+        let locator = Locator::parse(text, self.backends())?.to_string();
         if let Some(machine) = self.store.machine_of(&locator)? {
             return Ok((machine, true));
         }
@@ -88,7 +112,7 @@ impl Engine {
 
     /// The volumes of a machine, as locators.
     pub(crate) fn locators(&self, machine: &Machine) -> Result<Vec<Locator>, EngineError> {
-        machine.volumes.iter().map(|v| Ok(Locator::parse(v, &self.backends())?)).collect()
+        machine.volumes.iter().map(|v| Ok(Locator::parse(v, self.backends())?)).collect()
     }
 
     /// Makes an empty slot for a machine with these volumes. `name` may be a volume itself.
@@ -115,7 +139,7 @@ impl Engine {
         }
         let mut locators = Vec::new();
         for volume in volumes {
-            let locator = Locator::parse(volume, &self.backends())?.to_string();
+            let locator = Locator::parse(volume, self.backends())?.to_string();
             if locators.contains(&locator) {
                 return Err(EngineError::Usage(format!("{locator} is named twice")));
             }
@@ -132,8 +156,8 @@ impl Engine {
         let mut files = Vec::new();
         for locator in locators {
             // What cannot be looked at cannot have a slot: say so now, not at the first take.
-            let file = self.look(&Locator::parse(locator, &self.backends())?)?;
-            if files.contains(&file) {
+            let file = self.look(&Locator::parse(locator, self.backends())?)?;
+            if file.is_some() && files.contains(&file) {
                 return Err(EngineError::Usage(format!(
                     "{locator} is another volume's file by another name"
                 )));
@@ -188,13 +212,27 @@ impl Engine {
     }
 
     fn is_gone(&self, volume: &str) -> bool {
-        Locator::parse(volume, &self.backends())
-            .is_ok_and(|l| matches!(l.path().try_exists(), Ok(false)))
+        Locator::parse(volume, self.backends())
+            .is_ok_and(|l| l.path().is_some_and(|p| matches!(p.try_exists(), Ok(false))))
     }
 
     /// The record.
     pub fn store(&self) -> &dyn SlotStore {
         &*self.store
+    }
+}
+
+/// What is known of a built-in plugin. Its place is one of four words, as a test makes sure.
+fn builtin(plugin: &snapslot_builtin::Builtin) -> Known {
+    Known {
+        name: plugin.name.to_owned(),
+        place: match plugin.place {
+            "lvm-volume" => PlaceKind::LvmVolume,
+            "zfs-dataset" => PlaceKind::ZfsDataset,
+            "directory" => PlaceKind::Directory,
+            _ => PlaceKind::Image,
+        },
+        endings: plugin.endings.iter().map(|e| (*e).to_owned()).collect(),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 use snapslot_capture::journal::JournalError;
-use snapslot_capture::{CheckError, ExecuteError};
-use snapslot_disk::{DiskError, Holder};
+use snapslot_capture::{CheckError, CopyError, ExecuteError};
+use snapslot_disk::{DiskError, Holder, Users};
 use snapslot_runtime::{CallError, Failure, FailureKind, LoadError};
 use snapslot_slot::{Moment, Refusal};
 
@@ -49,12 +49,12 @@ pub enum EngineError {
         since: Option<Moment>,
     },
     /// Some program has the image open.
-    #[error("{volume} is in use{}; stop the machine first, nothing was changed", Holder::in_words(.holders))]
+    #[error("{volume} is in use{}; stop the machine first, nothing was changed", .users.in_words())]
     InUse {
         /// The volume.
         volume: String,
         /// Who.
-        holders: Vec<Holder>,
+        users: Users,
     },
     /// The plugin says no.
     #[error("{volume}: {}; nothing was changed", .failure.message)]
@@ -94,9 +94,19 @@ pub enum EngineError {
         /// What went wrong.
         source: ExecuteError,
     },
+    /// A change was stopped in the middle and could not be taken back.
+    #[error(
+        "{volume}: {cause}. The change is half done and nothing is lost: see to the cause, leave the machine off, then `snapslot recover {volume}` ends it"
+    )]
+    Unsettled {
+        /// The volume.
+        volume: String,
+        /// What went wrong.
+        cause: String,
+    },
     /// The result is not what was planned.
     #[error(
-        "{volume}: the change was carried out, but looking again shows {found}; the machine should stay off until `snapslot status {volume}` and `qemu-img check` have been read"
+        "{volume}: the change was carried out, but looking again shows {found}; the machine should stay off until `snapslot status {volume}` has been read (and `qemu-img check`, if it is an image)"
     )]
     Unexpected {
         /// The volume.
@@ -191,6 +201,7 @@ impl EngineError {
             EngineError::Disk { source, .. } if source.is_denied() => "denied",
             EngineError::Disk { .. } => "io",
             EngineError::Interrupted { .. } => "interrupted",
+            EngineError::Unsettled { .. } => "unsettled",
             EngineError::Unexpected { .. } => "unexpected",
             EngineError::Journal { source: JournalError::Disk(d), .. } if d.is_no_space() => {
                 "no-space"
@@ -234,6 +245,7 @@ impl EngineError {
             EngineError::Plugin { .. } => 7,
             EngineError::Journal { source: JournalError::Disk(_), .. } => 1,
             EngineError::Interrupted { .. }
+            | EngineError::Unsettled { .. }
             | EngineError::Unexpected { .. }
             | EngineError::Journal { .. }
             | EngineError::ForeignJournal { .. }
@@ -263,9 +275,10 @@ impl EngineError {
             EngineError::Busy { volume, holders: list, since } => {
                 json!({ "volume": volume, "holders": holders(list), "since": since })
             }
-            EngineError::InUse { volume, holders: list } => {
-                json!({ "volume": volume, "holders": holders(list) })
-            }
+            EngineError::InUse { volume, users } => json!({
+                "volume": volume, "holders": holders(&users.holders), "mounts": users.mounts,
+                "claimed": users.claimed,
+            }),
             EngineError::Backend { volume, failure } => {
                 let more: Map<String, Value> =
                     failure.data.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
@@ -278,6 +291,7 @@ impl EngineError {
                 json!({ "volume": volume, "phase": source.phase, "title": source.title })
             }
             EngineError::Disk { volume, .. }
+            | EngineError::Unsettled { volume, .. }
             | EngineError::Unexpected { volume, .. }
             | EngineError::Journal { volume, .. }
             | EngineError::ForeignJournal { volume, .. } => json!({ "volume": volume }),
@@ -295,6 +309,14 @@ impl EngineError {
 
     pub(crate) fn disk(volume: impl ToString, source: DiskError) -> Self {
         EngineError::Disk { volume: volume.to_string(), source }
+    }
+
+    pub(crate) fn backend(volume: impl ToString, failure: Failure) -> Self {
+        EngineError::Backend { volume: volume.to_string(), failure: Box::new(failure) }
+    }
+
+    pub(crate) fn copy(volume: impl ToString, error: &CopyError) -> Self {
+        Self::backend(volume, crate::keep::in_contract(error))
     }
 
     pub(crate) fn call(volume: impl ToString, error: CallError) -> Self {

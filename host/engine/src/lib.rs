@@ -8,8 +8,10 @@
 //! The engine ties storage plugins, the plan executor, the slot's rule and the record together,
 //! for one command at a time. It knows no format: what a volume is, plugins say.
 
+mod carry;
 mod engine;
 mod error;
+mod keep;
 mod locator;
 mod operate;
 mod recover;
@@ -18,13 +20,14 @@ mod status;
 mod store;
 mod volume;
 
-pub use engine::{Engine, Settings};
+pub use engine::{Engine, Settings, Tools};
 pub use error::EngineError;
-pub use locator::{Locator, LocatorError, is_machine_name};
-pub use operate::{Asked, Done, Observer, PlannedPhase, Shown, Verb, VolumeDone};
+pub use locator::{Known, Locator, LocatorError, is_machine_name};
+pub use operate::{Asked, Done, Observer, PlannedPhase, Room, Shown, Verb, VolumeDone};
 pub use recover::Recovered;
 pub use rehearse::Depth;
-pub use snapslot_disk::Holder;
+pub use snapslot_command::PlaceKind;
+pub use snapslot_disk::{Holder, Users};
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
 pub use status::{FoundSnapshot, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, SlotStore, SqliteStore, StoreError};

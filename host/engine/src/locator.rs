@@ -3,16 +3,29 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use snapslot_command::{Place, PlaceError, PlaceKind};
+
 /// Bytes of a locator: a path's limit and a backend's name.
 const LOCATOR_MAX: usize = 4096 + 33;
 
+/// What is known of a backend without starting it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name in locators.
+    pub name: String,
+    /// What kind of place its volumes have.
+    pub place: PlaceKind,
+    /// File endings by which a bare path is known as its own.
+    pub endings: Vec<String>,
+}
+
 /// A volume's address, `backend:place`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Locator {
     /// The backend's name.
     pub backend: String,
-    /// The place, in the backend's own terms; for files an absolute path without links.
-    pub place: String,
+    /// The place, in the storage's own terms; for files an absolute path without links.
+    pub place: Place,
 }
 
 /// Not a locator.
@@ -20,12 +33,15 @@ pub struct Locator {
 pub enum LocatorError {
     /// Not of the form.
     #[error(
-        "{given:?} is not a volume: a volume is a path that ends in .qcow2, or backend:place like qcow2:/srv/vm1.img"
+        "{given:?} is not a volume: a volume is a path that ends in .qcow2, or backend:place like qcow2:/srv/vm1.img, lvm:vg0/vm1 or zfs:tank/vm1"
     )]
     Form {
         /// What was given, shortened.
         given: String,
     },
+    /// Not a place of the backend's kind.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// No plugin of that name.
     #[error("there is no backend {backend:?}; `snapslot plugin list` shows those there are")]
     Backend {
@@ -58,8 +74,8 @@ pub fn is_machine_name(text: &str) -> bool {
 }
 
 impl Locator {
-    /// Reads what a person typed. `backends` are the names there are.
-    pub fn parse(text: &str, backends: &[&str]) -> Result<Locator, LocatorError> {
+    /// Reads what a person typed. `backends` are those there are.
+    pub fn parse(text: &str, backends: &[Known]) -> Result<Locator, LocatorError> {
         let given = || text.chars().take(80).collect::<String>();
         let form = || LocatorError::Form { given: given() };
         if text.is_empty() || text.len() > LOCATOR_MAX || text.chars().any(char::is_control) {
@@ -71,26 +87,48 @@ impl Locator {
                     .bytes()
                     .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         });
+        let find = |name: &str| backends.iter().find(|b| b.name == name);
+        let ending = || backends.iter().find(|b| b.endings.iter().any(|e| text.ends_with(e)));
         let (backend, place) = match named {
-            Some((backend, place)) if backends.contains(&backend) => (backend, place),
+            Some((name, place)) if find(name).is_some() => (find(name), place),
             // A file may have a colon in its name; but only one that ends as it should.
-            _ if text.ends_with(".qcow2") => ("qcow2", text),
-            Some((backend, _)) => {
-                return Err(LocatorError::Backend { backend: backend.to_owned() });
-            }
-            None => return Err(form()),
+            Some((name, _)) => match ending() {
+                Some(backend) => (Some(backend), text),
+                None => return Err(LocatorError::Backend { backend: name.to_owned() }),
+            },
+            None => (ending(), text),
         };
+        let backend = backend.ok_or_else(form)?;
         if place.is_empty() {
             return Err(form());
         }
-        let path = canonical(Path::new(place))?;
-        let place = path.to_str().ok_or_else(form)?.to_owned();
-        Ok(Locator { backend: backend.to_owned(), place })
+        let place = match backend.place {
+            PlaceKind::Image | PlaceKind::Directory => {
+                let path = canonical(Path::new(place))?;
+                Place::parse(backend.place, path.to_str().ok_or_else(form)?)?
+            }
+            PlaceKind::LvmVolume => Place::parse(backend.place, without_dev(place))?,
+            PlaceKind::ZfsDataset => {
+                Place::parse(backend.place, place.strip_prefix("/dev/zvol/").unwrap_or(place))?
+            }
+        };
+        Ok(Locator { backend: backend.name.clone(), place })
     }
 
-    /// The place as a path.
-    pub fn path(&self) -> PathBuf {
-        PathBuf::from(&self.place)
+    /// The place as a path, where it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Image(path) | Place::Directory(path) => Some(path),
+            Place::LvmVolume { .. } | Place::ZfsDataset(_) => None,
+        }
+    }
+}
+
+/// People paste device paths: `/dev/vg/lv` is `vg/lv`.
+fn without_dev(place: &str) -> &str {
+    match place.strip_prefix("/dev/") {
+        Some(rest) if !rest.starts_with("mapper/") => rest,
+        _ => place,
     }
 }
 
@@ -135,16 +173,46 @@ mod tests {
         }
     }
 
+    fn backends() -> Vec<Known> {
+        let known = |name: &str, place, endings: &[&str]| Known {
+            name: name.to_owned(),
+            place,
+            endings: endings.iter().map(|e| (*e).to_owned()).collect(),
+        };
+        vec![
+            known("qcow2", PlaceKind::Image, &[".qcow2"]),
+            known("lvm", PlaceKind::LvmVolume, &[]),
+            known("zfs", PlaceKind::ZfsDataset, &[]),
+        ]
+    }
+
     #[test]
     fn locators_need_a_backend_that_is_there_or_a_known_ending() {
-        let parse = |text| Locator::parse(text, &["qcow2"]);
+        let parse = |text| Locator::parse(text, &backends());
         assert!(matches!(parse(""), Err(LocatorError::Form { .. })));
         assert!(matches!(parse("disk.img"), Err(LocatorError::Form { .. })));
-        assert!(matches!(parse("zfs:tank/vm"), Err(LocatorError::Backend { .. })));
+        assert!(matches!(parse("ceph:pool/vm"), Err(LocatorError::Backend { .. })));
         assert!(matches!(parse("qcow2:"), Err(LocatorError::Form { .. })));
         assert!(matches!(parse("a\0b.qcow2"), Err(LocatorError::Form { .. })));
         assert!(matches!(parse("/no/such/dir/x.qcow2"), Err(LocatorError::Missing { .. })));
         let found = parse("qcow2:/new.img").expect("a file that is not there yet has a name");
         assert_eq!(found.to_string(), "qcow2:/new.img");
+    }
+
+    #[test]
+    fn volumes_of_lvm_and_zfs_have_one_spelling() {
+        let parse = |text| Locator::parse(text, &backends());
+        for (given, means) in [
+            ("lvm:vg0/vm1", "lvm:vg0/vm1"),
+            ("lvm:/dev/vg0/vm1", "lvm:vg0/vm1"),
+            ("zfs:tank/vm1", "zfs:tank/vm1"),
+            ("zfs:/dev/zvol/tank/vm1", "zfs:tank/vm1"),
+        ] {
+            assert_eq!(parse(given).expect("a volume").to_string(), means);
+        }
+        for bad in ["lvm:vg0", "lvm:/dev/mapper/vg0-vm1", "zfs:tank/vm1@snap", "zfs:/tank", "lvm:"]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -1,19 +1,17 @@
 //! Take, restore and delete.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use serde::Serialize;
-use snapslot_capture::{Plan, Redo, Report, Step, check, execute_phases, journal, reserve};
-use snapslot_disk::{Companion, Disk, EngineLock, FileId, ImageLock};
-use snapslot_runtime::{Facts, Failure, FailureKind, Goal, NewSnapshot, Plugin, Snapshot};
+use snapslot_disk::{EngineLock, FileId, ImageLock, Users};
+use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
+use crate::carry::Planned;
 use crate::engine::{Engine, now, refused};
 use crate::error::EngineError;
-use crate::recover::{Meta, before_seal};
-use crate::rehearse::{Depth, reached, rehearse};
+use crate::recover::Meta;
+use crate::rehearse::Depth;
 use crate::status::{derive, lock_error, parts};
 use crate::store::Machine;
 use crate::volume::Volume;
@@ -52,8 +50,32 @@ pub struct Asked {
     pub consume: bool,
     /// Stop before the commit.
     pub dry_run: bool,
+    /// Take: room to set aside for what changes while it is held, where the storage wants it said.
+    pub room: Option<Room>,
+    /// Take: a whole copy may be made where nothing can be shared.
+    pub full_copy: bool,
     /// Restore, delete: what the person was shown who said yes; none if nobody was asked.
     pub shown: Option<Shown>,
+}
+
+/// How much room to set aside for a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many percent of the volume's size.
+    Percent(u32),
+}
+
+impl Room {
+    fn of(self, size: u64) -> u64 {
+        match self {
+            Room::Bytes(bytes) => bytes,
+            Room::Percent(percent) => {
+                u64::try_from(u128::from(size) * u128::from(percent) / 100).unwrap_or(u64::MAX)
+            }
+        }
+    }
 }
 
 /// What a person saw before saying yes.
@@ -117,6 +139,10 @@ pub struct ReportDone {
     pub bytes_written: u64,
     /// Bytes read in order to change them.
     pub bytes_read: u64,
+    /// Commands run.
+    pub commands: u64,
+    /// Copies made, put back or removed.
+    pub copies: u64,
 }
 
 /// What an operation did.
@@ -151,15 +177,6 @@ impl Done {
     }
 }
 
-/// One volume with its plan.
-struct Planned<'e> {
-    volume: &'e Volume,
-    plugin: &'e Plugin<'e>,
-    before: Facts,
-    goal: Goal,
-    plan: Arc<Plan>,
-}
-
 impl Engine {
     /// Carries out a verb on a machine.
     pub fn operate(
@@ -180,7 +197,7 @@ impl Engine {
         let (machine, _) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
         let volumes: Vec<Volume> =
-            locators.iter().map(Volume::open_to_change).collect::<Result<_, _>>()?;
+            locators.iter().map(|l| Volume::open_to_change(self, l)).collect::<Result<_, _>>()?;
         let _engine_locks = self.lock(&machine, &volumes)?;
         self.recover_locked(&machine, &volumes)?;
         // Recovery, or another process before the lock, may have changed the record.
@@ -191,14 +208,14 @@ impl Engine {
 
         let plugins: Vec<Plugin<'_>> =
             locators.iter().map(|l| self.plugin(&l.backend)).collect::<Result<_, _>>()?;
-        let facts = look_at(&volumes, &plugins)?;
+        let context = Context { engine: self, volumes: &volumes, plugins: &plugins, observer };
+        let facts = context.look_at_settled()?;
         let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
         let enable = self.decide(&machine, &state, verb, asked)?;
         let mark = state.occupant().map(|o| o.mark.clone());
         if asked.shown.as_ref().is_some_and(|shown| shown.mark != mark) {
             return Err(EngineError::Changed { machine: machine.name.clone() });
         }
-        let context = Context { engine: self, volumes: &volumes, plugins: &plugins, observer };
         let mut done = Done::nothing(&machine.name);
         done.slot = state.clone();
         done.enabled = enable && !asked.dry_run;
@@ -214,10 +231,10 @@ impl Engine {
         volumes: &'v [Volume],
     ) -> Result<Vec<EngineLock<'v>>, EngineError> {
         let mut sorted: Vec<&Volume> = volumes.iter().collect();
-        sorted.sort_by(|a, b| a.locator.cmp(&b.locator));
+        sorted.sort_by_key(|v| v.locator.to_string());
         let since = || self.store.running(&machine.name).ok().flatten().map(|o| o.started);
         (sorted.iter())
-            .map(|v| EngineLock::take(&v.disk).map_err(|e| lock_error(&v.locator, e, since())))
+            .map(|v| EngineLock::take(&v.lock).map_err(|e| lock_error(&v.locator, e, since())))
             .collect()
     }
 
@@ -251,13 +268,28 @@ impl Engine {
 /// QEMU's locks on every image: nobody else can have them open.
 pub(crate) fn lock_images(volumes: &[Volume]) -> Result<Vec<ImageLock<'_>>, EngineError> {
     (volumes.iter())
-        .map(|v| {
-            ImageLock::exclusive(&v.disk).map_err(|e| match lock_error(&v.locator, e, None) {
-                EngineError::Busy { volume, holders, .. } => EngineError::InUse { volume, holders },
+        .filter_map(|v| Some((v, v.image.as_ref()?)))
+        .map(|(v, disk)| {
+            ImageLock::exclusive(disk).map_err(|e| match lock_error(&v.locator, e, None) {
+                EngineError::Busy { volume, holders, .. } => {
+                    let users = Users { holders, ..Users::default() };
+                    EngineError::InUse { volume, users }
+                }
                 other => other,
             })
         })
         .collect()
+}
+
+/// Refuses to go on while somebody uses a device whose content is to be set back.
+pub(crate) fn refuse_used(volumes: &[Volume]) -> Result<(), EngineError> {
+    for volume in volumes {
+        let users = volume.users()?;
+        if !users.is_empty() {
+            return Err(EngineError::InUse { volume: volume.locator.to_string(), users });
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn look_at(
@@ -265,7 +297,10 @@ pub(crate) fn look_at(
     plugins: &[Plugin<'_>],
 ) -> Result<Vec<Facts>, EngineError> {
     (volumes.iter().zip(plugins))
-        .map(|(v, p)| p.inspect(&v.sight()).map_err(|e| EngineError::call(&v.locator, e)))
+        .map(|(v, p)| {
+            v.suits(p)?;
+            p.inspect(&v.sight()).map_err(|e| EngineError::call(&v.locator, e))
+        })
         .collect()
 }
 
@@ -278,6 +313,20 @@ pub(crate) struct Context<'e> {
 }
 
 impl<'e> Context<'e> {
+    /// Looks; where storage without a seal shows something half done, ends that and looks again.
+    pub fn look_at_settled(&self) -> Result<Vec<Facts>, EngineError> {
+        let mut all = look_at(self.volumes, self.plugins)?;
+        for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(&mut all) {
+            let copies = plugin.description().copies.is_some();
+            if (facts.unfinished.is_some() || copies) && self.settle(volume, plugin)? {
+                let sight = volume.sight();
+                *facts =
+                    plugin.inspect(&sight).map_err(|e| EngineError::call(&volume.locator, e))?;
+            }
+        }
+        Ok(all)
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn run(
         &self,
@@ -293,15 +342,17 @@ impl<'e> Context<'e> {
         let occupant = state.occupant();
         match verb {
             Verb::Take => {
-                let new = new_occupant(asked)?;
-                let goals = vec![
+                let new = new_occupant(asked, self.consistency()?)?;
+                let goal = |facts: &Facts| {
                     Goal::Held(NewSnapshot {
                         mark: new.mark.clone(),
                         taken_seconds: new.taken.seconds.cast_unsigned(),
                         taken_nanoseconds: new.taken.nanoseconds,
-                    });
-                    self.volumes.len()
-                ];
+                        room: asked.room.map(|room| room.of(facts.virtual_size)),
+                        full_copy: asked.full_copy,
+                    })
+                };
+                let goals = facts.iter().map(goal).collect();
                 let planned = self.plan(facts, goals)?;
                 if let Some(old) = occupant {
                     // The second half must be possible before the first is begun.
@@ -339,6 +390,9 @@ impl<'e> Context<'e> {
                     .map(|s| s.map(|s| Goal::Restored(s.identity)))
                     .collect::<Option<Vec<_>>>()
                     .ok_or_else(|| EngineError::Changed { machine: machine.name.clone() })?;
+                if !asked.dry_run {
+                    refuse_used(self.volumes)?;
+                }
                 let planned = self.plan(facts, goals)?;
                 if asked.consume {
                     self.plan_removal(&occupant.mark)?;
@@ -349,10 +403,13 @@ impl<'e> Context<'e> {
                 }
                 let consumed = asked.consume.then(|| occupant.mark.clone());
                 let meta = Meta::new(machine, verb, Some(occupant.clone()), consumed.clone());
-                self.carry_out(machine, &planned, &meta, done)?;
-                if consumed.is_some() || machine.occupant.as_ref() != Some(occupant) {
-                    self.record(machine, Some(occupant), consumed.as_deref())?;
+                let after = self.carry_out(machine, &planned, &meta, done)?;
+                // A snapshot that had to be made again has another identity.
+                let kept = self.held(machine, occupant, &after);
+                if consumed.is_some() || machine.occupant.as_ref() != Some(&kept) {
+                    self.record(machine, Some(&kept), consumed.as_deref())?;
                 }
+                done.slot = State::Held { occupant: kept };
                 self.end_journals();
                 if let Some(mark) = consumed {
                     self.remove_mark(machine, &mark, &meta, done)
@@ -403,120 +460,15 @@ impl<'e> Context<'e> {
         }
     }
 
-    /// Plans, checks and rehearses every volume before anything is done to any.
-    fn plan(&self, facts: Vec<Facts>, goals: Vec<Goal>) -> Result<Vec<Planned<'e>>, EngineError> {
-        let mut all = Vec::new();
-        for (((volume, plugin), before), goal) in
-            self.volumes.iter().zip(self.plugins).zip(facts).zip(goals)
-        {
-            all.push(self.plan_one(volume, plugin, before, goal)?);
-        }
-        Ok(all)
-    }
-
-    fn plan_one(
-        &self,
-        volume: &'e Volume,
-        plugin: &'e Plugin<'e>,
-        before: Facts,
-        goal: Goal,
-    ) -> Result<Planned<'e>, EngineError> {
-        if let Some(finding) = before.findings.iter().find(|f| f.blocks) {
-            let failure =
-                Failure::new(FailureKind::Unsupported, &finding.code, finding.message.clone());
-            return Err(EngineError::Backend {
-                volume: volume.locator.to_string(),
-                failure: Box::new(failure),
-            });
-        }
-        let plan = plugin
-            .plan(&volume.sight(), &goal)
-            .map_err(|e| EngineError::call(&volume.locator, e))?;
-        let name = &plugin.description().name;
-        check(&plan, &*volume.disk)
-            .map_err(|e| EngineError::unsafe_plan(&volume.locator, name, e))?;
-        let plan = Arc::new(plan);
-        let depth = self.engine.settings.rehearsal;
-        rehearse(plugin, volume, &before, &plan, &goal, depth)?;
-        Ok(Planned { volume, plugin, before, goal, plan })
-    }
-
-    /// Commit, execute, look again. On return the storage is as the goal says, and the journals
-    /// are still there.
-    fn carry_out(
-        &self,
-        machine: &Machine,
-        planned: &[Planned<'e>],
-        meta: &Meta,
-        done: &mut Done,
-    ) -> Result<Vec<Facts>, EngineError> {
-        let store = &self.engine.store;
-        let operation = store.begin(&machine.name, &meta.verb, meta.started)?;
-        let result = self.carry_out_begun(planned, meta, done);
-        let outcome = result.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
-        // The operation is what counts; a history that cannot be written is told by its gap.
-        if let Err(error) = store.end(operation, now(), &outcome) {
-            tracing::warn!(%error, "the history could not be written");
-        }
-        result
-    }
-
-    fn carry_out_begun(
-        &self,
-        planned: &[Planned<'e>],
-        meta: &Meta,
-        done: &mut Done,
-    ) -> Result<Vec<Facts>, EngineError> {
-        // All journals, the first volume's last: it is the one that decides (see `recover`).
-        let changing: Vec<&Planned<'e>> = planned.iter().filter(|p| !p.plan.is_empty()).collect();
-        if let Err(error) = commit(&changing, meta) {
-            for p in &changing {
-                // Best effort: the error that counts is the one at hand.
-                let _ = p.volume.disk.release_reserve();
-            }
-            return Err(error);
-        }
-        let _held_back = HeldBack::new();
-        // In step: first all seals, then all the work, then all seals off. So after a crash
-        // either no volume is past its seal, and all can go back, or all are sealed, and all
-        // can go on.
-        let mut reports = vec![Report::default(); planned.len()];
-        for stage in 0..3 {
-            for (p, report) in planned.iter().zip(&mut reports) {
-                let count = p.plan.phases().count();
-                let phases = match stage {
-                    0 => 0..1.min(count),
-                    1 => 1.min(count)..count.saturating_sub(1).max(1).min(count),
-                    _ => count.saturating_sub(1).max(1).min(count)..count,
-                };
-                let name = p.volume.locator.to_string();
-                let part = execute_phases(&p.plan, phases, Redo::No, &*p.volume.disk, &|n, all| {
-                    (self.observer)(&name, n, all);
-                });
-                report
-                    .add(part.map_err(|source| EngineError::Interrupted { volume: name, source })?);
+    /// What is known of the machine now. Files are under QEMU's locks, none shared: nobody has
+    /// them open. Devices may be in use: then the snapshot is what a power cut would leave.
+    fn consistency(&self) -> Result<Consistency, EngineError> {
+        for volume in self.volumes {
+            if !volume.users()?.is_empty() {
+                return Ok(Consistency::Crash);
             }
         }
-        let mut after = Vec::new();
-        for (p, report) in planned.iter().zip(reports) {
-            let name = p.volume.locator.to_string();
-            done.changed |= report.flushes > 0;
-            done.volumes.push(p.summary(self.engine, Some(report)));
-            let facts = if p.plan.is_empty() {
-                p.before.clone()
-            } else {
-                p.plugin.inspect(&p.volume.sight()).map_err(|e| EngineError::Unexpected {
-                    volume: name.clone(),
-                    found: e.to_string(),
-                })?
-            };
-            reached(&p.before, &facts, &p.goal).map_err(|found| EngineError::Unexpected {
-                volume: name,
-                found: found.to_owned(),
-            })?;
-            after.push(facts);
-        }
-        Ok(after)
+        Ok(Consistency::Offline)
     }
 
     fn plan_removal(&self, mark: &str) -> Result<Vec<Planned<'e>>, EngineError> {
@@ -562,125 +514,11 @@ impl<'e> Context<'e> {
         occupant: Option<&Occupant>,
         pending: Option<&str>,
     ) -> Result<(), EngineError> {
-        let files: Vec<FileId> = self.volumes.iter().map(|v| v.disk.id()).collect();
+        let files: Vec<Option<FileId>> = self.volumes.iter().map(Volume::file_now).collect();
         self.engine
             .store
             .set_occupant(&machine.name, occupant, pending, &files)
             .map_err(|source| EngineError::Unrecorded { machine: machine.name.clone(), source })
-    }
-
-    /// Removes the journals, the decider's last. One that cannot be removed is recognised as done
-    /// by the next command; those before it then stay too.
-    pub(crate) fn end_journals(&self) {
-        for (i, volume) in self.volumes.iter().enumerate().rev() {
-            let journal = volume.journal();
-            let removed = journal.remove().and_then(|()| {
-                // With one volume a journal that comes back after a power cut is recognised as
-                // done. With several, the others must be gone for good before the decider goes.
-                if i > 0 { journal.sync_name() } else { Ok(()) }
-            });
-            if let Err(error) = removed {
-                tracing::warn!(volume = %volume.locator, %error, "the journal could not be removed");
-                return;
-            }
-        }
-    }
-}
-
-/// Signals that would end the process wait until the change is through: a fraction of a second,
-/// and nobody has to recover from an impatient Ctrl-C. Threads started meanwhile inherit it.
-struct HeldBack(Option<SigSet>);
-
-impl HeldBack {
-    fn new() -> Self {
-        let mut set = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGPIPE] {
-            set.add(signal);
-        }
-        HeldBack(set.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok())
-    }
-}
-
-impl Drop for HeldBack {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = before.thread_set_mask();
-        }
-    }
-}
-
-/// Sets room aside and makes every plan durable, or none.
-fn commit(changing: &[&Planned<'_>], meta: &Meta) -> Result<(), EngineError> {
-    for p in changing {
-        reserve(&p.plan, &*p.volume.disk).map_err(|e| EngineError::disk(&p.volume.locator, e))?;
-    }
-    let decider = changing.first().map(|p| p.volume.locator.to_string());
-    for (i, p) in changing.iter().enumerate().rev() {
-        let before = before_seal(&p.plan, &*p.volume.disk)
-            .map_err(|e| EngineError::disk(&p.volume.locator, e))?;
-        let name = p.volume.locator.to_string();
-        let text = meta.write(&name, decider.as_deref(), &p.goal, before);
-        if let Err(source) = journal::commit(&p.volume.journal(), &text, &p.plan) {
-            for written in &changing[i + 1..] {
-                // Without the decider's journal these are of an operation that never began.
-                let _ = written.volume.journal().remove();
-            }
-            return Err(EngineError::Journal { volume: name, source });
-        }
-    }
-    Ok(())
-}
-
-impl Planned<'_> {
-    fn summary(&self, engine: &Engine, report: Option<Report>) -> VolumeDone {
-        let phases = (self.plan.phases())
-            .map(|(title, steps)| PlannedPhase {
-                title: title.to_owned(),
-                steps: steps.iter().map(in_words).collect(),
-                count: steps.len(),
-                bytes: steps.iter().filter_map(Step::span).map(|(s, e)| e - s).sum(),
-            })
-            .collect();
-        let restores = matches!(self.goal, Goal::Restored(_)) && !self.plan.is_empty();
-        VolumeDone {
-            volume: self.volume.locator.to_string(),
-            plan: PlanDone {
-                steps: self.plan.steps().len(),
-                phases,
-                rehearsal: engine.settings.rehearsal,
-            },
-            executed: report.map(|r| ReportDone {
-                flushes: r.flushes,
-                bytes_written: r.written,
-                bytes_read: r.read,
-            }),
-            warnings: (self.before.findings.iter())
-                .filter(|f| restores && !f.blocks)
-                .map(|f| f.message.clone())
-                .collect(),
-        }
-    }
-}
-
-/// A step for people: what, where, how much.
-fn in_words(step: &Step) -> String {
-    match step {
-        Step::Write { offset, data } => format!("write {} bytes at {offset}", data.len()),
-        Step::Fill { offset, length, pattern } => {
-            let hex: String = pattern.iter().map(|b| format!("{b:02x}")).collect();
-            format!("fill {length} bytes at {offset} with {hex}")
-        }
-        Step::Mask(m) => {
-            let which = if m.select.is_empty() { "" } else { " chosen" };
-            let what = match (m.clear, m.set) {
-                (clear, 0) => format!("clear {clear:#x} in"),
-                (0, set) => format!("set {set:#x} in"),
-                (clear, set) => format!("clear {clear:#x} and set {set:#x} in"),
-            };
-            format!("{what}{which} words of {} at {}", m.count, m.offset)
-        }
-        Step::Extend { size } => format!("grow the image to {size} bytes"),
-        Step::Barrier { title } => title.clone(),
     }
 }
 
@@ -694,7 +532,7 @@ fn identities(facts: &[Facts], mark: &str) -> Vec<Option<Snapshot>> {
         .collect()
 }
 
-fn new_occupant(asked: &Asked) -> Result<Occupant, EngineError> {
+fn new_occupant(asked: &Asked, consistency: Consistency) -> Result<Occupant, EngineError> {
     let mut random = [0; 8];
     getrandom::fill(&mut random)
         .map_err(|e| EngineError::Usage(format!("the system has no randomness: {e}")))?;
@@ -703,8 +541,7 @@ fn new_occupant(asked: &Asked) -> Result<Occupant, EngineError> {
         mark: random.iter().map(|b| format!("{b:02x}")).collect(),
         taken,
         note: asked.note.clone(),
-        // QEMU's locks are ours, none shared: nobody has the disk open.
-        consistency: Consistency::Offline,
+        consistency,
         parts: Vec::new(),
     })
 }

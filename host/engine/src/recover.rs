@@ -14,20 +14,30 @@
 //! was overtaken) and none is past its seal, all go back: seals are taken off again. Otherwise
 //! all that have begun are carried on. Nothing is written to a volume whose seal is gone.
 //!
+//! Storage that is changed by commands or copies has no seal. There nothing is redone: what is
+//! half done is ended by the storage's own look at it ([`Goal::Settled`]), and then
+//!
+//! | verb | a part is done if | where some are done and some are not |
+//! |---|---|---|
+//! | take | the snapshot is there | back: those that were taken are removed |
+//! | delete | the snapshot is gone | on |
+//! | restore | its marker says so | on: a machine is never left with one disk of then and one of now |
+//!
 //! Of several volumes the first one's journal decides: it is written last and removed last, so
 //! the others count only while it is there.
 
 use serde::{Deserialize, Serialize};
 use snapslot_capture::journal::{self, Found};
-use snapslot_capture::{Plan, Redo, Resume, Step, check_shape, execute_phases, resume_at};
+use snapslot_capture::{Plan, Redo, Resume, Step, Way, check_shape, execute_phases, resume_at};
+use snapslot_command::Place;
 use snapslot_disk::{Companion, Disk, DiskError};
-use snapslot_runtime::{Facts, Goal, Snapshot};
+use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Moment, Occupant, Running, State};
 
 use crate::engine::{Engine, now};
 use crate::error::EngineError;
 use crate::locator::Locator;
-use crate::operate::{Context, Done, Verb, lock_images, look_at};
+use crate::operate::{Context, Done, Verb, lock_images, look_at, refuse_used};
 use crate::status::{derive, parts};
 use crate::store::Machine;
 use crate::volume::{Volume, journal_of};
@@ -94,6 +104,7 @@ impl Meta {
             Goal::Held(new) => format!("held {}", new.mark),
             Goal::Restored(identity) => format!("restored {identity}"),
             Goal::Empty(identity) => format!("empty {identity}"),
+            Goal::Settled => "settled".to_owned(),
         };
         let meta = Meta {
             volume: volume.to_owned(),
@@ -134,9 +145,11 @@ impl Engine {
         let (machine, known) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
         let volumes: Vec<Volume> =
-            locators.iter().map(Volume::open_to_change).collect::<Result<_, _>>()?;
+            locators.iter().map(|l| Volume::open_to_change(self, l)).collect::<Result<_, _>>()?;
         let _locks = self.lock(&machine, &volumes)?;
-        let (finished, cleared) = self.recover_locked(&machine, &volumes)?;
+        let (mut finished, cleared) = self.recover_locked(&machine, &volumes)?;
+        finished.extend(self.settle_all(&volumes)?);
+        finished.dedup();
         let machine = self.store.machine(&machine.name)?.unwrap_or(machine);
         let known = known || self.store.machine(&machine.name)?.is_some();
         let slot = self.status_unlocked(&machine, known, &volumes)?;
@@ -183,9 +196,13 @@ impl Engine {
         }
         // Nobody may have the image open while we decide, nor while we write.
         let locks = lock_images(volumes)?;
+        let plugins: Vec<Plugin<'_>> =
+            (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
+        let context = Context { engine: self, volumes, plugins: &plugins, observer: &|_, _, _| () };
         let mut cleared = Vec::new();
         let mut first: Option<Meta> = None;
         let mut begun = Vec::new();
+        let mut others = Vec::new();
         for (volume, committed) in &found {
             let name = volume.locator.to_string();
             let Some((meta, plan)) = committed else {
@@ -193,6 +210,16 @@ impl Engine {
                 continue;
             };
             first.get_or_insert_with(|| meta.clone());
+            if plan.way() != Some(Way::Image) {
+                let at = volumes.iter().position(|v| std::ptr::eq(v, *volume));
+                if let (true, Some(plugin)) = (self.decided(meta, volume), at.map(|i| &plugins[i]))
+                {
+                    others.push(Other::found(&context, volume, plugin, meta)?);
+                } else {
+                    cleared.push(name);
+                }
+                continue;
+            }
             let progress = progress(volume, plan, meta)?;
             if self.decided(meta, volume) {
                 begun.push((*volume, meta, plan, progress));
@@ -206,16 +233,13 @@ impl Engine {
                 cleared.push(name);
             }
         }
-        let held_back =
-            begun.iter().any(|(.., p)| matches!(p, Progress::NotBegun | Progress::Overtaken));
-        let past_seal =
-            begun.iter().any(|(.., p)| matches!(p, Progress::Behind(1..) | Progress::Done));
-        let back = held_back && !past_seal;
+        let direction = direction(&begun, &others);
         let mut finished = Vec::new();
         for (volume, meta, plan, progress) in &begun {
             match progress {
-                Progress::Behind(_) if back => {
-                    unseal(volume, plan, meta)?;
+                Progress::Behind(_) if direction == Direction::Back => {
+                    let before = from_hex(&meta.before).unwrap_or_default();
+                    unseal(volume, plan, &before)?;
                     cleared.push(volume.locator.to_string());
                 }
                 Progress::Behind(_) => finished.push(volume.locator.to_string()),
@@ -224,12 +248,22 @@ impl Engine {
                 }
             }
         }
-        if !back {
+        let pending = others.iter().any(|o| !o.done && matches!(o.goal, Goal::Restored(_)));
+        if direction == Direction::On && pending {
+            refuse_used(volumes)?;
+        }
+        if direction == Direction::On {
             carry_on(&begun)?;
         }
-        let went_on =
-            begun.iter().any(|(.., p)| matches!(p, Progress::Done)) || !finished.is_empty();
-        self.follow(machine, volumes, first, went_on)?;
+        for other in &others {
+            let did = other.bring(&context, direction)?;
+            let list = if did || other.settled { &mut finished } else { &mut cleared };
+            list.push(other.volume.locator.to_string());
+        }
+        let went_on = begun.iter().any(|(.., p)| matches!(p, Progress::Done))
+            || (direction == Direction::On && others.iter().any(|o| o.done))
+            || !finished.is_empty();
+        self.follow(machine, &context, first, went_on)?;
         if let Some(left) = self.store.running(&machine.name)? {
             let outcome = if went_on { "recovered" } else { "never-began" };
             self.store.end(left.operation, now(), outcome)?;
@@ -238,19 +272,34 @@ impl Engine {
         Ok((finished, cleared))
     }
 
+    /// Ends what storage without a seal shows half done, without a journal that tells of it.
+    fn settle_all(&self, volumes: &[Volume]) -> Result<Vec<String>, EngineError> {
+        let plugins: Vec<Plugin<'_>> =
+            (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
+        let context = Context { engine: self, volumes, plugins: &plugins, observer: &|_, _, _| () };
+        let mut ended = Vec::new();
+        for (volume, plugin) in volumes.iter().zip(&plugins) {
+            if context.settle(volume, plugin)? {
+                ended.push(volume.locator.to_string());
+            }
+        }
+        Ok(ended)
+    }
+
     /// Whether the journal that decides over this one is there, whole: where it was, or beside
     /// this volume if the machine's files were moved together.
     fn decided(&self, meta: &Meta, volume: &Volume) -> bool {
         let Some(decider) = meta.decider.as_ref().filter(|d| **d != meta.volume) else {
             return true;
         };
-        let Ok(there) = Locator::parse(decider, &self.backends()) else { return false };
-        let here = there.path().file_name().map(|name| Locator {
+        let Ok(there) = Locator::parse(decider, self.backends()) else { return false };
+        let moved = there.path().and_then(|p| p.file_name()).zip(volume.locator.path());
+        let here = moved.map(|(name, path)| Locator {
             backend: there.backend.clone(),
-            place: volume.locator.path().with_file_name(name).display().to_string(),
+            place: Place::Image(path.with_file_name(name)),
         });
         [Some(there), here].into_iter().flatten().any(|locator| {
-            match journal::read(&journal_of(&locator)) {
+            match journal::read(&journal_of(&locator, &self.settings.state_dir)) {
                 Ok(Found::Committed { meta: bytes, .. }) => Meta::read(&bytes)
                     .is_some_and(|m| m.started == meta.started && m.process == meta.process),
                 _ => false,
@@ -262,16 +311,13 @@ impl Engine {
     fn follow(
         &self,
         machine: &Machine,
-        volumes: &[Volume],
+        context: &Context<'_>,
         meta: Option<Meta>,
         redone: bool,
     ) -> Result<(), EngineError> {
-        let plugins: Vec<_> =
-            (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
-        let context = Context { engine: self, volumes, plugins: &plugins, observer: &|_, _, _| () };
-        let facts = look_at(volumes, &plugins)?;
+        let facts = context.look_at_settled()?;
         if let Some(meta) = &meta {
-            self.follow_storage(machine, &context, meta, &facts, redone)?;
+            self.follow_storage(machine, context, meta, &facts, redone)?;
         }
         context.end_journals();
         // A second half that was still to come: the snapshot that was replaced or consumed goes.
@@ -312,9 +358,10 @@ impl Engine {
                 let held = Occupant { parts, ..occupant.clone() };
                 context.record(machine, Some(&held), pending.as_deref())
             }
-            ("restore", Some((occupant, _))) if redone => {
+            ("restore", Some((occupant, parts))) if redone => {
                 let pending = meta.then_remove.clone().or_else(still_pending);
-                context.record(machine, Some(occupant), pending.as_deref())
+                let kept = Occupant { parts, ..occupant.clone() };
+                context.record(machine, Some(&kept), pending.as_deref())
             }
             ("delete" | "restore", _) => match known.and_then(|m| m.occupant) {
                 Some(recorded) if there(&recorded.mark).is_none() => {
@@ -346,9 +393,9 @@ fn foreign(volume: &Volume, why: &str) -> EngineError {
 
 fn progress(volume: &Volume, plan: &Plan, meta: &Meta) -> Result<Progress, EngineError> {
     let failed = |e| EngineError::disk(&volume.locator, e);
-    match resume_at(plan, &*volume.disk).map_err(failed)? {
+    match resume_at(plan, &**volume.disk()?).map_err(failed)? {
         Resume::From(phase) => {
-            check_shape(plan, &*volume.disk).map_err(|e| {
+            check_shape(plan, &**volume.disk()?).map_err(|e| {
                 foreign(volume, &format!("the plan in its journal does not fit: {e}"))
             })?;
             return Ok(Progress::Behind(phase));
@@ -363,7 +410,7 @@ fn progress(volume: &Volume, plan: &Plan, meta: &Meta) -> Result<Progress, Engin
     }
     let Some((offset, last)) = last_write(plan) else { return Ok(Progress::Overtaken) };
     let mut now = vec![0; last.len()];
-    if volume.disk.read_at(offset, &mut now).is_err() {
+    if volume.disk()?.read_at(offset, &mut now).is_err() {
         return Ok(Progress::Overtaken);
     }
     Ok(if now == last {
@@ -398,19 +445,117 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     pairs.iter().map(pair).collect()
 }
 
-/// Takes the seal off a volume on which nothing else was done.
-fn unseal(volume: &Volume, plan: &Plan, meta: &Meta) -> Result<(), EngineError> {
-    let (Some((offset, last)), Some(before)) = (last_write(plan), from_hex(&meta.before)) else {
+/// Takes the seal off a volume on which nothing else was done: `before` is what its first write
+/// overwrote.
+pub(crate) fn unseal(volume: &Volume, plan: &Plan, before: &[u8]) -> Result<(), EngineError> {
+    let Some((offset, last)) = last_write(plan) else {
         return Err(foreign(volume, "its journal does not say what was there before"));
     };
     if before.len() != last.len() {
         return Err(foreign(volume, "its journal contradicts itself"));
     }
-    volume
-        .disk
-        .write_at(offset, &before)
-        .and_then(|()| volume.disk.flush())
+    let disk = volume.disk()?;
+    disk.write_at(offset, before)
+        .and_then(|()| disk.flush())
         .map_err(|e| EngineError::disk(&volume.locator, e))
+}
+
+/// Where an interrupted operation goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Back,
+    On,
+}
+
+fn direction(begun: &[(&Volume, &Meta, &Plan, Progress)], others: &[Other<'_>]) -> Direction {
+    let held_back =
+        begun.iter().any(|(.., p)| matches!(p, Progress::NotBegun | Progress::Overtaken));
+    let past_seal = begun.iter().any(|(.., p)| matches!(p, Progress::Behind(1..) | Progress::Done));
+    let some_done = others.iter().any(|o| o.done);
+    let all_done = others.iter().all(|o| o.done);
+    let on = match others.first().map(|o| &o.goal) {
+        None => past_seal || !held_back,
+        // Commands of a take come before the work on images, and can be taken back.
+        Some(Goal::Held(_)) => past_seal || (!held_back && all_done),
+        Some(Goal::Restored(_)) => past_seal || some_done,
+        // Commands of a delete come last.
+        Some(Goal::Empty(_) | Goal::Settled) => past_seal || some_done,
+    };
+    if on { Direction::On } else { Direction::Back }
+}
+
+/// A volume whose storage has no seal, after what was half done there has been ended.
+struct Other<'e> {
+    volume: &'e Volume,
+    plugin: &'e Plugin<'e>,
+    goal: Goal,
+    /// Whether its part is done.
+    done: bool,
+    /// Whether something had to be ended.
+    settled: bool,
+}
+
+impl<'e> Other<'e> {
+    fn found(
+        context: &Context<'e>,
+        volume: &'e Volume,
+        plugin: &'e Plugin<'e>,
+        meta: &Meta,
+    ) -> Result<Other<'e>, EngineError> {
+        let settled = context.settle(volume, plugin)?;
+        let goal = match meta.goal.split_once(' ') {
+            Some(("held", mark)) => Goal::Held(NewSnapshot {
+                mark: mark.to_owned(),
+                taken_seconds: meta.started.seconds.cast_unsigned(),
+                taken_nanoseconds: meta.started.nanoseconds,
+                room: None,
+                full_copy: false,
+            }),
+            Some(("restored", identity)) => Goal::Restored(identity.to_owned()),
+            Some(("empty", identity)) => Goal::Empty(identity.to_owned()),
+            _ => Goal::Settled,
+        };
+        let facts =
+            plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(&volume.locator, e))?;
+        let has = |wanted: &dyn Fn(&Snapshot) -> bool| facts.snapshots.iter().any(wanted);
+        let done = match &goal {
+            Goal::Held(new) => has(&|s| s.mark.as_ref() == Some(&new.mark)),
+            Goal::Empty(identity) => !has(&|s| s.identity == *identity),
+            Goal::Restored(_) => {
+                let marker = volume.done_marker().open();
+                marker.map_err(|e| EngineError::disk(&volume.locator, e))?.is_some()
+            }
+            Goal::Settled => true,
+        };
+        Ok(Other { volume, plugin, goal, done, settled })
+    }
+
+    /// Takes its part back, or does it. Gives whether anything was done.
+    fn bring(&self, context: &Context<'e>, direction: Direction) -> Result<bool, EngineError> {
+        let wanted = match (direction, &self.goal, self.done) {
+            (Direction::On, Goal::Held(_), _)
+            | (Direction::On, _, true)
+            | (Direction::Back, Goal::Restored(_) | Goal::Empty(_) | Goal::Settled, _)
+            | (Direction::Back, Goal::Held(_), false) => return Ok(false),
+            (Direction::On, goal, false) => goal.clone(),
+            (Direction::Back, Goal::Held(new), true) => {
+                let facts = self.look()?;
+                let made = facts.snapshots.iter().find(|s| s.mark.as_ref() == Some(&new.mark));
+                match made {
+                    Some(made) => Goal::Empty(made.identity.clone()),
+                    None => return Ok(false),
+                }
+            }
+        };
+        let planned = context.plan_one(self.volume, self.plugin, self.look()?, wanted)?;
+        planned.run_rest()?;
+        Ok(true)
+    }
+
+    fn look(&self) -> Result<Facts, EngineError> {
+        let facts = self.plugin.inspect(&self.volume.sight());
+        facts.map_err(|e| EngineError::call(&self.volume.locator, e))
+    }
 }
 
 /// Carries all volumes on, in step.
@@ -422,7 +567,7 @@ fn carry_on(begun: &[(&Volume, &Meta, &Plan, Progress)]) -> Result<(), EngineErr
             let count = plan.phases().count();
             let phases = if last { count - 1..count } else { *phase..count - 1 };
             tracing::info!(volume = %name, verb = %meta.verb, ?phases, "an interrupted change is carried on");
-            execute_phases(plan, phases, Redo::Yes, &*volume.disk, &|_, _| ())
+            execute_phases(plan, phases, Redo::Yes, &**volume.disk()?, &|_, _| ())
                 .map_err(|source| EngineError::Interrupted { volume: name, source })?;
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use snapslot_capture::journal::{self, Found};
-use snapslot_disk::{EngineLock, Holder, LockError, probe_writer};
+use snapslot_disk::{EngineLock, FileId, LockError, Users, probe_writer};
 use snapslot_runtime::{Facts, Finding, Snapshot};
 use snapslot_slot::{Consistency, Drift, Moment, Occupant, Part, Running, State};
 
@@ -11,7 +11,7 @@ use crate::error::EngineError;
 use crate::locator::Locator;
 use crate::recover::Meta;
 use crate::store::Machine;
-use crate::volume::{Volume, journal_of};
+use crate::volume::Volume;
 
 /// A snapshot found in a volume.
 #[derive(Debug, Serialize)]
@@ -29,6 +29,8 @@ pub struct FoundSnapshot {
     pub virtual_size: u64,
     /// Bytes of saved machine memory that come with it.
     pub vm_state_size: u64,
+    /// Whether its content is gone.
+    pub lost: bool,
 }
 
 impl From<Snapshot> for FoundSnapshot {
@@ -40,6 +42,7 @@ impl From<Snapshot> for FoundSnapshot {
             mark: s.mark,
             virtual_size: s.virtual_size,
             vm_state_size: s.vm_state_size,
+            lost: s.lost,
         }
     }
 }
@@ -65,17 +68,19 @@ pub struct VolumeStatus {
     pub snapshots: Vec<FoundSnapshot>,
     /// Health.
     pub findings: Vec<Finding>,
-    /// Who has it open for writing; none: nobody has. Empty: somebody we cannot see.
+    /// Who uses it; none: nobody does. Empty: somebody we cannot see.
     #[serde(skip)]
-    pub writers: Option<Vec<Holder>>,
-    /// Whether somebody has it open for writing.
+    pub users: Option<Users>,
+    /// Whether somebody has it open: an image for writing, a device at all.
     pub in_use: bool,
     /// Guest bytes that a restore would set back.
     pub changed_bytes: Option<u64>,
     /// Bytes of storage that only the snapshot holds.
     pub held_bytes: Option<u64>,
-    /// Whether a journal of an interrupted change lies beside it.
+    /// Whether a change of it was interrupted.
     pub interrupted: bool,
+    /// What is half done, where the storage itself shows it.
+    pub unfinished: Option<String>,
 }
 
 /// A machine, looked at.
@@ -102,12 +107,13 @@ impl Engine {
         let mut running = None;
         let mut interrupted = None;
         for locator in self.locators(machine)? {
-            let volume = Volume::open_to_look(&locator)?;
+            let volume = Volume::open_to_look(self, &locator)?;
             let plugin = self.plugin(&locator.backend)?;
+            volume.suits(&plugin)?;
             let busy =
-                EngineLock::is_taken(&volume.disk).map_err(|e| lock_error(&locator, e, None))?;
+                EngineLock::is_taken(&volume.lock).map_err(|e| lock_error(&locator, e, None))?;
             // A journal beside an image that nobody works on is of an interrupted change.
-            let left = if busy { None } else { left_behind(&locator) };
+            let left = if busy { None } else { left_behind(&volume) };
             running = running.or(busy.then(|| self.running(machine)));
             let facts = plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(&locator, e));
             let facts = match facts {
@@ -118,11 +124,12 @@ impl Engine {
                     format: "being changed".to_owned(),
                     snapshots: Vec::new(),
                     findings: Vec::new(),
+                    unfinished: None,
                 },
                 Err(error) => return Err(error),
             };
-            let writers = probe_writer(&volume.disk).map_err(|e| lock_error(&locator, e, None))?;
-            volumes.push((locator, volume, facts, writers, left.is_some()));
+            let users = who_uses(&volume)?;
+            volumes.push((locator, volume, facts, users, left.is_some()));
             interrupted = interrupted.or(left);
         }
         let facts: Vec<&Facts> = volumes.iter().map(|(_, _, facts, ..)| facts).collect();
@@ -138,7 +145,7 @@ impl Engine {
             _ => None,
         };
         let mut seen = Vec::new();
-        for (locator, volume, facts, writers, interrupted) in volumes {
+        for (locator, volume, mut facts, users, interrupted) in volumes {
             let of_slot = facts.snapshots.iter().find(|s| s.mark.is_some() && s.mark == marked);
             // What cannot be measured is left out: status is about the slot.
             let change = of_slot.and_then(|s| {
@@ -151,22 +158,24 @@ impl Engine {
                 format: facts.format,
                 snapshots: facts.snapshots.into_iter().map(FoundSnapshot::from).collect(),
                 findings: facts.findings,
-                in_use: writers.is_some(),
-                writers,
+                in_use: users.is_some(),
+                users,
                 changed_bytes: change.map(|c| c.changed_bytes),
                 held_bytes: change.map(|c| c.held_bytes),
-                interrupted,
+                interrupted: interrupted || facts.unfinished.is_some(),
+                unfinished: facts.unfinished.take(),
             });
         }
         Ok(Status { machine: machine.name.clone(), slot, volumes: seen })
     }
 
     /// Whether a volume can be looked at, and which file it is.
-    pub(crate) fn look(&self, locator: &Locator) -> Result<snapslot_disk::FileId, EngineError> {
-        let volume = Volume::open_to_look(locator)?;
+    pub(crate) fn look(&self, locator: &Locator) -> Result<Option<FileId>, EngineError> {
+        let volume = Volume::open_to_look(self, locator)?;
         let plugin = self.plugin(&locator.backend)?;
+        volume.suits(&plugin)?;
         plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(locator, e))?;
-        Ok(volume.disk.id())
+        Ok(volume.file())
     }
 
     fn running(&self, machine: &Machine) -> (String, Running) {
@@ -184,6 +193,15 @@ impl Engine {
     }
 }
 
+/// Who has an image open for writing, or a device at all.
+fn who_uses(volume: &Volume) -> Result<Option<Users>, EngineError> {
+    if let Some(disk) = volume.image.as_ref().filter(|d| d.is_file()) {
+        let writers = probe_writer(disk).map_err(|e| lock_error(&volume.locator, e, None))?;
+        return Ok(writers.map(|holders| Users { holders, ..Users::default() }));
+    }
+    Ok(Some(volume.users()?).filter(|users| !users.is_empty()))
+}
+
 fn in_progress(verb: &str, running: Running) -> State {
     match verb {
         "restore" => State::Restoring { running },
@@ -193,8 +211,8 @@ fn in_progress(verb: &str, running: Running) -> State {
 }
 
 /// The meta record of a committed journal beside the image.
-fn left_behind(locator: &Locator) -> Option<Meta> {
-    match journal::read(&journal_of(locator)) {
+fn left_behind(volume: &Volume) -> Option<Meta> {
+    match journal::read(&volume.journal()) {
         Ok(Found::Committed { meta, .. }) => Meta::read(&meta),
         _ => None,
     }
@@ -217,6 +235,9 @@ where
         for (snapshot, part) in found.iter_mut().zip(&recorded.parts) {
             *snapshot = snapshot.filter(|s| s.identity == part.identity);
         }
+        if found.iter().flatten().any(|s| s.lost) {
+            return State::Drifted { drift: Drift::SnapshotLost, recorded: Some(recorded.clone()) };
+        }
         if found.iter().all(Option::is_some) {
             let mut occupant = recorded.clone();
             occupant.parts = parts(machine, &found);
@@ -225,7 +246,7 @@ where
         let drift = if found.iter().any(Option::is_some) {
             Drift::Partial
         } else if (machine.files.iter().zip(volumes))
-            .any(|(then, now)| then.is_some_and(|t| t != now.file()))
+            .any(|(then, now)| then.is_some_and(|t| Some(t) != now.file()))
         {
             Drift::VolumeReplaced
         } else {
@@ -238,6 +259,9 @@ where
         };
     }
     match adopted(machine, facts) {
+        Some(occupant) if is_lost(&occupant, facts) => {
+            State::Drifted { drift: Drift::SnapshotLost, recorded: Some(occupant) }
+        }
         Some(occupant) => State::Held { occupant },
         None if facts.iter().any(|f| f.snapshots.iter().any(|s| s.mark.is_some())) => {
             State::Drifted { drift: Drift::Partial, recorded: None }
@@ -245,6 +269,12 @@ where
         None if known => State::Empty,
         None => State::Disabled,
     }
+}
+
+/// Whether a part of it has lost its content.
+fn is_lost(occupant: &Occupant, facts: &[&Facts]) -> bool {
+    let of = |s: &&Snapshot| s.mark.as_ref() == Some(&occupant.mark);
+    facts.iter().any(|f| f.snapshots.iter().filter(of).any(|s| s.lost))
 }
 
 /// A snapshot of ours that no record knows: taken on another host, or the record was lost.
@@ -280,18 +310,18 @@ pub(crate) fn parts(machine: &Machine, found: &[Option<&Snapshot>]) -> Vec<Part>
 
 /// Something that knows which file a volume is.
 pub(crate) trait HasFile {
-    fn file(&self) -> snapslot_disk::FileId;
+    fn file(&self) -> Option<FileId>;
 }
 
 impl HasFile for Volume {
-    fn file(&self) -> snapslot_disk::FileId {
-        self.disk.id()
+    fn file(&self) -> Option<FileId> {
+        Volume::file(self)
     }
 }
 
 impl<A, C, D, E> HasFile for (A, Volume, C, D, E) {
-    fn file(&self) -> snapslot_disk::FileId {
-        self.1.disk.id()
+    fn file(&self) -> Option<FileId> {
+        self.1.file()
     }
 }
 

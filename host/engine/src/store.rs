@@ -97,7 +97,7 @@ pub trait SlotStore {
         name: &str,
         occupant: Option<&Occupant>,
         pending: Option<&str>,
-        files: &[FileId],
+        files: &[Option<FileId>],
     ) -> Result<(), StoreError>;
     /// Records that an operation begins; returns its number.
     fn begin(&self, machine: &str, verb: &str, started: Moment) -> Result<u64, StoreError>;
@@ -253,7 +253,7 @@ impl SlotStore for SqliteStore {
         name: &str,
         occupant: Option<&Occupant>,
         pending: Option<&str>,
-        files: &[FileId],
+        files: &[Option<FileId>],
     ) -> Result<(), StoreError> {
         let text = occupant.and_then(|o| serde_json::to_string(o).ok());
         self.db.execute_batch("BEGIN IMMEDIATE")?;
@@ -263,7 +263,8 @@ impl SlotStore for SqliteStore {
             let sql =
                 "UPDATE volume SET device = ?3, inode = ?4 WHERE machine = ?1 AND position = ?2";
             for (position, file) in files.iter().enumerate() {
-                let (device, inode) = (file.device.cast_signed(), file.inode.cast_signed());
+                let (device, inode) =
+                    file.map(|f| (f.device.cast_signed(), f.inode.cast_signed())).unzip();
                 self.db.execute(sql, params![name, position as i64, device, inode])?;
             }
             Ok(())

@@ -1,71 +1,223 @@
-//! A volume, opened.
+//! A volume, opened: its image or device where it has one, its lock, its journal.
+//!
+//! | place | lock | journal |
+//! |---|---|---|
+//! | a file | a byte of the file itself | beside it: it travels with it, and another host finds it |
+//! | a device, logical volume, dataset, directory | a file of the state directory | in the state directory |
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use snapslot_disk::{FileCompanion, FileDisk};
-use snapslot_runtime::{Failure, FailureKind, Sight};
+use snapslot_capture::Copies;
+use snapslot_command::{Executor, Place};
+use snapslot_disk::{DiskError, Doing, FileCompanion, FileDisk, FileId, Users, users};
+use snapslot_runtime::{Failure, FailureKind, Plugin, Sight};
 
+use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::keep::Shelf;
 use crate::locator::Locator;
 
-/// What is appended to the image's name for the journal's.
 const JOURNAL_SUFFIX: &str = ".snapslot-journal";
+const LOCK_SUFFIX: &str = ".lock";
 
-/// One volume of a machine, its image open.
+/// One volume of a machine.
+#[derive(Clone)]
 pub(crate) struct Volume {
     pub locator: Locator,
-    pub disk: Arc<FileDisk>,
+    /// Its image or device, where its place is a path to one.
+    pub image: Option<Arc<FileDisk>>,
+    /// What engines lock.
+    pub lock: Arc<FileDisk>,
+    /// The copies kept of it, where its place is a path.
+    pub copies: Option<Arc<Copies>>,
+    commands: Arc<dyn Executor>,
+    state_dir: PathBuf,
 }
 
 impl Volume {
-    pub fn open_to_look(locator: &Locator) -> Result<Volume, EngineError> {
-        let disk = FileDisk::open_read_only(&locator.path());
-        Self::opened(locator, disk)
+    pub fn open_to_look(engine: &Engine, locator: &Locator) -> Result<Volume, EngineError> {
+        Self::open(engine, locator, FileDisk::open_read_only)
     }
 
-    pub fn open_to_change(locator: &Locator) -> Result<Volume, EngineError> {
-        let disk = FileDisk::open_writable(&locator.path());
-        Self::opened(locator, disk)
+    pub fn open_to_change(engine: &Engine, locator: &Locator) -> Result<Volume, EngineError> {
+        Self::open(engine, locator, FileDisk::open_writable)
     }
 
-    fn opened(
+    fn open(
+        engine: &Engine,
         locator: &Locator,
-        disk: Result<FileDisk, snapslot_disk::DiskError>,
+        open: fn(&Path) -> Result<FileDisk, DiskError>,
     ) -> Result<Volume, EngineError> {
-        let disk = disk.map_err(|e| EngineError::disk(locator, e))?;
-        if !disk.is_file() {
-            // An image on a device cannot grow and has no place beside it for a journal.
-            let failure = Failure::new(
-                FailureKind::Unsupported,
-                "block-device",
-                "it is a block device; images are handled as files only",
-            );
-            let (volume, failure) = (locator.to_string(), Box::new(failure));
-            return Err(EngineError::Backend { volume, failure });
-        }
-        Ok(Volume { locator: locator.clone(), disk: Arc::new(disk) })
+        let failed = |e| EngineError::disk(locator, e);
+        let state_dir = engine.settings.state_dir.clone();
+        let image = match &locator.place {
+            Place::Image(path) => Some(Arc::new(open(path).map_err(failed)?)),
+            _ => None,
+        };
+        let lock = match &image {
+            Some(disk) if disk.is_file() => disk.clone(),
+            _ => Arc::new(lock_file(&state_dir, locator).map_err(failed)?),
+        };
+        let copies = locator.path().zip(image.as_ref()).map(|(path, disk)| match disk.is_file() {
+            true => Copies::beside(path),
+            false => Copies::in_directory(path, &state_dir.join("copies")),
+        });
+        Ok(Volume {
+            locator: locator.clone(),
+            image,
+            lock,
+            copies: copies.map(Arc::new),
+            commands: engine.commands.clone(),
+            state_dir,
+        })
     }
 
-    /// The journal lies beside the image: it travels with it, and another host finds it.
     pub fn journal(&self) -> FileCompanion {
-        journal_of(&self.locator)
+        journal_of(&self.locator, &self.state_dir)
+    }
+
+    /// Says that this volume's part of an operation over several is done (see `recover`).
+    pub fn done_marker(&self) -> FileCompanion {
+        let (path, of) = journal_path(&self.locator, &self.state_dir);
+        let mut name = path.into_os_string();
+        name.push("-done");
+        FileCompanion::new(name.into(), of)
     }
 
     /// What a plugin may see of it.
     pub fn sight(&self) -> Sight {
-        Sight { place: self.locator.place.clone(), disk: self.disk.clone() }
+        let disk = self.image.clone().map(|d| d as Arc<dyn snapslot_disk::Disk>);
+        let copies = self.copies.clone().map(|c| Arc::new(Shelf(c)) as Arc<_>);
+        Sight {
+            place: self.locator.place.clone(),
+            disk,
+            commands: Some(self.commands.clone()),
+            copies,
+        }
+    }
+
+    /// The image, for a plan that changes it.
+    pub fn disk(&self) -> Result<&Arc<FileDisk>, EngineError> {
+        self.image.as_ref().ok_or_else(|| {
+            let what = std::io::Error::other("it has no image");
+            EngineError::disk(
+                &self.locator,
+                DiskError::io(self.locator.to_string(), Doing::Open, what),
+            )
+        })
+    }
+
+    pub fn commands(&self) -> &dyn Executor {
+        &*self.commands
+    }
+
+    /// Which file it is, where it is one.
+    pub fn file(&self) -> Option<FileId> {
+        self.image.as_ref().map(|disk| disk.id())
+    }
+
+    /// The same, by its name: a restore may have put another file in its place.
+    pub fn file_now(&self) -> Option<FileId> {
+        let path = self.locator.path().filter(|_| self.image.is_some())?;
+        let now = FileDisk::open_read_only(path).map(|disk| disk.id()).ok();
+        now.or_else(|| self.file())
+    }
+
+    /// The same volume, its image opened anew by its name, to look.
+    pub fn reopened(&self) -> Result<Volume, EngineError> {
+        let image = match (&self.image, self.locator.path()) {
+            (Some(_), Some(path)) => {
+                let disk = FileDisk::open_read_only(path);
+                Some(Arc::new(disk.map_err(|e| EngineError::disk(&self.locator, e))?))
+            }
+            _ => None,
+        };
+        Ok(Volume { image, ..self.clone() })
+    }
+
+    /// Who uses the device that shows its content. Files have QEMU's locks for that.
+    pub fn users(&self) -> Result<Users, EngineError> {
+        match self.locator.place.device() {
+            Some(path) if self.image.as_ref().is_none_or(|d| !d.is_file()) => {
+                users(&path).map_err(|e| EngineError::disk(&self.locator, e))
+            }
+            _ => Ok(Users::default()),
+        }
+    }
+
+    /// Refuses what the plugin cannot be given: an image on a device cannot grow, and has no place
+    /// beside it for a journal.
+    pub fn suits(&self, plugin: &Plugin<'_>) -> Result<(), EngineError> {
+        let changes = plugin.description().images.iter().any(|i| i.changes);
+        match &self.image {
+            Some(disk) if changes && !disk.is_file() => {
+                let failure = Failure::new(
+                    FailureKind::Unsupported,
+                    "block-device",
+                    "it is a block device; images are handled as files only",
+                );
+                Err(EngineError::backend(&self.locator, failure))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-/// The journal of a volume's image.
-pub(crate) fn journal_of(locator: &Locator) -> FileCompanion {
-    FileCompanion::new(journal_path(locator), locator.path())
+/// The journal of a volume.
+pub(crate) fn journal_of(locator: &Locator, state_dir: &Path) -> FileCompanion {
+    let (path, of) = journal_path(locator, state_dir);
+    FileCompanion::new(path, of)
 }
 
-pub(crate) fn journal_path(locator: &Locator) -> PathBuf {
-    let path = locator.path();
-    let mut name = path.file_name().map(ToOwned::to_owned).unwrap_or_default();
-    name.push(JOURNAL_SUFFIX);
-    path.with_file_name(name)
+/// The journal's path, and the path whose owner may own it.
+fn journal_path(locator: &Locator, state_dir: &Path) -> (PathBuf, PathBuf) {
+    let beside = locator.path().filter(|p| {
+        matches!(locator.place, Place::Image(_))
+            && std::fs::metadata(p).map_or(true, |m| m.is_file())
+    });
+    match beside {
+        Some(path) => (with_suffix(path.to_owned(), JOURNAL_SUFFIX), path.to_owned()),
+        None => {
+            let journals = state_dir.join("journals");
+            (with_suffix(path_in(&journals, locator), JOURNAL_SUFFIX), journals)
+        }
+    }
+}
+
+fn with_suffix(path: PathBuf, suffix: &str) -> PathBuf {
+    let mut name = path.into_os_string();
+    name.push(suffix);
+    name.into()
+}
+
+/// A place as a path below a directory: its parts are the path's, as their own grammar keeps
+/// them from being `..` or empty.
+fn path_in(directory: &Path, locator: &Locator) -> PathBuf {
+    let place = locator.place.to_string();
+    let parts = place.split('/').filter(|p| !p.is_empty() && *p != "." && *p != "..");
+    parts.fold(directory.join(&locator.backend), |path, part| path.join(part))
+}
+
+fn lock_file(state_dir: &Path, locator: &Locator) -> Result<FileDisk, DiskError> {
+    let path = with_suffix(path_in(&state_dir.join("locks"), locator), LOCK_SUFFIX);
+    let failed = |source| DiskError::io(path.display().to_string(), Doing::Open, source);
+    private_directories(&path).map_err(failed)?;
+    private_directories(&journal_path(locator, state_dir).0).map_err(failed)?;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed)?;
+    FileDisk::open_writable(&path)
+}
+
+/// Makes the directories above a path, for this user only.
+fn private_directories(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    match path.parent() {
+        Some(parent) => std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent),
+        None => Ok(()),
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use snapslot_engine::{Asked, Depth, Engine, Settings, Verb};
+use snapslot_engine::{Asked, Depth, Engine, Known, PlaceKind, Settings, Verb};
 
 /// What it does, and the exit code it is worth: 7, unless it gave up with a word of the contract.
 const CASES: [(&str, u8); 27] = [
@@ -54,6 +54,10 @@ fn component() -> Vec<u8> {
     std::fs::read(target.join("wasm32-wasip2/plugin/snapslot_test_hostile.wasm")).expect("it")
 }
 
+fn known() -> Known {
+    Known { name: "hostile".to_owned(), place: PlaceKind::Image, endings: Vec::new() }
+}
+
 #[test]
 fn nothing_a_plugin_does_harms() {
     let scratch = tempfile::tempdir().expect("a directory");
@@ -62,8 +66,9 @@ fn nothing_a_plugin_does_harms() {
         cache_dir: scratch.path().join("cache"),
         rehearsal: Depth::Full,
         enable_on_take: true,
-        more_plugins: vec![("hostile".to_owned(), component())],
+        more_plugins: vec![(known(), component())],
         plugin_time_max: Some(Duration::from_millis(500)),
+        tools: None,
     })
     .expect("an engine");
     let content: Vec<u8> =

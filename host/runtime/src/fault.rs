@@ -27,6 +27,9 @@ pub enum LoadError {
         /// What it speaks.
         theirs: String,
     },
+    /// It declares a grant that no person should be asked to approve.
+    #[error("the component cannot be used: {0}")]
+    Grant(#[from] snapslot_command::GrantError),
     /// It does not compile, link or describe itself.
     #[error("the component cannot be used: {0}")]
     Unusable(String),

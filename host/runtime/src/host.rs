@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use snapslot_capture::{Mask, PlanBuilder, PlanError, Seal};
+use snapslot_capture::{Act, Mask, PlanBuilder, PlanError, Save, Seal};
+use snapslot_command::{Executor, FillError, Grant, Place, RunError};
 use snapslot_disk::Disk;
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime::{StoreLimits, StoreLimitsBuilder};
 
-use crate::bindings::types::{Answer, Argument, Failure, FailureKind, Role};
+use crate::bindings::types::{
+    Answer, Argument, Failure, FailureKind, NewSnapshot, Role, SavedCopy, Saving,
+};
 use crate::bindings::{log, planning, sight, types};
 
 /// Linear memory: the counts of one window (64 MiB), tables, and room for other planners.
@@ -19,19 +22,43 @@ const HANDLES_MAX: usize = 64;
 /// One read, one list.
 const READ_MAX: u64 = 8 << 20;
 const RANGES_MAX: usize = 65_536;
+/// Commands asked for in one call: one look costs one, so this is room and no more.
+const COMMANDS_MAX: usize = 64;
 /// Log text of one call, and of one line.
 const LOG_MAX: usize = 1 << 20;
 const LOG_LINE_MAX: usize = 8 << 10;
 /// Lines kept to be shown with a fault.
 const LOG_KEPT: usize = 32;
 
-/// What a plugin may see of one volume.
+/// What a plugin may see of one volume. What its description does not name is not shown.
 #[derive(Clone)]
 pub struct Sight {
-    /// The place part of its locator.
-    pub place: String,
+    /// Where it is.
+    pub place: Place,
     /// The image with role `disk`.
-    pub disk: Arc<dyn Disk>,
+    pub disk: Option<Arc<dyn Disk>>,
+    /// The storage's own tools.
+    pub commands: Option<Arc<dyn Executor>>,
+    /// The copies that the host keeps.
+    pub copies: Option<Arc<dyn CopiesView>>,
+}
+
+/// The copies that the host keeps of one disk, for looking.
+pub trait CopiesView: Send + Sync {
+    /// What there is, oldest first.
+    fn list(&self) -> Result<Vec<SavedCopy>, Failure>;
+    /// What one more would take.
+    fn saving(&self) -> Result<Saving, Failure>;
+}
+
+/// The commands a plugin may ask for and plan.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Grants {
+    pub(crate) queries: Vec<Grant>,
+    pub(crate) actions: Vec<Grant>,
+    pub(crate) disk: bool,
+    pub(crate) changes: bool,
+    pub(crate) copies: bool,
 }
 
 /// An image handle.
@@ -52,6 +79,9 @@ pub(crate) struct Host {
     pub(crate) limits: StoreLimits,
     pub(crate) plan: PlanBuilder,
     pub(crate) plugin: String,
+    pub(crate) grants: Arc<Grants>,
+    place: Option<Place>,
+    asked: usize,
     pub(crate) lines: Vec<String>,
     /// Time spent reading for the plugin: the storage's, not its own.
     pub(crate) reading: Duration,
@@ -60,7 +90,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(plugin: &str) -> Self {
+    pub(crate) fn new(plugin: &str, grants: Arc<Grants>) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
         let limits = StoreLimitsBuilder::new()
@@ -76,11 +106,23 @@ impl Host {
             limits,
             plan: PlanBuilder::new(),
             plugin: plugin.to_owned(),
+            grants,
+            place: None,
+            asked: 0,
             lines: Vec::new(),
             reading: Duration::ZERO,
             logged: 0,
             log_full: AtomicBool::new(false),
         }
+    }
+}
+
+impl Host {
+    /// Hands the volume in.
+    pub(crate) fn target(&mut self, sight: &Sight) -> wasmtime::Result<Resource<TargetHandle>> {
+        self.place = Some(sight.place.clone());
+        let handle = self.table.push(TargetHandle(sight.clone()))?;
+        Ok(Resource::new_borrow(handle.rep()))
     }
 }
 
@@ -171,7 +213,7 @@ impl sight::HostImage for Host {
 
 impl sight::HostTarget for Host {
     fn place(&mut self, target: Resource<TargetHandle>) -> wasmtime::Result<String> {
-        Ok(self.table.get(&target)?.0.place.clone())
+        Ok(self.table.get(&target)?.0.place.to_string())
     }
 
     fn image(
@@ -181,10 +223,10 @@ impl sight::HostTarget for Host {
     ) -> Answered<Resource<ImageHandle>> {
         let target = self.table.get(&target)?;
         match role {
-            Role::Disk => {
-                let handle = ImageHandle { disk: target.0.disk.clone(), role };
-                Ok(Ok(self.table.push(handle)?))
-            }
+            Role::Disk => match target.0.disk.clone().filter(|_| self.grants.disk) {
+                Some(disk) => Ok(Ok(self.table.push(ImageHandle { disk, role })?)),
+                None => Ok(Err(not_granted("image", "disk"))),
+            },
             Role::Backing => Ok(Err(Failure::new(
                 FailureKind::NotGranted,
                 "not-granted",
@@ -196,17 +238,74 @@ impl sight::HostTarget for Host {
 
     fn ask(
         &mut self,
-        _target: Resource<TargetHandle>,
+        target: Resource<TargetHandle>,
         query: String,
-        _arguments: Vec<Argument>,
+        arguments: Vec<Argument>,
     ) -> Answered<Answer> {
-        Ok(Err(not_granted("query", &query)))
+        let sight = &self.table.get(&target)?.0;
+        let grant = self.grants.queries.iter().find(|g| g.name == query);
+        let (Some(grant), Some(commands)) = (grant, sight.commands.clone()) else {
+            return Ok(Err(not_granted("query", &query)));
+        };
+        if self.asked >= COMMANDS_MAX {
+            return Ok(Err(limit("commands asked", COMMANDS_MAX as u64, self.asked as u64 + 1)));
+        }
+        self.asked += 1;
+        let filled = match grant.fill(&sight.place, &pairs(&arguments)) {
+            Ok(filled) => filled,
+            Err(error) => return Ok(Err(unfillable(&error))),
+        };
+        let begun = Instant::now();
+        let result = commands.run(&filled.command);
+        self.reading += begun.elapsed();
+        Ok(match result {
+            Ok(a) => Ok(Answer { exit_code: a.exit_code, output: a.output, errors: a.errors }),
+            Err(error) => Err(not_run(&error)),
+        })
+    }
+
+    fn copies(&mut self, target: Resource<TargetHandle>) -> Answered<Vec<SavedCopy>> {
+        let copies = self.table.get(&target)?.0.copies.clone().filter(|_| self.grants.copies);
+        let begun = Instant::now();
+        let result = copies.map_or_else(|| Err(not_granted("copies", "")), |c| c.list());
+        self.reading += begun.elapsed();
+        Ok(result)
+    }
+
+    fn saving(&mut self, target: Resource<TargetHandle>) -> Answered<Saving> {
+        let copies = self.table.get(&target)?.0.copies.clone().filter(|_| self.grants.copies);
+        let begun = Instant::now();
+        let result = copies.map_or_else(|| Err(not_granted("copies", "")), |c| c.saving());
+        self.reading += begun.elapsed();
+        Ok(result)
     }
 
     fn drop(&mut self, target: Resource<TargetHandle>) -> wasmtime::Result<()> {
         self.table.delete(target)?;
         Ok(())
     }
+}
+
+fn pairs(arguments: &[Argument]) -> Vec<(&str, &str)> {
+    arguments.iter().map(|a| (a.hole.as_str(), a.value.as_str())).collect()
+}
+
+fn unfillable(error: &FillError) -> Failure {
+    Failure::new(FailureKind::Invalid, "argument", error.to_string())
+        .with("grant", &error.grant)
+        .with("hole", &error.hole)
+}
+
+/// A command that gave no answer.
+pub fn not_run(error: &RunError) -> Failure {
+    let (kind, code) = match error {
+        RunError::Missing { .. } => (FailureKind::Unsupported, "tool-missing"),
+        RunError::Start { .. } => (FailureKind::Io, "tool-failed"),
+        RunError::Deadline { .. } => (FailureKind::Io, "tool-hung"),
+        RunError::TooMuch { .. } => (FailureKind::Io, "tool-flood"),
+        RunError::Killed { .. } => (FailureKind::Io, "tool-died"),
+    };
+    Failure::new(kind, code, error.to_string())
 }
 
 fn not_granted(kind: &str, name: &str) -> Failure {
@@ -219,7 +318,8 @@ fn not_granted(kind: &str, name: &str) -> Failure {
 impl Host {
     fn may_change(&self, image: &Resource<ImageHandle>) -> wasmtime::Result<Result<(), Failure>> {
         Ok(match self.table.get(image)?.role {
-            Role::Disk => Ok(()),
+            Role::Disk if self.grants.changes => Ok(()),
+            Role::Disk => Err(not_granted("change of image", "disk")),
             Role::Backing => Err(not_granted("change of image", "backing")),
         })
     }
@@ -232,6 +332,16 @@ impl Host {
         Ok(match self.may_change(image)? {
             Ok(()) => f(&mut self.plan).map_err(|e| refused(&e)),
             Err(failure) => Err(failure),
+        })
+    }
+
+    fn copying(
+        &mut self,
+        f: impl FnOnce(&mut PlanBuilder) -> Result<(), PlanError>,
+    ) -> Answered<()> {
+        Ok(match self.grants.copies {
+            true => f(&mut self.plan).map_err(|e| refused(&e)),
+            false => Err(not_granted("copies", "")),
         })
     }
 }
@@ -291,9 +401,41 @@ impl planning::HostPlan for Host {
         &mut self,
         _: Resource<PlanHandle>,
         action: String,
-        _arguments: Vec<Argument>,
+        arguments: Vec<Argument>,
     ) -> Answered<()> {
-        Ok(Err(not_granted("action", &action)))
+        let grant = self.grants.actions.iter().find(|g| g.name == action);
+        let (Some(grant), Some(place)) = (grant, &self.place) else {
+            return Ok(Err(not_granted("action", &action)));
+        };
+        let filled = match grant.fill(place, &pairs(&arguments)) {
+            Ok(filled) => filled,
+            Err(error) => return Ok(Err(unfillable(&error))),
+        };
+        let act = Act { action, command: filled.command, guard: filled.guard };
+        Ok(self.plan.act(act).map_err(|e| refused(&e)))
+    }
+
+    fn save(&mut self, _: Resource<PlanHandle>, new: NewSnapshot) -> Answered<()> {
+        self.copying(|plan| {
+            plan.save(Save {
+                mark: new.mark,
+                taken_seconds: new.taken_seconds,
+                taken_nanoseconds: new.taken_nanoseconds,
+                full_copy: new.full_copy,
+            })
+        })
+    }
+
+    fn put_back(&mut self, _: Resource<PlanHandle>, mark: String) -> Answered<()> {
+        self.copying(|plan| plan.put_back(mark))
+    }
+
+    fn discard(&mut self, _: Resource<PlanHandle>, mark: String) -> Answered<()> {
+        self.copying(|plan| plan.discard(mark))
+    }
+
+    fn note(&mut self, _: Resource<PlanHandle>, message: String) -> Answered<()> {
+        Ok(self.plan.note(&message).map_err(|e| refused(&e)))
     }
 
     fn barrier(&mut self, _: Resource<PlanHandle>, title: String) -> Answered<()> {

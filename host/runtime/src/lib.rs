@@ -8,13 +8,15 @@
 mod bindings;
 mod cache;
 mod fault;
+mod grants;
 mod host;
 mod plugin;
 
 pub use bindings::types::{
-    Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage, Facts, Failure,
-    FailureKind, Finding, Goal, ImageGrant, NewSnapshot, Packed, Role, Snapshot, View,
+    Answer, Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage, Facts,
+    Failure, FailureKind, Finding, Goal, Grammar, Guard, Hole, ImageGrant, NewSnapshot, Packed,
+    PlaceKind, Role, SavedCopy, Saving, Snapshot, View,
 };
 pub use fault::{CallError, LoadError};
-pub use host::Sight;
+pub use host::{CopiesView, Sight, not_run};
 pub use plugin::{Plugin, Runtime};

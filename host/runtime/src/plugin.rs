@@ -1,7 +1,7 @@
 //! Loading plugins and calling them.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -11,12 +11,13 @@ use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceType};
 use wasmtime::{Config, Engine, Store, UpdateDeadline};
 
 use crate::bindings::types::{
-    Change, Description, ExtentPage, Facts, Failure, FailureKind, Goal, View,
+    Answer, Change, Description, ExtentPage, Facts, Failure, FailureKind, Goal, PlaceKind, View,
 };
 use crate::bindings::{Storage, StoragePre};
 use crate::cache::Cache;
 use crate::fault::{CallError, LoadError};
-use crate::host::{Host, PlanHandle, Sight, TargetHandle};
+use crate::grants::effective;
+use crate::host::{Grants, Host, PlanHandle, Sight};
 
 /// A component of plain code has 50 KiB to a few MiB; one with a language runtime some 20 MiB.
 const COMPONENT_MAX: usize = 64 << 20;
@@ -99,10 +100,13 @@ impl Runtime {
                 version: String::new(),
                 summary: String::new(),
                 endings: Vec::new(),
+                place: PlaceKind::Image,
                 images: Vec::new(),
+                copies: None,
                 queries: Vec::new(),
                 actions: Vec::new(),
             },
+            grants: Arc::new(Grants::default()),
         };
         let described = plugin
             .call("describe", |storage, store, _| {
@@ -110,6 +114,7 @@ impl Runtime {
             })
             .map_err(|e| LoadError::Unusable(e.to_string()))?;
         plugin.description = validated(described.0)?;
+        plugin.grants = Arc::new(effective(&plugin.description)?);
         Ok(plugin)
     }
 
@@ -185,7 +190,11 @@ fn validated(d: Description) -> Result<Description, LoadError> {
         && d.name.starts_with(|c: char| c.is_ascii_lowercase())
         && d.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     let text_ok = |t: &String| t.len() <= 4096 && !t.chars().any(char::is_control);
-    let texts_ok = d.endings.iter().all(text_ok) && text_ok(&d.version) && text_ok(&d.summary);
+    let reasons = (d.images.iter().map(|i| &i.reason))
+        .chain(d.queries.iter().chain(&d.actions).map(|c| &c.reason))
+        .chain(&d.copies);
+    let texts_ok =
+        d.endings.iter().chain(reasons).all(text_ok) && text_ok(&d.version) && text_ok(&d.summary);
     let lists_ok = d.endings.len() <= 8
         && d.images.len() <= 8
         && d.queries.len() <= 64
@@ -204,6 +213,7 @@ pub struct Plugin<'r> {
     digest: String,
     imports: Vec<String>,
     description: Description,
+    grants: Arc<Grants>,
 }
 
 impl Plugin<'_> {
@@ -225,8 +235,7 @@ impl Plugin<'_> {
     /// Looks at the volume.
     pub fn inspect(&self, sight: &Sight) -> Result<Facts, CallError> {
         let (facts, _) = self.call("inspect", |storage, store, _| {
-            let target = store.data_mut().table.push(TargetHandle(sight.clone()))?;
-            let target = Resource::new_borrow(target.rep());
+            let target = store.data_mut().target(sight)?;
             storage.snapslot_backend_backend().call_inspect(store, target)
         })?;
         if facts.snapshots.len() > 65_536 || facts.findings.len() > 64 {
@@ -238,10 +247,9 @@ impl Plugin<'_> {
     /// Asks for the steps to the goal.
     pub fn plan(&self, sight: &Sight, goal: &Goal) -> Result<Plan, CallError> {
         let ((), host) = self.call("plan", |storage, store, _| {
-            let target = store.data_mut().table.push(TargetHandle(sight.clone()))?;
+            let target = store.data_mut().target(sight)?;
             let plan = store.data_mut().table.push(PlanHandle)?;
-            let (target, plan) =
-                (Resource::new_borrow(target.rep()), Resource::new_borrow(plan.rep()));
+            let plan = Resource::new_borrow(plan.rep());
             storage.snapslot_backend_backend().call_plan(store, target, goal, plan)
         })?;
         let lines = host.lines;
@@ -257,8 +265,7 @@ impl Plugin<'_> {
         max: u32,
     ) -> Result<ExtentPage, CallError> {
         let (page, _) = self.call("extents", |storage, store, _| {
-            let target = store.data_mut().table.push(TargetHandle(sight.clone()))?;
-            let target = Resource::new_borrow(target.rep());
+            let target = store.data_mut().target(sight)?;
             storage.snapslot_backend_backend().call_extents(store, target, view, cursor, max)
         })?;
         let mut at = cursor;
@@ -278,11 +285,19 @@ impl Plugin<'_> {
     /// Measures change.
     pub fn measure(&self, sight: &Sight, identity: &str) -> Result<Change, CallError> {
         let (change, _) = self.call("measure", |storage, store, _| {
-            let target = store.data_mut().table.push(TargetHandle(sight.clone()))?;
-            let target = Resource::new_borrow(target.rep());
+            let target = store.data_mut().target(sight)?;
             storage.snapslot_backend_backend().call_measure(store, target, identity)
         })?;
         Ok(change)
+    }
+
+    /// Puts into the contract's words what a command said when it failed. A plugin that cannot
+    /// is passed over: the command's own words are at hand.
+    pub fn explain(&self, command: &str, answer: &Answer) -> Option<Failure> {
+        let explained = self.call("explain", |storage, store, _| {
+            storage.snapslot_backend_backend().call_explain(store, command, answer).map(Ok)
+        });
+        explained.ok().map(|(failure, _)| cleaned(failure))
     }
 
     fn fault(&self, call: &'static str, cause: &str, log: Vec<String>) -> CallError {
@@ -302,7 +317,10 @@ impl Plugin<'_> {
         f: impl FnOnce(&Storage, &mut Store<Host>, &str) -> wasmtime::Result<Result<T, Failure>>,
     ) -> Result<(T, Host), CallError> {
         self.runtime.tick();
-        let mut store = Store::new(&self.runtime.engine, Host::new(&self.description.name));
+        let mut store = Store::new(
+            &self.runtime.engine,
+            Host::new(&self.description.name, self.grants.clone()),
+        );
         store.limiter(|host| &mut host.limits);
         // Sixty seconds of its own: what the storage took to answer is not its fault.
         let begun = Instant::now();

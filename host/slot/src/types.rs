@@ -88,6 +88,8 @@ pub enum Drift {
     VolumeReplaced,
     /// Some volumes hold the snapshot and some do not.
     Partial,
+    /// The snapshot's name is there and its content is gone.
+    SnapshotLost,
 }
 
 /// What a slot can be.

@@ -11,6 +11,7 @@ pub mod qcow2_model;
 pub mod qemu;
 pub mod rng;
 pub mod sim_host;
+pub mod storage;
 pub mod story;
 pub mod toy;
 pub mod trial;

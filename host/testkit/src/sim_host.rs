@@ -6,14 +6,14 @@
 
 use snapslot_capture::journal::{self, Found};
 use snapslot_capture::{
-    Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Redo, Resume, Seal, execute_phases,
-    resume_at,
+    Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Redo, Resume, Save, Seal,
+    execute_phases, resume_at,
 };
 use snapslot_disk::sim::World;
 use snapslot_disk::{Companion, Disk};
 use snapslot_plugin_sdk::{
-    Answer, Argument, Backend, Facts, Failure, FailureKind, Fill, Goal, Image, Mask, Plan, Role,
-    Target,
+    Answer, Argument, Backend, Facts, Failure, FailureKind, Fill, Goal, Image, Mask, NewSnapshot,
+    Plan, Role, SavedCopy, Saving, Target,
 };
 
 /// Name of the image in the world.
@@ -68,6 +68,14 @@ impl Target for DiskTarget<'_> {
     fn ask(&self, query: &str, _arguments: &[Argument]) -> Result<Answer, Failure> {
         Err(Failure::new(FailureKind::NotGranted, "not-granted", format!("no query {query} here")))
     }
+
+    fn copies(&self) -> Result<Vec<SavedCopy>, Failure> {
+        Err(Failure::new(FailureKind::NotGranted, "not-granted", "no copies here"))
+    }
+
+    fn saving(&self) -> Result<Saving, Failure> {
+        Err(Failure::new(FailureKind::NotGranted, "not-granted", "no copies here"))
+    }
 }
 
 /// A plan that goes into a [`PlanBuilder`].
@@ -112,6 +120,28 @@ impl Plan for BuiltPlan {
             "not-granted",
             format!("no action {action} here"),
         ))
+    }
+
+    fn save(&mut self, new: &NewSnapshot) -> Result<(), Failure> {
+        let save = Save {
+            mark: new.mark.clone(),
+            taken_seconds: new.taken_seconds,
+            taken_nanoseconds: new.taken_nanoseconds,
+            full_copy: new.full_copy,
+        };
+        self.0.save(save).map_err(refused)
+    }
+
+    fn put_back(&mut self, mark: &str) -> Result<(), Failure> {
+        self.0.put_back(mark.to_owned()).map_err(refused)
+    }
+
+    fn discard(&mut self, mark: &str) -> Result<(), Failure> {
+        self.0.discard(mark.to_owned()).map_err(refused)
+    }
+
+    fn note(&mut self, message: &str) -> Result<(), Failure> {
+        self.0.note(message).map_err(refused)
     }
 
     fn barrier(&mut self, title: &str) -> Result<(), Failure> {

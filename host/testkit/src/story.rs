@@ -93,7 +93,13 @@ impl<'a> Story<'a> {
             (Act::Take, None) => {
                 self.takes += 1;
                 let mark = format!("{:016x}", self.takes);
-                Goal::Held(NewSnapshot { mark, taken_seconds: 1_700_000_000, taken_nanoseconds: 7 })
+                Goal::Held(NewSnapshot {
+                    mark,
+                    taken_seconds: 1_700_000_000,
+                    taken_nanoseconds: 7,
+                    room: None,
+                    full_copy: false,
+                })
             }
             (Act::Restore, Some((identity, _))) => Goal::Restored(identity),
             (Act::Delete, Some((identity, _))) => Goal::Empty(identity),

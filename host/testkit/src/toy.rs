@@ -10,8 +10,8 @@
 //! ```
 
 use snapslot_plugin_sdk::{
-    Backend, Description, Facts, Failure, FailureKind, Fill, Goal, Mask, Plan, Role, Snapshot,
-    Target,
+    Backend, Description, Facts, Failure, FailureKind, Fill, Goal, Mask, PlaceKind, Plan, Role,
+    Snapshot, Target,
 };
 
 use crate::rng::digest;
@@ -149,7 +149,9 @@ impl<const FAULT: u8> Backend for Toy<FAULT> {
             version: "0".to_owned(),
             summary: "Three areas and a header.".to_owned(),
             endings: Vec::new(),
+            place: PlaceKind::Image,
             images: Vec::new(),
+            copies: None,
             queries: Vec::new(),
             actions: Vec::new(),
         }
@@ -165,12 +167,14 @@ impl<const FAULT: u8> Backend for Toy<FAULT> {
             taken_nanoseconds: 0,
             virtual_size: AREA,
             vm_state_size: 0,
+            lost: false,
         };
         Ok(Facts {
             virtual_size: AREA,
             format: "toy".to_owned(),
             snapshots: head.held.iter().map(snapshot).collect(),
             findings: Vec::new(),
+            unfinished: None,
         })
     }
 
@@ -190,6 +194,7 @@ impl<const FAULT: u8> Backend for Toy<FAULT> {
                 let new = Head { active, held: Some(held), mark: old.mark.clone() };
                 Self::switch(&old, &new, &read(held)?, plan)
             }
+            Goal::Settled => Ok(()),
             Goal::Empty(_) => {
                 old.held.ok_or_else(none)?;
                 let new = Head { active: old.active, held: None, mark: "0".repeat(16) };

@@ -184,7 +184,13 @@ fn refcount_table_grows() {
         let world = World::new(world_files(bench.read("a.qcow2")));
         let before = world.bytes(IMAGE)?;
         let mark = "0".repeat(16);
-        let goal = Goal::Held(NewSnapshot { mark, taken_seconds: 1, taken_nanoseconds: 0 });
+        let goal = Goal::Held(NewSnapshot {
+            mark,
+            taken_seconds: 1,
+            taken_nanoseconds: 0,
+            room: None,
+            full_copy: false,
+        });
         run::<Qcow2>(&world, &goal).unwrap_or_else(|e| panic!("{filled} clusters: {e}"));
         let table = |bytes: &[u8]| {
             let image = qcow2_model::Qcow2::read(bytes).expect("readable");

@@ -9,7 +9,13 @@ use snapslot_testkit::trial::{Depth, Tally, crash, faults};
 
 fn held() -> Goal {
     let mark = "0123456789abcdef".to_owned();
-    Goal::Held(NewSnapshot { mark, taken_seconds: 1, taken_nanoseconds: 0 })
+    Goal::Held(NewSnapshot {
+        mark,
+        taken_seconds: 1,
+        taken_nanoseconds: 0,
+        room: None,
+        full_copy: false,
+    })
 }
 
 fn life<const FAULT: u8>(with_faults: bool) -> Result<Tally, String> {

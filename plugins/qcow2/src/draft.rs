@@ -326,6 +326,18 @@ impl Plan for Discard {
     fn act(&mut self, _: &str, _: &[snapslot_plugin_sdk::Argument]) -> Result<(), Failure> {
         Ok(())
     }
+    fn save(&mut self, _: &snapslot_plugin_sdk::NewSnapshot) -> Result<(), Failure> {
+        Ok(())
+    }
+    fn put_back(&mut self, _: &str) -> Result<(), Failure> {
+        Ok(())
+    }
+    fn discard(&mut self, _: &str) -> Result<(), Failure> {
+        Ok(())
+    }
+    fn note(&mut self, _: &str) -> Result<(), Failure> {
+        Ok(())
+    }
     fn barrier(&mut self, _: &str) -> Result<(), Failure> {
         Ok(())
     }

@@ -41,9 +41,16 @@ pub(crate) fn inspect(volume: &Volume<'_>) -> Result<Facts, Failure> {
             taken_nanoseconds: e.nanoseconds,
             virtual_size: e.disk_size.unwrap_or(header.fields.size),
             vm_state_size: e.vm_state_size,
+            lost: false,
         })
         .collect();
-    Ok(Facts { virtual_size: header.fields.size, format: format(volume), snapshots, findings })
+    Ok(Facts {
+        virtual_size: header.fields.size,
+        format: format(volume),
+        snapshots,
+        findings,
+        unfinished: None,
+    })
 }
 
 fn format(volume: &Volume<'_>) -> String {

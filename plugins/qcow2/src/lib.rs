@@ -34,8 +34,8 @@ mod tests;
 mod volume;
 
 use snapslot_plugin_sdk::{
-    Backend, Change, Description, ExtentPage, Facts, Failure, FailureKind, Goal, ImageGrant, Plan,
-    Role, Target, View,
+    Backend, Change, Description, ExtentPage, Facts, Failure, FailureKind, Goal, ImageGrant,
+    PlaceKind, Plan, Role, Target, View,
 };
 
 use volume::Volume;
@@ -51,11 +51,13 @@ impl Backend for Qcow2 {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             summary: "internal snapshots in qcow2 images, as QEMU's tools make them".to_owned(),
             endings: vec![".qcow2".to_owned()],
+            place: PlaceKind::Image,
             images: vec![ImageGrant {
                 role: Role::Disk,
                 changes: true,
                 reason: "the snapshot lives inside the image".to_owned(),
             }],
+            copies: None,
             queries: Vec::new(),
             actions: Vec::new(),
         }
@@ -74,6 +76,8 @@ impl Backend for Qcow2 {
             Goal::Held(new) => take::plan(&volume, new, plan),
             Goal::Restored(identity) => restore::plan(&volume, identity, plan),
             Goal::Empty(identity) => delete::plan(&volume, identity, plan),
+            // What was interrupted is in the host's journal, not in the image.
+            Goal::Settled => Ok(()),
         }
     }
 

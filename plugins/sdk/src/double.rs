@@ -1,6 +1,9 @@
 //! A host for unit tests: images in memory, plans that are recorded and can be applied.
 
-use crate::{Answer, Argument, Failure, FailureKind, Fill, Image, Mask, Plan, Role, Target};
+use crate::{
+    Answer, Argument, Failure, FailureKind, Fill, Image, Mask, NewSnapshot, Plan, Role, SavedCopy,
+    Saving, Target,
+};
 
 /// An image in memory.
 #[derive(Clone, Debug, Default)]
@@ -29,16 +32,34 @@ impl Image for &MemoryImage {
     }
 }
 
-/// A volume with one image in memory and no commands.
+/// A volume with one image in memory, and answers that were written down for its queries.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryTarget {
+    /// The place part of its locator.
+    pub place: String,
     /// The disk.
     pub disk: MemoryImage,
+    /// What each query answers, by its name; whatever its arguments are.
+    pub answers: Vec<(String, Answer)>,
+    /// The copies the host keeps.
+    pub copies: Vec<SavedCopy>,
+    /// What one more would take.
+    pub saving: Option<Saving>,
+}
+
+impl MemoryTarget {
+    /// A volume whose query of this name ends well with this output.
+    #[must_use]
+    pub fn answering(mut self, query: &str, output: impl Into<Vec<u8>>) -> Self {
+        let answer = Answer { exit_code: 0, output: output.into(), errors: Vec::new() };
+        self.answers.push((query.to_owned(), answer));
+        self
+    }
 }
 
 impl Target for MemoryTarget {
     fn place(&self) -> String {
-        "memory".to_owned()
+        self.place.clone()
     }
 
     fn image(&self, role: Role) -> Result<Box<dyn Image + '_>, Failure> {
@@ -51,8 +72,20 @@ impl Target for MemoryTarget {
     }
 
     fn ask(&self, query: &str, _arguments: &[Argument]) -> Result<Answer, Failure> {
-        let what = format!("no query {query} here");
-        Err(Failure::new(FailureKind::NotGranted, "no-query", what))
+        let found = self.answers.iter().find(|(name, _)| name == query);
+        found.map(|(_, answer)| answer.clone()).ok_or_else(|| {
+            let what = format!("no query {query} here");
+            Failure::new(FailureKind::NotGranted, "no-query", what)
+        })
+    }
+
+    fn copies(&self) -> Result<Vec<SavedCopy>, Failure> {
+        Ok(self.copies.clone())
+    }
+
+    fn saving(&self) -> Result<Saving, Failure> {
+        let none = Failure::new(FailureKind::NotGranted, "no-copies", "no copies here");
+        self.saving.ok_or(none)
     }
 }
 
@@ -69,6 +102,12 @@ pub enum Recorded {
     Extend(u64),
     /// An action.
     Act(String, Vec<Argument>),
+    /// A copy to save.
+    Save(NewSnapshot),
+    /// A copy to put back.
+    PutBack(String),
+    /// A copy to remove.
+    Discard(String),
     /// End of a phase.
     Barrier(String),
 }
@@ -80,6 +119,8 @@ pub struct RecordedPlan {
     pub steps: Vec<Recorded>,
     /// The seal: offset and bits.
     pub seal: Option<(u64, u64)>,
+    /// Sentences for the person.
+    pub notes: Vec<String>,
 }
 
 impl RecordedPlan {
@@ -118,7 +159,11 @@ impl RecordedPlan {
                     }
                 }
                 Recorded::Extend(size) => grow(image, *size as usize),
-                Recorded::Act(..) | Recorded::Barrier(_) => {}
+                Recorded::Act(..)
+                | Recorded::Save(_)
+                | Recorded::PutBack(_)
+                | Recorded::Discard(_)
+                | Recorded::Barrier(_) => {}
             }
         }
     }
@@ -147,6 +192,26 @@ impl Plan for RecordedPlan {
 
     fn act(&mut self, action: &str, arguments: &[Argument]) -> Result<(), Failure> {
         self.steps.push(Recorded::Act(action.to_owned(), arguments.to_vec()));
+        Ok(())
+    }
+
+    fn save(&mut self, new: &NewSnapshot) -> Result<(), Failure> {
+        self.steps.push(Recorded::Save(new.clone()));
+        Ok(())
+    }
+
+    fn put_back(&mut self, mark: &str) -> Result<(), Failure> {
+        self.steps.push(Recorded::PutBack(mark.to_owned()));
+        Ok(())
+    }
+
+    fn discard(&mut self, mark: &str) -> Result<(), Failure> {
+        self.steps.push(Recorded::Discard(mark.to_owned()));
+        Ok(())
+    }
+
+    fn note(&mut self, message: &str) -> Result<(), Failure> {
+        self.notes.push(message.to_owned());
         Ok(())
     }
 

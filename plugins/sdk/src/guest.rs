@@ -1,6 +1,9 @@
 //! The contract's bindings, and the traits over them.
 
-use crate::{Answer, Argument, Failure, Fill, Image, Level, Mask, Plan, Role, Target};
+use crate::{
+    Answer, Argument, Failure, Fill, Image, Level, Mask, NewSnapshot, Plan, Role, SavedCopy,
+    Saving, Target,
+};
 
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::undocumented_unsafe_blocks)]
 pub mod bindings {
@@ -66,6 +69,14 @@ impl Target for GuestTarget<'_> {
     fn ask(&self, query: &str, arguments: &[Argument]) -> Result<Answer, Failure> {
         self.0.ask(query, arguments)
     }
+
+    fn copies(&self) -> Result<Vec<SavedCopy>, Failure> {
+        self.0.copies()
+    }
+
+    fn saving(&self) -> Result<Saving, Failure> {
+        self.0.saving()
+    }
 }
 
 /// The plan the host handed in.
@@ -117,6 +128,22 @@ impl Plan for GuestPlan<'_> {
 
     fn act(&mut self, action: &str, arguments: &[Argument]) -> Result<(), Failure> {
         self.plan.act(action, arguments)
+    }
+
+    fn save(&mut self, new: &NewSnapshot) -> Result<(), Failure> {
+        self.plan.save(new)
+    }
+
+    fn put_back(&mut self, mark: &str) -> Result<(), Failure> {
+        self.plan.put_back(mark)
+    }
+
+    fn discard(&mut self, mark: &str) -> Result<(), Failure> {
+        self.plan.discard(mark)
+    }
+
+    fn note(&mut self, message: &str) -> Result<(), Failure> {
+        self.plan.note(message)
     }
 
     fn barrier(&mut self, title: &str) -> Result<(), Failure> {
@@ -191,6 +218,11 @@ macro_rules! export_backend {
                         &$crate::GuestTarget(target),
                         &identity,
                     )
+                }
+
+                fn explain(command: String, answer: exports::Answer) -> exports::Failure {
+                    $crate::report_panics();
+                    <$backend as $crate::Backend>::explain(&command, &answer)
                 }
             }
 

@@ -14,8 +14,8 @@ mod guest;
 pub use guest::bindings;
 pub use guest::bindings::snapslot::backend::types::{
     Answer, Argument, Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage,
-    Facts, Failure, FailureKind, Finding, Goal, ImageGrant, NewSnapshot, Packed, Role, Snapshot,
-    View,
+    Facts, Failure, FailureKind, Finding, Goal, Grammar, Guard, Hole, ImageGrant, NewSnapshot,
+    Packed, PlaceKind, Role, SavedCopy, Saving, Snapshot, View,
 };
 pub use guest::bindings::snapslot::backend::{log::Level, planning::Fill, planning::Mask};
 pub use guest::{GuestImage, GuestPlan, GuestTarget, log, report_panics};
@@ -38,9 +38,13 @@ pub trait Target {
     fn image(&self, role: Role) -> Result<Box<dyn Image + '_>, Failure>;
     /// Runs a declared query.
     fn ask(&self, query: &str, arguments: &[Argument]) -> Result<Answer, Failure>;
+    /// The copies the host keeps of this disk, oldest first.
+    fn copies(&self) -> Result<Vec<SavedCopy>, Failure>;
+    /// What one more would take.
+    fn saving(&self) -> Result<Saving, Failure>;
 }
 
-/// A plan being streamed. Steps concern the image with role `disk`.
+/// A plan being streamed. Steps on bytes concern the image with role `disk`.
 pub trait Plan {
     /// Writes bytes; longer than a step may be is split.
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Failure>;
@@ -51,7 +55,17 @@ pub trait Plan {
     /// Makes the image at least this long, in bytes.
     fn extend(&mut self, size: u64) -> Result<(), Failure>;
     /// Runs a declared action.
+    ///
+    /// Actions run one after the other; if one fails, a plan to [`Goal::Settled`] follows.
     fn act(&mut self, action: &str, arguments: &[Argument]) -> Result<(), Failure>;
+    /// Saves a copy of the disk's present content, whole or not at all.
+    fn save(&mut self, new: &NewSnapshot) -> Result<(), Failure>;
+    /// Sets the disk's content back to that of the copy with this mark, wholly or not at all.
+    fn put_back(&mut self, mark: &str) -> Result<(), Failure>;
+    /// Removes the copy with this mark.
+    fn discard(&mut self, mark: &str) -> Result<(), Failure>;
+    /// Something the person should know about this plan, in a sentence.
+    fn note(&mut self, message: &str) -> Result<(), Failure>;
     /// Ends a phase; `title` says what it did.
     fn barrier(&mut self, title: &str) -> Result<(), Failure>;
     /// Declares the seal: these bits of the word at `offset`.
@@ -87,6 +101,24 @@ pub trait Backend {
             "this backend cannot measure change",
         ))
     }
+    /// Puts into the contract's words what a declared command said when it failed.
+    fn explain(command: &str, answer: &Answer) -> Failure {
+        let words = String::from_utf8_lossy(&answer.errors);
+        let line =
+            words.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or("it said nothing");
+        let message = format!("{command} failed with exit code {}: {line}", answer.exit_code);
+        Failure::new(FailureKind::Io, "command-failed", message)
+    }
+}
+
+/// An argument for a hole.
+pub fn argument(hole: &str, value: impl ToString) -> Argument {
+    Argument { hole: hole.to_owned(), value: value.to_string() }
+}
+
+/// A hole of a template.
+pub fn hole(name: &str, grammar: Grammar) -> Hole {
+    Hole { name: name.to_owned(), grammar }
 }
 
 impl Failure {

@@ -5,7 +5,7 @@
 
 use snapslot_plugin_sdk::{
     Argument, Backend, Content, Description, Extent, ExtentPage, Facts, Failure, FailureKind, Goal,
-    ImageGrant, Level, Plan, Role, Snapshot, Target, View, log,
+    ImageGrant, Level, PlaceKind, Plan, Role, Snapshot, Target, View, log,
 };
 
 const SECTOR: u64 = 512;
@@ -39,11 +39,13 @@ impl Backend for Hostile {
             version: "0".to_owned(),
             summary: "misbehaves as it is told".to_owned(),
             endings: Vec::new(),
+            place: PlaceKind::Image,
             images: vec![ImageGrant {
                 role: Role::Disk,
                 changes: true,
                 reason: "to try".to_owned(),
             }],
+            copies: None,
             queries: Vec::new(),
             actions: Vec::new(),
         }
@@ -97,6 +99,7 @@ impl Backend for Hostile {
                 taken_nanoseconds: 0,
                 virtual_size: image.size() - SECTOR,
                 vm_state_size: 0,
+                lost: false,
             }]
         } else {
             Vec::new()
@@ -106,6 +109,7 @@ impl Backend for Hostile {
             format: "hostile".to_owned(),
             snapshots,
             findings: Vec::new(),
+            unfinished: None,
         })
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
-use snapslot_engine::{CommandGrant, Description, Engine, EngineError, Holder, Role, Status};
+use snapslot_engine::{CommandGrant, Description, Engine, EngineError, Role, Status};
 use snapslot_slot::{Drift, State};
 
 use crate::args::PluginCommand;
@@ -59,7 +59,11 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
     }
     for v in &status.volumes {
         let _ = writeln!(words, "  {}", v.volume);
-        let _ = writeln!(words, "    {}, {}", bytes(v.virtual_size), v.format);
+        match v.virtual_size {
+            0 => writeln!(words, "    {}", v.format),
+            size => writeln!(words, "    {}, {}", bytes(size), v.format),
+        }
+        .unwrap_or_default();
         if let (Some(changed), Some(held)) = (v.changed_bytes, v.held_bytes) {
             let _ = writeln!(
                 words,
@@ -76,8 +80,11 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
                 if others == 1 { "" } else { "s" }
             );
         }
-        if let Some(writers) = &v.writers {
-            let _ = writeln!(words, "    in use{}", Holder::in_words(writers));
+        if let Some(unfinished) = &v.unfinished {
+            let _ = writeln!(words, "    half done: {unfinished}");
+        }
+        if let Some(users) = &v.users {
+            let _ = writeln!(words, "    in use{}", users.in_words());
         }
         for finding in &v.findings {
             let _ = writeln!(
@@ -94,12 +101,15 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
 fn drift_in_words(drift: Drift) -> &'static str {
     match drift {
         Drift::SnapshotGone => {
-            "the snapshot in the record is no longer in the image: another program removed it"
+            "the snapshot in the record is no longer in the storage: another program removed it"
         }
         Drift::VolumeReplaced => {
             "the image is another file than when the snapshot was taken, and does not hold it"
         }
         Drift::Partial => "some volumes of the machine hold the snapshot and some do not",
+        Drift::SnapshotLost => {
+            "the snapshot is lost: its store ran full, so its content is gone though its name is there"
+        }
     }
 }
 
@@ -233,8 +243,8 @@ pub fn plugin(
         PluginCommand::List => {
             let mut words = String::new();
             let mut rows = Vec::new();
-            for name in engine.backends() {
-                let plugin = engine.plugin(name)?;
+            for known in engine.backends() {
+                let plugin = engine.plugin(&known.name)?;
                 let d = plugin.description();
                 let _ = writeln!(words, "{}\t{}\tbuilt-in\t{}", d.name, d.version, d.summary);
                 rows.push(json!({
@@ -259,7 +269,7 @@ pub fn plugin(
             output.done(
                 json!({
                     "name": d.name, "version": d.version, "summary": d.summary, "source": "built-in",
-                    "endings": d.endings, "images": d.images, "queries": d.queries,
+                    "endings": d.endings, "place": d.place.word(), "copies": d.copies, "images": d.images, "queries": d.queries,
                     "actions": d.actions, "digest": plugin.digest(), "imports": plugin.imports(),
                 }),
                 &words,
@@ -283,15 +293,44 @@ fn grants(d: &Description) -> String {
         let may = if grant.changes { "read, and plan changes of," } else { "read" };
         let _ = writeln!(words, "  {may} {what}: {}", grant.reason);
     }
-    let commands = |list: &[CommandGrant], may: &str, words: &mut String| {
-        for grant in list {
-            let _ = writeln!(words, "  {may} `{}`: {}", grant.template.join(" "), grant.reason);
-        }
-    };
-    commands(&d.queries, "ask", &mut words);
-    commands(&d.actions, "have done", &mut words);
+    if let Some(reason) = &d.copies {
+        let _ = writeln!(words, "  have whole copies of the disk kept: {reason}");
+    }
+    for grant in &d.queries {
+        let _ = writeln!(words, "  ask `{}`: {}", grant.template.join(" "), grant.reason);
+        in_detail(grant, &mut words);
+    }
+    for grant in &d.actions {
+        let _ = writeln!(words, "  have done `{}`: {}", grant.template.join(" "), grant.reason);
+        in_detail(grant, &mut words);
+    }
     if d.queries.is_empty() && d.actions.is_empty() {
         let _ = writeln!(words, "  no commands");
+    } else {
+        let _ = writeln!(
+            words,
+            "Commands are run by this host alone: by absolute path, without a shell, with an empty\n\
+             environment, and only with values that fit the volume at hand. Those that change\n\
+             something run only from a plan that was checked and written down before."
+        );
     }
     words
+}
+
+/// What stands in a command's holes, what is looked at before it, what it is told, how long it has.
+fn in_detail(grant: &CommandGrant, words: &mut String) {
+    for hole in &grant.holes {
+        let _ = writeln!(words, "      {{{}}} is {}", hole.name, hole.grammar.in_words());
+    }
+    if let Some(guard) = &grant.guard {
+        let look = guard.template.join(" ");
+        let _ = writeln!(words, "      only if `{look}` says {{{}}} right before", guard.equals);
+    }
+    if let Some(input) = &grant.input {
+        let _ = writeln!(words, "      with this on its standard input:");
+        for line in input.lines() {
+            let _ = writeln!(words, "        | {line}");
+        }
+    }
+    let _ = writeln!(words, "      ended after {} s", grant.deadline_seconds);
 }

@@ -41,13 +41,10 @@ pub fn take(
     engine: &Engine,
     output: Output,
     machine: &str,
-    note: Option<String>,
-    replace: bool,
-    dry_run: bool,
+    asked: &Asked,
 ) -> Result<ExitCode, Failed> {
-    let asked = Asked { note, replace, dry_run, ..Asked::default() };
-    let done = operate(engine, output, machine, Verb::Take, &asked)?;
-    if dry_run {
+    let done = operate(engine, output, machine, Verb::Take, asked)?;
+    if asked.dry_run {
         return Ok(planned(output, &done));
     }
     let mut words = String::new();
@@ -205,22 +202,26 @@ fn planned(output: Output, done: &Done) -> ExitCode {
     for (i, volume) in done.volumes.iter().enumerate() {
         let _ = writeln!(words, "{}: {} steps", volume.volume, volume.plan.steps);
         for (n, phase) in volume.plan.phases.iter().enumerate() {
-            let _ = writeln!(
-                words,
-                "  {}. {} ({} steps, {})",
-                n + 1,
-                phase.title,
-                phase.count,
-                bytes(phase.bytes)
-            );
+            let _ = write!(words, "  {}. {} ({} steps", n + 1, phase.title, phase.count);
+            if phase.bytes > 0 {
+                let _ = write!(words, ", {}", bytes(phase.bytes));
+            }
+            let _ = writeln!(words, ")");
             for step in &phase.steps {
                 let _ = writeln!(words, "       {step}");
             }
-            let _ = writeln!(words, "       flush");
+            if phase.bytes > 0 {
+                let _ = writeln!(words, "       flush");
+            }
             result["volumes"][i]["plan"]["phases"][n]["steps"] = json!(phase.steps);
         }
         if volume.plan.phases.is_empty() {
             let _ = writeln!(words, "  nothing to do");
+        }
+    }
+    for volume in &done.volumes {
+        for warning in &volume.warnings {
+            let _ = writeln!(words, "Note: {}: {warning}.", volume.volume);
         }
     }
     let _ = writeln!(words, "Nothing was changed.");

@@ -1,0 +1,60 @@
+//! Putting a copy back in place of a file.
+//!
+//! Order: a new file `….snapslot-restoring` | the copy's content, by sharing blocks or whole | owner,
+//! mode, access lists and labels of the present disk | flush | rename over the disk | flush of the
+//! folder. The name leads to the old disk before the rename and to the new one after it, and the
+//! new one was durable before it had the name. Cut off before the rename, there is a file that
+//! [`Copies::settle`](super::Copies::settle) removes; after it, nothing is left to do.
+//!
+//! Only what has the name open would go on with the old disk, unseen: so users are looked for,
+//! and a disk with several names, or one that cannot be renamed over, is refused first.
+
+use snapslot_disk::Doing;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use super::{CopyError, Opened, RESTORING, Watch, attributes, users};
+
+impl Opened {
+    pub(super) fn replace(&self, mark: &str, watch: &Watch<'_>) -> Result<(), CopyError> {
+        let (copy_name, copy, _) = self.open_copy(mark)?;
+        let disk = self.open_disk(false)?;
+        self.refuse_unsuitable(&disk)?;
+        self.refuse_used(&disk)?;
+        let name = self.name(RESTORING);
+        self.remove_own(&name)?;
+        self.tidy(&name, self.replace_by(&name, &copy_name, &copy, &disk, watch))
+    }
+
+    pub(super) fn refuse_used(&self, disk: &File) -> Result<(), CopyError> {
+        match users::user(disk) {
+            Ok(None) => Ok(()),
+            Ok(Some(who)) => Err(CopyError::InUse { name: self.say(), who }),
+            Err(e) => Err(CopyError::io(self.say(), Doing::Stat, e)),
+        }
+    }
+
+    fn replace_by(
+        &self,
+        name: &OsStr,
+        copy_name: &OsStr,
+        copy: &File,
+        disk: &File,
+        watch: &Watch<'_>,
+    ) -> Result<(), CopyError> {
+        let file = self.folder.create(name)?;
+        attributes::shape(disk, &file);
+        self.transfer(copy, &self.folder.say(copy_name), &file, name, true, watch)?;
+        attributes::dress(disk, &file, &self.folder.say(name))?;
+        self.folder.flush(name, &file)?;
+        // A whole copy takes its time: is it still the disk that was looked at, and nobody's?
+        let then = disk.metadata().map_err(|e| CopyError::io(self.say(), Doing::Stat, e))?;
+        if self.folder.id(&self.stem)? != Some((then.dev(), then.ino())) {
+            return Err(CopyError::Changed { name: self.say() });
+        }
+        self.refuse_used(disk)?;
+        self.folder.rename_over(name, &self.stem)?;
+        self.folder.sync()
+    }
+}

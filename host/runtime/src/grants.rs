@@ -1,0 +1,118 @@
+//! From what a plugin declares to what it gets.
+
+use snapslot_command as command;
+
+use crate::bindings::types::{CommandGrant, Description, Grammar, Hole, PlaceKind, Role};
+use crate::host::Grants;
+
+/// The grants of a description, each one checked.
+pub(crate) fn effective(description: &Description) -> Result<Grants, command::GrantError> {
+    let checked = |list: &[CommandGrant], looks: bool| -> Result<Vec<command::Grant>, _> {
+        let mut grants: Vec<command::Grant> = Vec::new();
+        for declared in list {
+            let grant = grant(declared);
+            grant.check()?;
+            let broken =
+                |why: &str| command::GrantError { grant: grant.name.clone(), why: why.to_owned() };
+            if grants.iter().any(|g| g.name == grant.name) {
+                return Err(broken("is declared twice"));
+            }
+            if (looks && !only_looks(&grant.template))
+                || grant.guard.as_ref().is_some_and(|g| !only_looks(&g.template))
+            {
+                return Err(broken("is declared as a look, and is none this host knows"));
+            }
+            grants.push(grant);
+        }
+        Ok(grants)
+    };
+    let disk = |i: &&crate::bindings::types::ImageGrant| i.role == Role::Disk;
+    Ok(Grants {
+        queries: checked(&description.queries, true)?,
+        actions: checked(&description.actions, false)?,
+        disk: description.images.iter().any(|i| disk(&i)),
+        changes: description.images.iter().filter(disk).any(|i| i.changes),
+        copies: description.copies.is_some(),
+    })
+}
+
+/// Whether a template can change nothing, whatever its holes hold: reports of LVM's, and those
+/// of the others' commands that list.
+fn only_looks(template: &[String]) -> bool {
+    let words: Vec<&str> = template.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["lvs" | "vgs", ..] => true,
+        ["zfs", "list" | "get" | "holds", ..] => true,
+        ["btrfs", "subvolume", "list" | "show" | "get-default", ..] => true,
+        ["btrfs", "filesystem", "usage" | "show" | "df", ..] => true,
+        _ => false,
+    }
+}
+
+fn grant(declared: &CommandGrant) -> command::Grant {
+    command::Grant {
+        name: declared.name.clone(),
+        template: declared.template.clone(),
+        holes: declared.holes.iter().map(hole).collect(),
+        input: declared.input.clone(),
+        guard: declared
+            .guard
+            .as_ref()
+            .map(|g| command::Guard { template: g.template.clone(), equals: g.equals.clone() }),
+        deadline_seconds: u64::from(declared.deadline_seconds),
+    }
+}
+
+fn hole(declared: &Hole) -> command::Hole {
+    command::Hole { name: declared.name.clone(), grammar: declared.grammar.into() }
+}
+
+impl Grammar {
+    /// For people: what stands there.
+    pub fn in_words(self) -> &'static str {
+        command::Grammar::from(self).in_words()
+    }
+}
+
+impl PlaceKind {
+    /// Its word in the contract.
+    pub fn word(self) -> &'static str {
+        match self {
+            PlaceKind::Image => "image",
+            PlaceKind::LvmVolume => "lvm-volume",
+            PlaceKind::ZfsDataset => "zfs-dataset",
+            PlaceKind::Directory => "directory",
+        }
+    }
+}
+
+impl From<Grammar> for command::Grammar {
+    fn from(declared: Grammar) -> Self {
+        use command::Grammar as G;
+        match declared {
+            Grammar::LvmGroup => G::LvmGroup,
+            Grammar::LvmVolume => G::LvmVolume,
+            Grammar::ZfsPool => G::ZfsPool,
+            Grammar::ZfsDataset => G::ZfsDataset,
+            Grammar::Path => G::Path,
+            Grammar::LvmOwn => G::LvmOwn,
+            Grammar::ZfsOwn => G::ZfsOwn,
+            Grammar::PathOwn => G::PathOwn,
+            Grammar::Mark => G::Mark,
+            Grammar::Number => G::Number,
+            Grammar::Uuid => G::Uuid,
+            Grammar::LvmTag => G::LvmTag,
+        }
+    }
+}
+
+impl From<PlaceKind> for command::PlaceKind {
+    fn from(kind: PlaceKind) -> Self {
+        match kind {
+            PlaceKind::Image => command::PlaceKind::Image,
+            PlaceKind::LvmVolume => command::PlaceKind::LvmVolume,
+            PlaceKind::ZfsDataset => command::PlaceKind::ZfsDataset,
+            PlaceKind::Directory => command::PlaceKind::Directory,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Thick volumes: take, restore, and the end of a restore that was stopped.
+//!
+//! A thick snapshot is a store of what was there before each change. A restore merges it into the
+//! volume, which consumes it, and takes it again at once: the volume's content *is* the
+//! snapshot's then, if nobody has written in between.
+//!
+//! | after | there is | a crash here is settled by |
+//! |---|---|---|
+//! | begin | volume (marked), snapshot | taking the mark off |
+//! | merge, begun | volume, merging | LVM's merge: `--refresh` has it go on |
+//! | merge, ended | volume (marked) | taking the mark off; the slot is empty |
+//! | take | volume (marked), snapshot | taking the mark off |
+//!
+//! After a crash the snapshot is not taken again: a machine may have been started since, and then
+//! the snapshot would have its content, not the one the slot's record tells of.
+
+use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot, Plan, argument};
+
+use crate::grants::{ACTIVATE, BEGIN, BEGIN_INACTIVE, DEACTIVATE, MERGE, REFRESH, TAKE_THICK};
+use crate::look::Lv;
+use crate::plan::{in_use, merge_pending, refuse_open, settle, taking, unmark};
+use crate::state::{Slot, State};
+use crate::unsupported;
+use crate::words::bytes;
+
+/// Bytes of a chunk, the unit of what a store keeps. LVM's default, which it has no setting for.
+const CHUNK: u64 = 4096;
+/// Changes that one chunk of the store's tables describes (16 bytes each).
+const PER_TABLE: u64 = CHUNK / 16;
+
+/// Plans a take.
+pub(crate) fn take(
+    state: &State<'_>,
+    name: &str,
+    new: &NewSnapshot,
+    plan: &mut dyn Plan,
+) -> Result<(), Failure> {
+    let volume = settle(state, plan)?;
+    let freed: u64 = state.stores.iter().map(|store| store.size).sum();
+    let free = state.look.free.saturating_add(freed);
+    let room = room(state, volume, new.room, free)?;
+    if room < whole(volume.size, state.look.extent) {
+        plan.note(&format!(
+            "{} of {} are set aside for what changes: once more than that has changed, the \
+             snapshot is lost",
+            bytes(room),
+            bytes(volume.size)
+        ))?;
+    } else {
+        plan.note(&format!(
+            "{} are set aside, enough for all of {} to change",
+            bytes(room),
+            bytes(volume.size)
+        ))?;
+    }
+    let mut arguments = taking(name, &new.mark, (new.taken_seconds, new.taken_nanoseconds));
+    arguments.push(argument("room", room));
+    plan.act(TAKE_THICK, &arguments)
+}
+
+/// Plans a restore.
+pub(crate) fn restore(
+    state: &State<'_>,
+    slot: Slot<'_>,
+    plan: &mut dyn Plan,
+) -> Result<(), Failure> {
+    let volume = settle(state, plan)?;
+    refuse_open(state, volume)?;
+    let name = state.look.say(&slot.lv.name);
+    if slot.lv.open {
+        return Err(in_use(&name, "LVM would put the restore off until nobody has it open"));
+    }
+    if volume.is_read_only() {
+        let place = state.look.place();
+        let message = format!("{place} is read-only; `lvchange -prw {place}` makes it writable");
+        return Err(unsupported("read-only", message));
+    }
+    spare_siblings(state, slot)?;
+    let mark = argument("mark", slot.mark);
+    // What an earlier restore may have left is settled by now; a volume it was to deactivate
+    // counts as inactive.
+    let active = volume.active && crate::state::mark_in(volume, crate::state::INACTIVE).is_none();
+    let begin = if active { BEGIN } else { BEGIN_INACTIVE };
+    plan.act(begin, &[mark, argument("uuid", &volume.uuid)])?;
+    if !active {
+        plan.act(ACTIVATE, &[])?;
+    }
+    let snapshot = argument("snapshot", &slot.lv.name);
+    plan.act(MERGE, &[snapshot, argument("uuid", &slot.lv.uuid)])?;
+    let mut again = taking(&slot.lv.name, slot.mark, slot.taken());
+    again.push(argument("room", slot.lv.size));
+    plan.act(TAKE_THICK, &again)?;
+    if !active {
+        plan.act(DEACTIVATE, &[])?;
+    }
+    unmark(&[slot.mark], plan)
+}
+
+/// Has a merge that waits begin, or one that was broken off go on. It ends in the background; a
+/// volume can be used meanwhile, and shows the snapshot's content from the merge's first moment.
+pub(crate) fn settle_merge<'a>(
+    state: &State<'a>,
+    merging: &'a Lv,
+    plan: &mut dyn Plan,
+) -> Result<&'a Lv, Failure> {
+    let Some(volume) = state.volume else { return Err(merge_pending(state, merging)) };
+    if volume.open || merging.open {
+        return Err(merge_pending(state, merging));
+    }
+    let place = state.look.place();
+    if volume.active {
+        plan.act(REFRESH, &[])?;
+    } else {
+        plan.act(ACTIVATE, &[])?;
+        plan.note(&format!("{place} is activated, and stays so: a merge needs that"))?;
+    }
+    plan.note(&format!(
+        "the merge of {} into {place} ends in the background; the slot is empty then",
+        state.look.say(&merging.name)
+    ))?;
+    unmark(&state.working_marks(volume), plan)?;
+    Ok(volume)
+}
+
+/// Bytes of a store in which every chunk of the volume has room, in extents.
+fn whole(size: u64, extent: u64) -> u64 {
+    let chunks = size.div_ceil(CHUNK);
+    // One chunk is the store's header, and the tables begin with a chunk of their own.
+    let all = chunks.saturating_add(chunks.div_ceil(PER_TABLE)).saturating_add(2);
+    all.saturating_mul(CHUNK).div_ceil(extent).saturating_mul(extent)
+}
+
+/// Bytes to set aside for what changes.
+fn room(state: &State<'_>, volume: &Lv, asked: Option<u64>, free: u64) -> Result<u64, Failure> {
+    let extent = state.look.extent;
+    let whole = whole(volume.size, extent);
+    let free = free / extent * extent;
+    let room = match asked {
+        // LVM would cut a larger one down without a word that counts.
+        Some(bytes) => bytes.max(1).div_ceil(extent).saturating_mul(extent).min(whole),
+        None => whole.min(free).max(extent),
+    };
+    if room > free {
+        let message = format!(
+            "{} has {} free, and a snapshot of {} needs {} to set aside; `vgextend` adds room",
+            state.look.group,
+            bytes(free),
+            state.look.place(),
+            bytes(room)
+        );
+        return Err(Failure::new(FailureKind::NoSpace, "no-space", message)
+            .with("needed", room)
+            .with("available", free));
+    }
+    Ok(room)
+}
+
+/// A merge writes into the volume, and every other snapshot of it keeps what was there: one whose
+/// store is too small for that would be lost, and LVM would still call it a success.
+fn spare_siblings(state: &State<'_>, slot: Slot<'_>) -> Result<(), Failure> {
+    let brings = slot.lv.store.map_or(slot.lv.size, |fill| fill.of(slot.lv.size));
+    let siblings = state.slots.iter().map(|s| s.lv).chain(state.others.iter().copied());
+    let siblings = siblings.filter(|lv| lv.uuid != slot.lv.uuid && !lv.is_thin() && !lv.invalid);
+    for sibling in siblings {
+        let used = sibling.store.map_or(0, |fill| fill.of(sibling.size));
+        let free = sibling.size.saturating_sub(used);
+        let enough = sibling.size >= state.volume.map_or(0, |v| whole(v.size, state.look.extent));
+        if free < brings && !enough {
+            let name = state.look.say(&sibling.name);
+            let message = format!(
+                "a restore would write up to {}, and the store of {name} has {} left: that \
+                 snapshot would be lost. `lvextend -L +… {name}` gives it room, or remove it",
+                bytes(brings),
+                bytes(free)
+            );
+            return Err(Failure::new(FailureKind::NoSpace, "sibling-too-small", message)
+                .with("needed", brings)
+                .with("available", free));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! What is shown, and in which guest.
+
+mod blockers_lvm;
+mod blockers_zfs;
+mod crash;
+mod faults;
+mod fixtures;
+mod lifecycle;
+mod machine;
+mod race;
+
+use crate::harness::{Group, Scenario};
+use crate::{lvm, tap, zfs};
+
+macro_rules! scenario {
+    ($group:ident $name:literal $run:path, $shows:literal) => {
+        Scenario { group: Group::$group, name: $name, shows: $shows, run: $run }
+    };
+}
+
+/// All of them, in the order in which they run.
+pub const ALL: &[Scenario] = &[
+    scenario!(Lvm "lvm-fixtures" fixtures::lvm, "the tools behave as the scenarios assume"),
+    scenario!(Lvm "lvm-thin" lifecycle::thin, "the whole life of a slot on a thin volume"),
+    scenario!(Lvm "lvm-thick" lifecycle::thick, "the whole life of a slot on a thick volume"),
+    scenario!(Lvm "lvm-blockers" blockers_lvm::all, "what stands in the way is named and nothing is changed"),
+    scenario!(Lvm "lvm-overflow" blockers_lvm::overflow, "an overflowed thick snapshot is lost, and said to be"),
+    scenario!(Lvm "lvm-drift" faults::lvm_drift, "what a person did behind the engine's back is reported"),
+    scenario!(Lvm "lvm-faults" faults::lvm_faults, "a tool that is missing, that fails, no permission"),
+    scenario!(Lvm "lvm-race" race::lvm, "two engines: one wins, the other says busy"),
+    scenario!(Lvm "lvm-thin-crash" crash::thin, "killed at every command, then recovered"),
+    scenario!(Lvm "lvm-thick-crash" crash::thick, "killed at every command, then recovered"),
+    scenario!(Zfs "zfs-fixtures" fixtures::zfs, "the tools behave as the scenarios assume"),
+    scenario!(Zfs "zfs-zvol" lifecycle::zvol, "the whole life of a slot on a volume"),
+    scenario!(Zfs "zfs-mounted" lifecycle::mounted, "the whole life of a slot on a mounted file system"),
+    scenario!(Zfs "zfs-unmounted" lifecycle::unmounted, "the whole life of a slot on a file system not mounted"),
+    scenario!(Zfs "zfs-encrypted" lifecycle::encrypted, "the whole life of a slot on a mounted, encrypted file system"),
+    scenario!(Zfs "zfs-encrypted-zvol" lifecycle::encrypted_zvol, "the whole life of a slot on an encrypted volume"),
+    scenario!(Zfs "zfs-blockers" blockers_zfs::all, "what stands in the way is named and nothing is changed"),
+    scenario!(Zfs "zfs-drift" faults::zfs_drift, "what a person did behind the engine's back is reported"),
+    scenario!(Zfs "zfs-faults" faults::zfs_faults, "a tool that is missing, that fails, no permission"),
+    scenario!(Zfs "zfs-race" race::zfs, "two engines: one wins, the other says busy"),
+    scenario!(Zfs "zfs-zvol-crash" crash::zvol, "killed at every command, then recovered"),
+    scenario!(Zfs "zfs-mounted-crash" crash::mounted, "killed at every command, then recovered"),
+    scenario!(Zfs "machine" machine::all, "LVM and ZFS volumes as one slot: all or none"),
+    scenario!(Zfs "machine-crash" machine::crash, "a machine of both killed at every command"),
+];
+
+/// Removes what scenarios make.
+pub fn clear() {
+    tap::clear();
+    lvm::clear();
+    zfs::clear();
+}
