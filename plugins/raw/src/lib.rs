@@ -25,7 +25,7 @@ impl Backend for Raw {
             summary: "whole copies of plain files and block devices, sharing blocks where the \
                       file system can"
                 .to_owned(),
-            endings: vec![".raw".to_owned(), ".img".to_owned()],
+            endings: Vec::new(),
             place: PlaceKind::Image,
             images: vec![ImageGrant {
                 role: Role::Disk,

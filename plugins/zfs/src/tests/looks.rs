@@ -102,6 +102,9 @@ fn a_property_that_tears_its_line() {
     let facts = facts(&seen("names", "tank/vm1", 1));
     let names: Vec<&str> = facts.snapshots.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["snapslot-fedcba9876543210", "other"]);
+    // One column more than there are.
+    let more = changed(seen("names", "tank/vm1", 0), "tank/vm1@other", "snapslot:mark", "a\tb");
+    assert_eq!(super::facts(&more).snapshots.len(), 2);
 }
 
 /// Ours with a time that somebody spoiled is still ours.

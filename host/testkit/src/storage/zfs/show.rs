@@ -51,11 +51,7 @@ fn shown(text: impl ToString) -> Option<Value> {
 type Options<'a> = (Vec<(char, &'a str)>, Vec<&'a str>);
 
 /// The options of a `zfs` command, as getopt takes them: `-Hp`, `-d1`, `-d 1`.
-pub(super) fn options<'a>(
-    words: &[&'a str],
-    plain: &str,
-    valued: &str,
-) -> Option<Options<'a>> {
+pub(super) fn options<'a>(words: &[&'a str], plain: &str, valued: &str) -> Option<Options<'a>> {
     let (mut found, mut words) = (Vec::new(), words.iter());
     let mut operands = Vec::new();
     while let Some(&word) = words.next() {
