@@ -32,6 +32,13 @@ impl Users {
         self.holders.is_empty() && self.mounts.is_empty() && !self.claimed
     }
 
+    /// Whether these are only processes of udev's, which look at a device after each change and
+    /// are gone in a moment.
+    pub fn only_looks(&self) -> bool {
+        let udev = |h: &Holder| h.program.contains("udev");
+        !self.claimed && self.mounts.is_empty() && self.holders.iter().all(udev)
+    }
+
     /// For people: " by qemu-system-x86 (pid 7), mounted at /mnt".
     pub fn in_words(&self) -> String {
         let mut words = Holder::in_words(&self.holders);

@@ -168,6 +168,7 @@ impl<'e> Context<'e> {
             })?;
             after.push(facts);
         }
+        self.saw(&after);
         Ok(after)
     }
 
@@ -208,7 +209,8 @@ impl<'e> Context<'e> {
         meta: &Meta,
         work: &mut [Work],
     ) -> Result<(), EngineError> {
-        let several = planned.len() > 1;
+        // What is consumed may go only once it is certain that it was restored.
+        let marked = planned.len() > 1 || meta.then_remove.is_some();
         let mut finished: Vec<usize> = Vec::new();
         for (i, (p, work)) in planned.iter().zip(work).enumerate() {
             if p.plan.is_empty() || p.plan.way() == Some(Way::Image) {
@@ -217,10 +219,10 @@ impl<'e> Context<'e> {
             match p.run(self.observer) {
                 Ok((commands, copies)) => (work.commands, work.copies) = (commands, copies),
                 Err(error) => {
-                    return Err(self.stopped(planned, i, &finished, error, befores, meta));
+                    self.stopped(planned, i, &finished, error, befores, meta)?;
                 }
             }
-            if several {
+            if marked {
                 self.mark_done(p.volume)?;
             }
             finished.push(i);
@@ -239,6 +241,7 @@ impl<'e> Context<'e> {
     }
 
     /// A step of volume `at` failed: takes back what can be taken back, and says how things are.
+    /// Ends well if ending what was half done led to the goal after all.
     fn stopped(
         &self,
         planned: &[Planned<'e>],
@@ -247,39 +250,49 @@ impl<'e> Context<'e> {
         error: StepError,
         befores: &[(usize, Vec<u8>)],
         meta: &Meta,
-    ) -> EngineError {
+    ) -> Result<(), EngineError> {
         let p = &planned[at];
         let failure = p.explained(&error);
         let unsettled =
             |cause: String| EngineError::Unsettled { volume: p.volume.locator.to_string(), cause };
         if let Err(e) = self.settle(p.volume, p.plugin) {
-            return unsettled(format!("{}; ending it failed too: {e}", failure.message));
+            return Err(unsettled(format!("{}; ending it failed too: {e}", failure.message)));
         }
+        let back = |e: EngineError| {
+            unsettled(format!("{}; taking it back failed too: {e}", failure.message))
+        };
+        if matches!(p.goal, Goal::Held(_)) {
+            // It may have been made all the same, before its command failed.
+            for made in finished.iter().chain([&at]) {
+                self.remove_made(&planned[*made], meta).map_err(back)?;
+            }
+        }
+        let now = p.look_again()?;
+        if now.identity != p.before.identity && reached(&p.before, &now, &p.goal).is_ok() {
+            // It was past its point of no return, and settling has done the rest.
+            let words = &failure.message;
+            tracing::warn!(volume = %p.volume.locator, "done, after a step failed: {words}");
+            return Ok(());
+        }
+        let differs = (&now.identity, &now.snapshots, now.virtual_size)
+            != (&p.before.identity, &p.before.snapshots, p.before.virtual_size);
         let images_done = matches!(p.goal, Goal::Empty(_))
             && planned.iter().any(|p| p.plan.way() == Some(Way::Image));
-        if matches!(p.goal, Goal::Held(_)) {
-            for done in finished {
-                if let Err(e) = self.remove_made(&planned[*done], meta) {
-                    return unsettled(format!(
-                        "{}; taking it back failed too: {e}",
-                        failure.message
-                    ));
-                }
-            }
-        } else if images_done || !finished.is_empty() {
-            return unsettled(format!(
-                "{}; other volumes of the machine are done already",
-                failure.message
-            ));
+        let others_done = !matches!(p.goal, Goal::Held(_)) && !finished.is_empty();
+        if differs || images_done || others_done {
+            // The journals stay: the record follows the storage at the next command.
+            let what = match differs {
+                true => "by then it had changed already",
+                false => "other volumes of the machine are done already",
+            };
+            return Err(unsettled(format!("{}; {what}", failure.message)));
         }
         for (i, before) in befores {
             let q = &planned[*i];
-            if let Err(e) = unseal(q.volume, &q.plan, before) {
-                return unsettled(format!("{}; taking it back failed too: {e}", failure.message));
-            }
+            unseal(q.volume, &q.plan, before).map_err(back)?;
         }
         self.end_journals();
-        EngineError::backend(&p.volume.locator, failure)
+        Err(EngineError::backend(&p.volume.locator, failure))
     }
 
     /// Removes the snapshot that this plan made.
@@ -327,9 +340,7 @@ impl<'e> Context<'e> {
         for (i, volume) in self.volumes.iter().enumerate().rev() {
             let journal = volume.journal();
             let removed = journal.remove().and_then(|()| {
-                if self.volumes.len() > 1 {
-                    volume.done_marker().remove()?;
-                }
+                volume.done_marker().remove()?;
                 // With one volume a journal that comes back after a power cut is recognised as
                 // done. With several, the others must be gone for good before the decider goes.
                 if i > 0 { journal.sync_name() } else { Ok(()) }
@@ -394,7 +405,10 @@ fn commit(
         }
         let text = meta.write(&name, decider.as_deref(), &p.goal, before);
         // One that is left of an operation before would speak for this one.
-        let cleared = if changing.len() > 1 { p.volume.done_marker().remove() } else { Ok(()) };
+        let cleared = match p.plan.way() {
+            Some(Way::Image) | None => Ok(()),
+            Some(_) => p.volume.done_marker().remove(),
+        };
         let committed = cleared
             .map_err(journal::JournalError::from)
             .and_then(|()| journal::commit(&p.volume.journal(), &text, &p.plan));

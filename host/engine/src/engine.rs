@@ -12,7 +12,7 @@ use snapslot_slot::{Moment, Refusal, Request, State, decide};
 use crate::error::EngineError;
 use crate::locator::{Known, Locator, LocatorError, is_machine_name};
 use crate::rehearse::Depth;
-use crate::store::{Machine, SlotStore, SqliteStore};
+use crate::store::{Machine, Seen, SlotStore, SqliteStore};
 
 /// Volumes of one machine.
 const VOLUMES_MAX: usize = 64;
@@ -105,7 +105,7 @@ impl Engine {
             volumes: vec![locator],
             occupant: None,
             pending: None,
-            files: vec![None],
+            seen: vec![Seen::default()],
         };
         Ok((bare, false))
     }
@@ -185,7 +185,7 @@ impl Engine {
             volumes: locators.to_vec(),
             occupant: None,
             pending: None,
-            files: vec![None; locators.len()],
+            seen: vec![Seen::default(); locators.len()],
         })
     }
 

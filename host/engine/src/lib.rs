@@ -30,4 +30,4 @@ pub use snapslot_command::PlaceKind;
 pub use snapslot_disk::{Holder, Users};
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
 pub use status::{FoundSnapshot, Status, VolumeStatus};
-pub use store::{Machine, OperationRecord, SlotStore, SqliteStore, StoreError};
+pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};

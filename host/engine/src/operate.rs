@@ -1,9 +1,10 @@
 //! Take, restore and delete.
 
-use std::time::Instant;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use snapslot_disk::{EngineLock, FileId, ImageLock, Users};
+use snapslot_disk::{EngineLock, ImageLock, Users};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
@@ -13,7 +14,7 @@ use crate::error::EngineError;
 use crate::recover::Meta;
 use crate::rehearse::Depth;
 use crate::status::{derive, lock_error, parts};
-use crate::store::Machine;
+use crate::store::{Machine, Seen};
 use crate::volume::Volume;
 
 /// The three verbs.
@@ -208,8 +209,12 @@ impl Engine {
 
         let plugins: Vec<Plugin<'_>> =
             locators.iter().map(|l| self.plugin(&l.backend)).collect::<Result<_, _>>()?;
-        let context = Context { engine: self, volumes: &volumes, plugins: &plugins, observer };
-        let facts = context.look_at_settled()?;
+        let context = Context::new(self, &volumes, &plugins, observer);
+        let (facts, settled) = context.look_at_settled(&machine.name)?;
+        let machine = match settled.is_empty() {
+            true => machine,
+            false => self.store.machine(&machine.name)?.unwrap_or(machine),
+        };
         let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
         let enable = self.decide(&machine, &state, verb, asked)?;
         let mark = state.occupant().map(|o| o.mark.clone());
@@ -281,12 +286,23 @@ pub(crate) fn lock_images(volumes: &[Volume]) -> Result<Vec<ImageLock<'_>>, Engi
         .collect()
 }
 
+/// How long a passing look at a device is waited for. After every write and close udev opens it to
+/// see what it is now.
+const PASSING: Duration = Duration::from_secs(3);
+
 /// Refuses to go on while somebody uses a device whose content is to be set back.
 pub(crate) fn refuse_used(volumes: &[Volume]) -> Result<(), EngineError> {
+    let begun = Instant::now();
     for volume in volumes {
-        let users = volume.users()?;
-        if !users.is_empty() {
-            return Err(EngineError::InUse { volume: volume.locator.to_string(), users });
+        loop {
+            let users = volume.users()?;
+            if users.is_empty() {
+                break;
+            }
+            if !users.only_looks() || begun.elapsed() > PASSING {
+                return Err(EngineError::InUse { volume: volume.locator.to_string(), users });
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
     Ok(())
@@ -310,21 +326,44 @@ pub(crate) struct Context<'e> {
     pub volumes: &'e [Volume],
     pub plugins: &'e [Plugin<'e>],
     pub observer: Observer<'e>,
+    /// The storage's own identity of each volume, by the last look.
+    pub identities: RefCell<Vec<Option<String>>>,
+}
+
+impl<'e> Context<'e> {
+    pub fn new(
+        engine: &'e Engine,
+        volumes: &'e [Volume],
+        plugins: &'e [Plugin<'e>],
+        observer: Observer<'e>,
+    ) -> Self {
+        Context { engine, volumes, plugins, observer, identities: RefCell::default() }
+    }
 }
 
 impl<'e> Context<'e> {
     /// Looks; where storage without a seal shows something half done, ends that and looks again.
-    pub fn look_at_settled(&self) -> Result<Vec<Facts>, EngineError> {
+    /// Gives also the volumes on which that was so.
+    pub fn look_at_settled(&self, name: &str) -> Result<(Vec<Facts>, Vec<String>), EngineError> {
         let mut all = look_at(self.volumes, self.plugins)?;
+        let mut settled = Vec::new();
         for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(&mut all) {
             let copies = plugin.description().copies.is_some();
             if (facts.unfinished.is_some() || copies) && self.settle(volume, plugin)? {
                 let sight = volume.sight();
                 *facts =
                     plugin.inspect(&sight).map_err(|e| EngineError::call(&volume.locator, e))?;
+                settled.push(volume.locator.to_string());
             }
         }
-        Ok(all)
+        self.saw(&all);
+        if !settled.is_empty()
+            && let Some(known) = self.engine.store.machine(name)?
+        {
+            // Ending a restore makes the volume another one, as the storage counts.
+            self.record(&known, known.occupant.as_ref(), known.pending.as_deref())?;
+        }
+        Ok((all, settled))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -406,7 +445,8 @@ impl<'e> Context<'e> {
                 let after = self.carry_out(machine, &planned, &meta, done)?;
                 // A snapshot that had to be made again has another identity.
                 let kept = self.held(machine, occupant, &after);
-                if consumed.is_some() || machine.occupant.as_ref() != Some(&kept) {
+                let same = machine.occupant.as_ref() == Some(&kept) && machine.seen == self.seen();
+                if consumed.is_some() || !same {
                     self.record(machine, Some(&kept), consumed.as_deref())?;
                 }
                 done.slot = State::Held { occupant: kept };
@@ -508,16 +548,32 @@ impl<'e> Context<'e> {
         Occupant { parts: parts(machine, &found), ..new.clone() }
     }
 
+    /// Which volumes these are, by the last look at each.
+    fn seen(&self) -> Vec<Seen> {
+        let identities = self.identities.borrow();
+        (self.volumes.iter().enumerate())
+            .map(|(i, volume)| Seen {
+                file: volume.file_now(),
+                identity: identities.get(i).cloned().flatten(),
+            })
+            .collect()
+    }
+
+    /// Remembers which volumes were looked at.
+    pub(crate) fn saw(&self, facts: &[Facts]) {
+        *self.identities.borrow_mut() = facts.iter().map(|f| f.identity.clone()).collect();
+    }
+
     pub(crate) fn record(
         &self,
         machine: &Machine,
         occupant: Option<&Occupant>,
         pending: Option<&str>,
     ) -> Result<(), EngineError> {
-        let files: Vec<Option<FileId>> = self.volumes.iter().map(Volume::file_now).collect();
+        let seen = self.seen();
         self.engine
             .store
-            .set_occupant(&machine.name, occupant, pending, &files)
+            .set_occupant(&machine.name, occupant, pending, &seen)
             .map_err(|source| EngineError::Unrecorded { machine: machine.name.clone(), source })
     }
 }

@@ -148,7 +148,7 @@ impl Engine {
             locators.iter().map(|l| Volume::open_to_change(self, l)).collect::<Result<_, _>>()?;
         let _locks = self.lock(&machine, &volumes)?;
         let (mut finished, cleared) = self.recover_locked(&machine, &volumes)?;
-        finished.extend(self.settle_all(&volumes)?);
+        finished.extend(self.settle_all(&machine, &volumes)?);
         finished.dedup();
         let machine = self.store.machine(&machine.name)?.unwrap_or(machine);
         let known = known || self.store.machine(&machine.name)?.is_some();
@@ -198,7 +198,7 @@ impl Engine {
         let locks = lock_images(volumes)?;
         let plugins: Vec<Plugin<'_>> =
             (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
-        let context = Context { engine: self, volumes, plugins: &plugins, observer: &|_, _, _| () };
+        let context = Context::new(self, volumes, &plugins, &|_, _, _| ());
         let mut cleared = Vec::new();
         let mut first: Option<Meta> = None;
         let mut begun = Vec::new();
@@ -255,14 +255,16 @@ impl Engine {
         if direction == Direction::On {
             carry_on(&begun)?;
         }
+        let mut brought = false;
         for other in &others {
             let did = other.bring(&context, direction)?;
+            brought |= did;
             let list = if did || other.settled { &mut finished } else { &mut cleared };
             list.push(other.volume.locator.to_string());
         }
         let went_on = begun.iter().any(|(.., p)| matches!(p, Progress::Done))
-            || (direction == Direction::On && others.iter().any(|o| o.done))
-            || !finished.is_empty();
+            || (direction == Direction::On && (brought || others.iter().any(|o| o.done)))
+            || (direction == Direction::On && !begun.is_empty() && !finished.is_empty());
         self.follow(machine, &context, first, went_on)?;
         if let Some(left) = self.store.running(&machine.name)? {
             let outcome = if went_on { "recovered" } else { "never-began" };
@@ -273,17 +275,15 @@ impl Engine {
     }
 
     /// Ends what storage without a seal shows half done, without a journal that tells of it.
-    fn settle_all(&self, volumes: &[Volume]) -> Result<Vec<String>, EngineError> {
+    fn settle_all(
+        &self,
+        machine: &Machine,
+        volumes: &[Volume],
+    ) -> Result<Vec<String>, EngineError> {
         let plugins: Vec<Plugin<'_>> =
             (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
-        let context = Context { engine: self, volumes, plugins: &plugins, observer: &|_, _, _| () };
-        let mut ended = Vec::new();
-        for (volume, plugin) in volumes.iter().zip(&plugins) {
-            if context.settle(volume, plugin)? {
-                ended.push(volume.locator.to_string());
-            }
-        }
-        Ok(ended)
+        let context = Context::new(self, volumes, &plugins, &|_, _, _| ());
+        Ok(context.look_at_settled(&machine.name)?.1)
     }
 
     /// Whether the journal that decides over this one is there, whole: where it was, or beside
@@ -315,7 +315,7 @@ impl Engine {
         meta: Option<Meta>,
         redone: bool,
     ) -> Result<(), EngineError> {
-        let facts = context.look_at_settled()?;
+        let (facts, _) = context.look_at_settled(&machine.name)?;
         if let Some(meta) = &meta {
             self.follow_storage(machine, context, meta, &facts, redone)?;
         }
@@ -363,11 +363,14 @@ impl Engine {
                 let kept = Occupant { parts, ..occupant.clone() };
                 context.record(machine, Some(&kept), pending.as_deref())
             }
-            ("delete" | "restore", _) => match known.and_then(|m| m.occupant) {
-                Some(recorded) if there(&recorded.mark).is_none() => {
+            ("delete" | "restore", _) => match known {
+                Some(m) if m.occupant.as_ref().is_some_and(|o| there(&o.mark).is_none()) => {
                     context.record(machine, None, None)
                 }
-                _ => Ok(()),
+                // What the interrupted change made another volume of, as the storage counts, is
+                // the machine's volume still: the journal vouches for it.
+                Some(m) => context.record(machine, m.occupant.as_ref(), m.pending.as_deref()),
+                None => Ok(()),
             },
             _ => Ok(()),
         }

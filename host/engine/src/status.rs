@@ -120,6 +120,7 @@ impl Engine {
                 Ok(facts) => facts,
                 // Half-way through a change an image need not read: say what is going on.
                 Err(_) if busy => Facts {
+                    identity: None,
                     virtual_size: 0,
                     format: "being changed".to_owned(),
                     snapshots: Vec::new(),
@@ -230,6 +231,16 @@ where
         facts.iter().map(|f| find(f).map(|i| &f.snapshots[i])).collect()
     };
     if let Some(recorded) = &machine.occupant {
+        // A snapshot that stands by itself outlives its volume: it is not the new one's.
+        let known = machine.seen.iter().zip(facts);
+        if facts.iter().all(|f| f.unfinished.is_none())
+            && known.into_iter().any(|(then, now)| {
+                then.identity.is_some() && now.identity.is_some() && then.identity != now.identity
+            })
+        {
+            let recorded = Some(recorded.clone());
+            return State::Drifted { drift: Drift::VolumeReplaced, recorded };
+        }
         let mut found = of_mark(&recorded.mark);
         // The same name on another snapshot is not the one that was recorded.
         for (snapshot, part) in found.iter_mut().zip(&recorded.parts) {
@@ -245,8 +256,8 @@ where
         }
         let drift = if found.iter().any(Option::is_some) {
             Drift::Partial
-        } else if (machine.files.iter().zip(volumes))
-            .any(|(then, now)| then.is_some_and(|t| Some(t) != now.file()))
+        } else if (machine.seen.iter().zip(volumes))
+            .any(|(then, now)| then.file.is_some_and(|t| Some(t) != now.file()))
         {
             Drift::VolumeReplaced
         } else {

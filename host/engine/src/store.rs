@@ -53,9 +53,18 @@ pub struct Machine {
     pub occupant: Option<Occupant>,
     /// A mark whose snapshots are still to go: what was replaced or consumed.
     pub pending: Option<String>,
-    /// Which files the volumes were when the slot was filled, where known.
+    /// What the volumes were when the slot was filled, where known.
     #[serde(skip)]
-    pub files: Vec<Option<FileId>>,
+    pub seen: Vec<Seen>,
+}
+
+/// Which volume it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Its file.
+    pub file: Option<FileId>,
+    /// The storage's own identity of it.
+    pub identity: Option<String>,
 }
 
 /// An operation, as recorded.
@@ -97,7 +106,7 @@ pub trait SlotStore {
         name: &str,
         occupant: Option<&Occupant>,
         pending: Option<&str>,
-        files: &[Option<FileId>],
+        seen: &[Seen],
     ) -> Result<(), StoreError>;
     /// Records that an operation begins; returns its number.
     fn begin(&self, machine: &str, verb: &str, started: Moment) -> Result<u64, StoreError>;
@@ -110,7 +119,7 @@ pub trait SlotStore {
     -> Result<Vec<OperationRecord>, StoreError>;
 }
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// Another process holds the database for milliseconds; a stopped one must not hang us for ever.
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -131,7 +140,18 @@ impl SqliteStore {
         if found > VERSION {
             return Err(StoreError::Version { found, known: VERSION });
         }
-        if found < VERSION {
+        if found == 1 {
+            db.execute_batch("BEGIN IMMEDIATE")?;
+            // Another process may have been quicker.
+            let now: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+            if now == 1 {
+                db.execute_batch(
+                    "ALTER TABLE volume ADD COLUMN identity TEXT; PRAGMA user_version = 2;",
+                )?;
+            }
+            db.execute_batch("COMMIT")?;
+        }
+        if found < 1 {
             // Two processes may be here at once: whoever comes second finds it done.
             db.pragma_update(None, "journal_mode", "WAL")?;
             db.execute_batch(
@@ -141,14 +161,15 @@ impl SqliteStore {
                  CREATE TABLE IF NOT EXISTS volume (
                      locator TEXT PRIMARY KEY,
                      machine TEXT NOT NULL REFERENCES machine(name) ON DELETE CASCADE,
-                     position INTEGER NOT NULL, device INTEGER, inode INTEGER) STRICT;
+                     position INTEGER NOT NULL, device INTEGER, inode INTEGER,
+                     identity TEXT) STRICT;
                  CREATE TABLE IF NOT EXISTS operation (
                      id INTEGER PRIMARY KEY AUTOINCREMENT, machine TEXT NOT NULL,
                      verb TEXT NOT NULL, started INTEGER NOT NULL, started_ns INTEGER NOT NULL,
                      finished INTEGER, finished_ns INTEGER, outcome TEXT,
                      process INTEGER NOT NULL) STRICT;
                  CREATE INDEX IF NOT EXISTS operation_machine ON operation(machine, id);
-                 PRAGMA user_version = 1;
+                 PRAGMA user_version = 2;
                  COMMIT;",
             )?;
         }
@@ -174,25 +195,27 @@ impl SqliteStore {
                 Some(serde_json::from_str(&text).map_err(|e| StoreError::Damaged(e.to_string()))?)
             }
         };
-        let sql = "SELECT locator, device, inode FROM volume WHERE machine = ?1 ORDER BY position";
+        let sql = "SELECT locator, device, inode, identity FROM volume WHERE machine = ?1 ORDER BY position";
         let mut query = self.db.prepare_cached(sql)?;
         let rows = query.query_map([name], |row| {
             Ok((
                 row.get::<_, String>(0)?,
                 row.get::<_, Option<i64>>(1)?,
                 row.get::<_, Option<i64>>(2)?,
+                row.get::<_, Option<String>>(3)?,
             ))
         })?;
-        let (mut volumes, mut files) = (Vec::new(), Vec::new());
+        let (mut volumes, mut seen) = (Vec::new(), Vec::new());
         for row in rows {
-            let (locator, device, inode) = row?;
+            let (locator, device, inode, identity) = row?;
             volumes.push(locator);
-            files.push(device.zip(inode).map(|(device, inode)| FileId {
+            let file = device.zip(inode).map(|(device, inode)| FileId {
                 device: device.cast_unsigned(),
                 inode: inode.cast_unsigned(),
-            }));
+            });
+            seen.push(Seen { file, identity });
         }
-        Ok(Some(Machine { name: name.to_owned(), volumes, occupant, pending, files }))
+        Ok(Some(Machine { name: name.to_owned(), volumes, occupant, pending, seen }))
     }
 }
 
@@ -253,19 +276,20 @@ impl SlotStore for SqliteStore {
         name: &str,
         occupant: Option<&Occupant>,
         pending: Option<&str>,
-        files: &[Option<FileId>],
+        seen: &[Seen],
     ) -> Result<(), StoreError> {
         let text = occupant.and_then(|o| serde_json::to_string(o).ok());
         self.db.execute_batch("BEGIN IMMEDIATE")?;
         let update = || -> Result<(), StoreError> {
             let sql = "UPDATE machine SET occupant = ?2, pending = ?3 WHERE name = ?1";
             self.db.execute(sql, params![name, text, pending])?;
-            let sql =
-                "UPDATE volume SET device = ?3, inode = ?4 WHERE machine = ?1 AND position = ?2";
-            for (position, file) in files.iter().enumerate() {
+            let sql = "UPDATE volume SET device = ?3, inode = ?4, identity = ?5
+                 WHERE machine = ?1 AND position = ?2";
+            for (position, one) in seen.iter().enumerate() {
                 let (device, inode) =
-                    file.map(|f| (f.device.cast_signed(), f.inode.cast_signed())).unzip();
-                self.db.execute(sql, params![name, position as i64, device, inode])?;
+                    one.file.map(|f| (f.device.cast_signed(), f.inode.cast_signed())).unzip();
+                self.db
+                    .execute(sql, params![name, position as i64, device, inode, one.identity])?;
             }
             Ok(())
         };

@@ -170,6 +170,7 @@ impl<const FAULT: u8> Backend for Toy<FAULT> {
             lost: false,
         };
         Ok(Facts {
+            identity: None,
             virtual_size: AREA,
             format: "toy".to_owned(),
             snapshots: head.held.iter().map(snapshot).collect(),

@@ -33,6 +33,7 @@ pub(crate) fn facts(state: &State<'_>) -> Result<Facts, Failure> {
     });
     let others = state.others.iter().map(|lv| snapshot(lv, main));
     Ok(Facts {
+        identity: Some(main.uuid.clone()),
         virtual_size: main.size,
         format,
         snapshots: ours.chain(others).collect(),
@@ -62,16 +63,27 @@ pub(crate) fn unfinished(state: &State<'_>) -> Option<String> {
     let place = look.place();
     if let Some(merging) = state.merging {
         let what = look.say(&merging.name);
-        let active = state.volume.is_some_and(|v| v.active);
-        let open = state.volume.is_some_and(|v| v.open);
-        let ends = match (active, open) {
-            (_, true) => {
-                "it ends by itself if it has begun; if not, LVM begins it once nobody has the volume open"
-            }
-            (true, _) => "it is begun, or goes on, now that nobody has the volume open",
-            (false, _) => "LVM carries it out when the volume is activated",
+        let Some(volume) = state.volume else {
+            return Some(format!("{what} is being merged into {place}, which is gone"));
         };
-        return Some(format!("{what} is being merged into {place}, which sets it back; {ends}"));
+        if volume.merge_failed || merging.merge_failed {
+            return Some(format!(
+                "the merge of {what} into {place} failed in the kernel, whose log (`dmesg`) says \
+                 why; it is tried again when the volume is activated"
+            ));
+        }
+        if let Some(left) = volume.store.filter(|_| volume.merge_is_under_way()) {
+            return Some(format!(
+                "{what} is being merged into {place}, which shows its content already; {left} of \
+                 its store are left to copy"
+            ));
+        }
+        let ends = match (volume.active, volume.open) {
+            (_, true) => "LVM begins it when nobody has the volume open any more",
+            (true, _) => "nobody has the volume open any more, so it can begin",
+            (false, _) => "LVM begins it when the volume is activated",
+        };
+        return Some(format!("{what} waits to be merged into {place}, which sets it back; {ends}"));
     }
     match (state.volume, state.new, state.old) {
         (None, Some(_), Some(_)) => {
@@ -122,8 +134,14 @@ pub(crate) fn unfinished(state: &State<'_>) -> Option<String> {
     if volume.is_suspended() {
         return Some(format!("{place} is suspended: an LVM command was ended in its middle"));
     }
+    if state.is_merged(volume) {
+        return Some(format!(
+            "a restore of {place} was stopped after its merge: the content is set back, and the \
+             snapshot is used up"
+        ));
+    }
     if !state.working_marks(volume).is_empty() {
-        return Some(format!("{place} carries the marks of a restore that is over"));
+        return Some(format!("{place} carries the marks of a restore that was stopped"));
     }
     None
 }

@@ -61,6 +61,8 @@ pub(crate) struct Lv {
     pub(crate) invalid: bool,
     /// A snapshot that is merged, or the volume it is merged into.
     pub(crate) merging: bool,
+    /// A merge that the kernel gave up.
+    pub(crate) merge_failed: bool,
     /// The volume it is a snapshot of.
     pub(crate) origin: Option<String>,
     /// Its thin pool.
@@ -87,6 +89,12 @@ impl Lv {
     /// Whether it may not be written.
     pub(crate) fn is_read_only(&self) -> bool {
         matches!(self.attributes.get(1), Some(b'r' | b'R'))
+    }
+
+    /// Whether a snapshot is being merged into it, and not only waits to be: LVM tells how much is
+    /// left of it then. A volume as such has no store.
+    pub(crate) fn merge_is_under_way(&self) -> bool {
+        self.merging && self.store.is_some() && !self.is_thin()
     }
 
     /// Whether what ails it keeps it from being read or written in parts. RAID tells of smaller
@@ -198,9 +206,11 @@ impl Look {
             autoactivated: yes("lv_autoactivation")
                 || !row.iter().any(|(n, _)| n == "lv_autoactivation"),
             health: field("lv_health_status").to_owned(),
-            invalid: yes("lv_snapshot_invalid"),
+            // Without a device, LVM cannot know.
+            invalid: yes("lv_active") && yes("lv_snapshot_invalid"),
             merging: yes("lv_merging")
                 || matches!(field("lv_attr").as_bytes().first(), Some(b'S' | b'O')),
+            merge_failed: yes("lv_merge_failed"),
             origin: named("origin"),
             pool: named("pool_lv"),
             data: fill(field("data_percent")),

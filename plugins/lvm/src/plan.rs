@@ -186,12 +186,18 @@ fn refuse_merge(state: &State<'_>) -> Result<(), Failure> {
 
 /// A merge waits, or is under way.
 pub(crate) fn merge_pending(state: &State<'_>, merging: &Lv) -> Failure {
-    let message = format!(
-        "{} is being merged into {}, which sets it back; LVM begins that when nobody has the \
-         volume open and it is activated anew. Stop what has it open, then `snapslot recover`",
-        state.look.say(&merging.name),
-        state.look.place()
-    );
+    let what = state.look.say(&merging.name);
+    let place = state.look.place();
+    let message = match state.volume {
+        Some(volume) if volume.merge_is_under_way() => format!(
+            "{what} is still being merged into {place}; `snapslot recover` sees to it that it is \
+             completed"
+        ),
+        _ => format!(
+            "{what} waits to be merged into {place}, which sets it back. Stop what has it open, \
+             then `snapslot recover`"
+        ),
+    };
     Failure::new(FailureKind::InUse, "merge-pending", message)
 }
 

@@ -151,6 +151,12 @@ impl<'a> State<'a> {
         marks
     }
 
+    /// Whether a restore of a thick volume was stopped between its merge, which consumed the
+    /// snapshot, and the take that follows: the slot is empty then.
+    pub(crate) fn is_merged(&self, volume: &Lv) -> bool {
+        marks_in(volume, RESTORING).any(|mark| self.slots.iter().all(|slot| slot.mark != mark))
+    }
+
     /// Whether the volume is the one that the restore which moved `old` aside put in its place.
     pub(crate) fn took_the_place_of(&self, volume: &Lv, old: &Lv) -> bool {
         marks_in(old, OLD).any(|mark| marks_in(volume, NEW).any(|m| m == mark))

@@ -104,10 +104,10 @@ pub(crate) fn settle_merge<'a>(
     plan: &mut dyn Plan,
 ) -> Result<&'a Lv, Failure> {
     let Some(volume) = state.volume else { return Err(merge_pending(state, merging)) };
-    if volume.open || merging.open {
+    let place = state.look.place();
+    if !volume.merge_is_under_way() && (volume.open || merging.open) {
         return Err(merge_pending(state, merging));
     }
-    let place = state.look.place();
     if volume.active {
         plan.act(REFRESH, &[])?;
     } else {
@@ -162,16 +162,20 @@ fn spare_siblings(state: &State<'_>, slot: Slot<'_>) -> Result<(), Failure> {
     let siblings = state.slots.iter().map(|s| s.lv).chain(state.others.iter().copied());
     let siblings = siblings.filter(|lv| lv.uuid != slot.lv.uuid && !lv.is_thin() && !lv.invalid);
     for sibling in siblings {
-        let used = sibling.store.map_or(0, |fill| fill.of(sibling.size));
+        // How full it is is not known while the volume is inactive: then it counts as full.
+        let used = sibling.store.map_or(sibling.size, |fill| fill.of(sibling.size));
         let free = sibling.size.saturating_sub(used);
         let enough = sibling.size >= state.volume.map_or(0, |v| whole(v.size, state.look.extent));
         if free < brings && !enough {
             let name = state.look.say(&sibling.name);
+            let left = match sibling.store {
+                Some(_) => format!("the store of {name} has {} left", bytes(free)),
+                None => format!("LVM tells the room of {name} only while the volume is active"),
+            };
             let message = format!(
-                "a restore would write up to {}, and the store of {name} has {} left: that \
-                 snapshot would be lost. `lvextend -L +… {name}` gives it room, or remove it",
+                "a restore would write up to {}, and {left}: that snapshot would be lost. \
+                 `lvextend -L +… {name}` gives it room, or remove it",
                 bytes(brings),
-                bytes(free)
             );
             return Err(Failure::new(FailureKind::NoSpace, "sibling-too-small", message)
                 .with("needed", brings)

@@ -63,7 +63,12 @@ pub(crate) fn restore(
             return Err(name_clash(state, name));
         }
     }
-    refuse_full(state, pool, RESTORE_DATA_MAX)?;
+    if let Some(old) = state.old {
+        // What cannot be removed yet is in the way of the volume that is to step aside now.
+        refuse_open(state, old)?;
+        refuse_dependents(state, old)?;
+    }
+    refuse_full(state, slot.lv.pool.as_deref().unwrap_or(pool), RESTORE_DATA_MAX)?;
     let volume = settle(state, plan)?;
     refuse_open(state, volume)?;
     refuse_dependents(state, volume)?;
@@ -147,6 +152,13 @@ pub(crate) fn settle_swap<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<
     };
     if mark_in(volume, INACTIVE).is_some() && volume.active && !volume.open {
         plan.act(DEACTIVATE, &[])?;
+    }
+    if state.is_merged(volume) {
+        plan.note(&format!(
+            "the restore of {} used its snapshot up, and what was written since is not known: the \
+             slot is empty",
+            state.look.place()
+        ))?;
     }
     unmark(&state.working_marks(volume), plan)?;
     Ok(volume)

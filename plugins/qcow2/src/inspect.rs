@@ -45,6 +45,7 @@ pub(crate) fn inspect(volume: &Volume<'_>) -> Result<Facts, Failure> {
         })
         .collect();
     Ok(Facts {
+        identity: None,
         virtual_size: header.fields.size,
         format: format(volume),
         snapshots,

@@ -42,6 +42,7 @@ impl Backend for Raw {
 
     fn inspect(target: &dyn Target) -> Result<Facts, Failure> {
         Ok(Facts {
+            identity: None,
             virtual_size: target.image(Role::Disk)?.size(),
             format: "raw".to_owned(),
             snapshots: target.copies()?.into_iter().map(snapshot).collect(),

@@ -30,6 +30,8 @@ pub(crate) fn facts(dataset: &Dataset) -> Result<Facts, Failure> {
         (true, false) => ", encrypted, key not loaded",
     };
     Ok(Facts {
+        // Snapshots go with their dataset: none is ever taken for another's.
+        identity: None,
         virtual_size: dataset.size,
         format: format!("ZFS {}{secrecy}", dataset.kind_in_words()),
         snapshots: dataset.snapshots.iter().map(snapshot).collect(),

@@ -105,6 +105,7 @@ impl Backend for Hostile {
             Vec::new()
         };
         Ok(Facts {
+            identity: None,
             virtual_size: image.size() - SECTOR,
             format: "hostile".to_owned(),
             snapshots,

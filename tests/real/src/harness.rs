@@ -47,6 +47,7 @@ pub struct Test {
     /// The engine with records of its own.
     pub subject: Subject,
     name: &'static str,
+    records: u32,
     checks: u32,
     failed: u32,
 }
@@ -55,6 +56,12 @@ pub struct Test {
 struct Stop;
 
 impl Test {
+    /// From here on the engine knows nothing of what it did before.
+    pub fn fresh_records(&mut self) {
+        self.records += 1;
+        self.subject = self.subject.named(&format!("{}-{}", self.name, self.records));
+    }
+
     /// A check that others build on: when it fails, the scenario ends.
     pub fn step<T>(&mut self, name: &str, check: impl FnOnce(&Subject) -> T) -> T {
         match self.attempt(name, check) {
@@ -122,8 +129,13 @@ pub fn run(binary: &Path, names: &[&str]) -> Result<bool, String> {
     for scenario in chosen {
         println!("SCENARIO {}", scenario.name);
         let began = Instant::now();
-        let mut test =
-            Test { subject: base.named(scenario.name), name: scenario.name, checks: 0, failed: 0 };
+        let mut test = Test {
+            subject: base.named(scenario.name),
+            name: scenario.name,
+            records: 0,
+            checks: 0,
+            failed: 0,
+        };
         let ended = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut test)));
         if let Err(panic) = ended
             && !panic.is::<Stop>()

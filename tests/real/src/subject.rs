@@ -1,12 +1,14 @@
 //! The engine under test, inside the guest.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use snapslot_test_support::{Outcome, Process, Snapslot, assert_same};
 
 use crate::content::Tree;
 use crate::tap;
+
+const WARM_UP_MAX: Duration = Duration::from_secs(600);
 
 /// The engine with records of its own.
 #[derive(Clone, Debug)]
@@ -21,6 +23,7 @@ impl Subject {
         let state = PathBuf::from("/run/snapslot");
         std::fs::create_dir_all(&state).expect("a folder for records");
         let began = Instant::now();
+        warm_up(binary);
         let snapslot = Snapslot::new(binary, state.join("warm"));
         println!("NOTE plugins compiled in {:.1} s", began.elapsed().as_secs_f64());
         tap::install();
@@ -58,6 +61,18 @@ impl Subject {
         status.expect(0);
         status.slot().to_owned()
     }
+}
+
+/// Has the plugins compiled into the cache that [`Snapslot`] uses. Under emulation, on a machine
+/// with other work, that takes longer than any other command may.
+fn warm_up(binary: &Path) {
+    use std::os::unix::fs::DirBuilderExt;
+    let cache = binary.with_file_name("snapslot-test-cache");
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&cache);
+    made.expect("a cache directory beside the binary");
+    let mut command = std::process::Command::new(binary);
+    command.args(["plugin", "list", "--cache-dir"]).arg(cache);
+    snapslot_test_support::run(command, WARM_UP_MAX).expect_success();
 }
 
 fn words<'a>(verb: &'a str, volume: &'a str, more: &[&'a str]) -> Vec<&'a str> {

@@ -93,9 +93,16 @@ pub fn device() -> String {
 /// udev makes the node; this returns when its queue is empty.
 #[track_caller]
 pub fn wait_for_node() {
-    run("udevadm settle --timeout=30");
+    settle();
     let node = device();
     assert!(std::path::Path::new(&node).exists(), "udev made no {node}");
+}
+
+/// Waits until udev has nothing to do. On a slow machine it now and then drops the connection
+/// instead of answering; asked again it answers.
+fn settle() {
+    let settled = (0..3).any(|_| try_run("udevadm settle --timeout=30").code == Some(0));
+    assert!(settled, "udev did not settle");
 }
 
 /// A pool on the second RAM disk.
@@ -136,6 +143,9 @@ impl Storage for Dataset {
     fn scribble(&self, seed: u64) {
         if self.is_volume() {
             content::scribble(&device(), seed, 24);
+            // Whoever closes a device it wrote to makes udev look at it, and for that moment udev
+            // has it open: the engine would say so, rightly.
+            settle();
         } else {
             self.with_mount(|folder| content::scribble_tree(folder, seed, 12));
         }

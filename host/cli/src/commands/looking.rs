@@ -103,9 +103,7 @@ fn drift_in_words(drift: Drift) -> &'static str {
         Drift::SnapshotGone => {
             "the snapshot in the record is no longer in the storage: another program removed it"
         }
-        Drift::VolumeReplaced => {
-            "the image is another file than when the snapshot was taken, and does not hold it"
-        }
+        Drift::VolumeReplaced => "the volume is another one than when the snapshot was taken",
         Drift::Partial => "some volumes of the machine hold the snapshot and some do not",
         Drift::SnapshotLost => {
             "the snapshot is lost: its store ran full, so its content is gone though its name is there"

@@ -237,6 +237,7 @@ fn a_thick_slot_is_not_taken_again_by_settling() {
     group.find_mut("vm1").expect("the volume").content = 3;
     let settle = planned(&group, &Goal::Settled, "thick");
     assert_eq!(short(&settle), [format!("unmark mark={MARK}")]);
+    assert!(settle.notes.iter().any(|n| n.contains("the slot is empty")), "{:?}", settle.notes);
 }
 
 /// A volume that is opened between the look and the command: nothing is changed.

@@ -347,8 +347,7 @@ impl Group {
             ("lv_layout", if v.thin { "thin,sparse" } else { "linear" }.to_owned()),
             (
                 "lv_role",
-                yes(true, if snapshot { "public,snapshot,thicksnapshot" } else { "public" })
-                    .to_owned(),
+                if snapshot { "public,snapshot,thicksnapshot" } else { "public" }.to_owned(),
             ),
             ("lv_tags", v.tags.join(",")),
             ("lv_time", "1700000000".to_owned()),

@@ -41,6 +41,9 @@ fn a_thin_life() {
     for (name, slots, settle) in states {
         let facts = facts(&target(name)).unwrap_or_else(|f| panic!("{name}: {f:?}"));
         assert_eq!(facts.virtual_size, 32 << 20, "{name}");
+        // While it has no name, it is still the volume from before the restore.
+        let main = if name == "thin-aside" { old } else { "vm1" };
+        assert_eq!(facts.identity, Some(uuid(name, main)), "{name}");
         assert_eq!(facts.format, "LVM thin volume in pool vt/pool", "{name}");
         assert_eq!(facts.snapshots.len(), slots, "{name}: {:?}", facts.snapshots);
         assert_eq!(facts.unfinished.is_some(), !settle.is_empty(), "{name}: {facts:?}");
@@ -128,6 +131,7 @@ fn a_thick_life() {
     for (name, snapshots, settle) in states {
         let facts = facts(&target(name)).unwrap_or_else(|f| panic!("{name}: {f:?}"));
         assert_eq!(facts.virtual_size, 32 << 20, "{name}");
+        assert_eq!(facts.identity, Some(uuid(name, "vm1")), "{name}");
         assert_eq!(facts.format, "LVM volume, linear", "{name}");
         assert_eq!(facts.snapshots.len(), snapshots, "{name}: {:?}", facts.snapshots);
         assert_eq!(facts.unfinished.is_some(), !settle.is_empty(), "{name}: {facts:?}");

@@ -76,6 +76,8 @@ fn open_volumes() {
     let settle = plan(&with_report("vt", &aside), &Goal::Settled).expect("a plan");
     assert_eq!(short(&settle), ["restore-step-in own=vm1_snapslot_new"]);
     assert_eq!(settle.notes.len(), 1, "{:?}", settle.notes);
+    let goal = Goal::Restored(uuid("thin-aside", &slot()));
+    refused("vt", &aside, &goal, kind, "in-use", &["vt/vm1_snapslot_old"]);
 }
 
 #[test]
@@ -87,7 +89,36 @@ fn merges_that_wait() {
         refused("vk", report, &goal, FailureKind::InUse, "merge-pending", &words);
     }
     let unfinished = facts(&target("thick-put-off-open")).expect("facts").unfinished;
-    assert!(unfinished.is_some_and(|u| u.contains("is being merged into vk/vm1")));
+    assert!(unfinished.is_some_and(|u| u.contains("waits to be merged into vk/vm1")));
+    // Once it is under way, LVM tells how much is left of it, and it goes on beside the machine.
+    let first = "\"snap_percent\":\"\"";
+    let under_way = changed("thick-put-off-open", first, "\"snap_percent\":\"29.20\"");
+    let target = with_report("vk", &under_way);
+    let unfinished = facts(&target).expect("facts").unfinished.expect("not over");
+    assert!(unfinished.contains("29.20 % of its store are left"), "{unfinished}");
+    let settle = plan(&target, &Goal::Settled).expect("a plan");
+    assert_eq!(short(&settle), ["restore-refresh".to_owned(), format!("unmark mark={MARK}")]);
+    let words = ["vk/vm1", "still being merged"];
+    refused("vk", &under_way, &held(None), FailureKind::InUse, "merge-pending", &words);
+}
+
+/// The kernel gives a merge up when it cannot write.
+#[test]
+fn a_merge_that_failed_is_told() {
+    let failed = "\"lv_merge_failed\":\"merge failed\"";
+    let report = changed("thick-put-off", "\"lv_merge_failed\":\"\"", failed);
+    let unfinished = facts(&with_report("vk", &report)).expect("facts").unfinished;
+    assert!(unfinished.is_some_and(|u| u.contains("failed in the kernel")), "{report}");
+}
+
+/// A command that was killed while it had the volume suspended: every write to it waits.
+#[test]
+fn a_suspended_volume_is_woken() {
+    let report = changed("thick-held", "owi-a-s---", "owi-s-s---");
+    let target = with_report("vk", &report);
+    assert!(facts(&target).expect("facts").unfinished.is_some_and(|u| u.contains("suspended")));
+    let settle = plan(&target, &Goal::Settled).expect("a plan");
+    assert_eq!(short(&settle), ["restore-refresh"]);
 }
 
 #[test]
@@ -139,6 +170,9 @@ fn siblings_that_a_restore_would_overflow() {
     let small = changed(name, "\"lv_size\":\"8388608\"", "\"lv_size\":\"4194304\"");
     let words = ["vk/daily", "would be lost"];
     refused("vk", &small, &goal, FailureKind::NoSpace, "sibling-too-small", &words);
+    let unknown = changed(name, "\"snap_percent\":\"0.00\"", "\"snap_percent\":\"\"");
+    let words = ["vk/daily", "only while the volume is active"];
+    refused("vk", &unknown, &goal, FailureKind::NoSpace, "sibling-too-small", &words);
     // One that is lost already is not spared.
     let lost = small.replace(
         "\"lv_name\":\"daily\"",

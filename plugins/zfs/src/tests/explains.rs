@@ -92,6 +92,21 @@ fn everything_that_was_heard() {
     assert!(unmet.is_empty(), "the record has no {unmet:?}");
 }
 
+/// Busy is not always the same: what helps depends on what was tried.
+#[test]
+fn busy_in_a_delete_and_in_a_restore() {
+    let busy = complaint("cannot destroy snapshot tank/v@a: dataset is busy");
+    for (command, part) in [
+        (DESTROY, "`zfs holds` tells"),
+        (DESTROY_MOUNTED, "`zfs holds` tells"),
+        (ROLLBACK, "stop the machine"),
+        (ROLLBACK_MOUNTED, "stop the machine"),
+    ] {
+        let message = Zfs::explain(command, &busy).message;
+        assert!(message.contains(part), "{command}: {message}");
+    }
+}
+
 fn complaint(errors: &str) -> Answer {
     Answer { exit_code: 1, output: Vec::new(), errors: errors.as_bytes().to_vec() }
 }

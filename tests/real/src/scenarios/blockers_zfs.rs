@@ -131,17 +131,20 @@ fn open_volume(test: &mut Test, dataset: &zfs::Dataset) {
         let open = OpenOptions::new().read(true).write(true).open(zfs::device());
         refused(subject, dataset, "restore", &[5], &["in use", "open"]);
         drop(open);
+        zfs::wait_for_node();
         subject.verb("restore", dataset.locator(), &[]).expect(0);
         dataset.content().expect(&first, "restored once it was closed");
         emptied(subject, dataset);
     });
     test.case("a volume with a mounted file system is not restored", |subject| {
         run(&format!("mkfs.ext4 -q -F {}", zfs::device()));
+        zfs::wait_for_node();
         held(subject, dataset);
         run("mkdir -p /mnt/zv");
         run(&format!("mount {} /mnt/zv", zfs::device()));
         let busy = subject.verb("restore", dataset.locator(), &[]);
         run("umount /mnt/zv");
+        zfs::wait_for_node();
         busy.expect(5);
         subject.verb("restore", dataset.locator(), &[]).expect(0);
         run(&format!("e2fsck -fn {}", zfs::device()));
@@ -162,8 +165,10 @@ fn used_file_system(test: &mut Test, dataset: &zfs::Dataset) {
 fn no_room(test: &mut Test) {
     let dataset = test.step("a reserved volume in a pool without room", |_| {
         zfs::clear();
-        zfs::make_pool();
-        run("zfs create -V 100M -b 16K tank/vm1");
+        run("rm -f /run/small.img");
+        run("truncate -s 80M /run/small.img");
+        run("zpool create -f -m none -O compression=off -O atime=off tank /run/small.img");
+        run("zfs create -V 24M -b 16K tank/vm1");
         zfs::wait_for_node();
         zfs::Dataset::existing(zfs::Kind::Zvol)
     });

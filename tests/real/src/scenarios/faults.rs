@@ -28,6 +28,8 @@ pub fn zfs_drift(test: &mut Test) {
 fn drift(test: &mut Test, storage: &dyn Storage) {
     let locator = storage.locator();
     storage.scribble(1);
+    // Volumes of several kinds have this name, one after the other.
+    test.fresh_records();
     test.case(
         "the snapshot removed by hand: drifted, not restored, delete forgets it",
         |subject| {
@@ -49,7 +51,12 @@ fn drift(test: &mut Test, storage: &dyn Storage) {
         storage.scribble(9);
         let theirs = storage.content();
         let state = subject.state(locator);
-        assert_ne!(state, "held", "the snapshot of another volume is said to be this one's");
+        assert_ne!(
+            state,
+            "held",
+            "the snapshot of another volume is said to be this one's: {}",
+            storage.layout()
+        );
         let restore = subject.verb("restore", locator, &[]);
         assert_ne!(restore.code(), 0, "{}", restore.process.account());
         storage.content().expect(&theirs, "of the new volume");
@@ -111,6 +118,11 @@ fn tool_missing(test: &mut Test, storage: &dyn Storage, tool: &'static str) {
 fn commands_fail(test: &mut Test, storage: &dyn Storage, code: u8) {
     let locator = storage.locator();
     storage.scribble(1);
+    test.fresh_records();
+    // A first take that fails leaves the slot as it was: not enabled yet.
+    test.step("a slot, enabled", |subject| {
+        subject.snapslot().run(["enable", locator]).expect(0).clone()
+    });
     for verb in ["take", "restore", "delete"] {
         for n in 1..20 {
             let more = test.case(&format!("{verb}: its command {n} fails"), |subject| {

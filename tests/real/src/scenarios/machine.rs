@@ -29,6 +29,7 @@ impl Both {
 
     fn scribble(&self, seed: u64) {
         self.lvm.scribble(seed);
+        // The ZFS one last: it waits for udev.
         self.zfs.scribble(seed + 1000);
     }
 
@@ -75,6 +76,7 @@ pub fn all(test: &mut Test) {
             let open = OpenOptions::new().read(true).write(true).open(&device);
             let (busy, ran) = tap::watch(|| subject.verb("restore", MACHINE, &[]));
             drop(open);
+            zfs::wait_for_node();
             busy.expect(5);
             assert_eq!(tap::changing(&ran), Vec::<String>::new(), "with {device} open");
         }

@@ -1,0 +1,453 @@
+//! Goal: on storage that is changed by commands, nothing is lost and the slot stays legal,
+//! wherever the engine or a command dies; and every sentence the tools can say is passed on.
+//!
+//! Method: the real engine and the real plugins over LVM and ZFS in memory. Every command of
+//! every verb is, in a run of its own, not run, half run, or run without its answer coming back,
+//! and everything after it fails as if the engine had died there. Then a new engine recovers.
+//! The judge knows only the content the machine had, what was taken, and the storage's own view.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use snapslot_command::{Answer, Command, Executor, RunError};
+use snapslot_engine::{Asked, Depth, Done, Engine, EngineError, Settings, Tools, Verb};
+use snapslot_slot::State;
+use snapslot_testkit::storage::{lvm, zfs};
+
+/// What both models can do.
+#[derive(Clone)]
+enum Storage {
+    Lvm(Arc<lvm::Lvm>),
+    Zfs(Arc<zfs::Model>),
+}
+
+impl Executor for Storage {
+    fn run(&self, command: &Command) -> Result<Answer, RunError> {
+        match self {
+            Storage::Lvm(model) => model.run(command),
+            Storage::Zfs(model) => model.run(command),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Before,
+    Inside,
+    After,
+}
+
+/// A volume to try on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Thin,
+    Thick,
+    ThickInactive,
+    Zvol,
+    Dataset,
+}
+
+const KINDS: [Kind; 5] = [Kind::Thin, Kind::Thick, Kind::ThickInactive, Kind::Zvol, Kind::Dataset];
+
+struct Machine {
+    kind: Kind,
+    storage: Storage,
+    scratch: tempfile::TempDir,
+}
+
+const BLOCKS: u64 = 6;
+
+impl Machine {
+    fn new(kind: Kind) -> Machine {
+        let storage = match kind {
+            Kind::Thin | Kind::Thick | Kind::ThickInactive => {
+                let model = lvm::Lvm::new(7);
+                model.add_group("vg", 1 << 30);
+                if kind == Kind::Thin {
+                    model.stage(
+                        "lvcreate -y --type thin-pool -L 256M --poolmetadatasize 4M -n pool vg",
+                    );
+                    model.stage("lvcreate -y -V 64M --thinpool pool -n vm1 vg");
+                } else {
+                    model.stage("lvcreate -y -L 64M -n vm1 vg");
+                }
+                Storage::Lvm(Arc::new(model))
+            }
+            Kind::Zvol | Kind::Dataset => {
+                let model = zfs::Model::with_tank(7);
+                let how = if kind == Kind::Zvol { "-V 32M" } else { "-o mountpoint=/mnt/vm1" };
+                model.must(&format!("zfs create {how} tank/vm1"));
+                Storage::Zfs(Arc::new(model))
+            }
+        };
+        let machine = Machine { kind, storage, scratch: tempfile::tempdir().expect("a directory") };
+        machine.write(1);
+        if kind == Kind::ThickInactive {
+            machine.hand("lvchange -an vg/vm1");
+        }
+        machine
+    }
+
+    fn volume(&self) -> &'static str {
+        match self.kind {
+            Kind::Thin | Kind::Thick | Kind::ThickInactive => "lvm:vg/vm1",
+            Kind::Zvol | Kind::Dataset => "zfs:tank/vm1",
+        }
+    }
+
+    fn hand(&self, line: &str) {
+        match &self.storage {
+            Storage::Lvm(model) => model.stage(line),
+            Storage::Zfs(model) => {
+                model.must(line);
+            }
+        }
+    }
+
+    /// The machine writes: every block gets a value of this generation.
+    fn write(&self, generation: u64) {
+        let inactive = match &self.storage {
+            Storage::Lvm(m) => m.field("vg/vm1", "lv_active") != "active",
+            Storage::Zfs(_) => false,
+        };
+        if inactive {
+            self.hand("lvchange -ay vg/vm1");
+        }
+        for block in 0..BLOCKS {
+            let value = generation * 100 + block;
+            match &self.storage {
+                Storage::Lvm(m) => m.guest_write("vg/vm1", block, value).expect("room"),
+                Storage::Zfs(m) => m.guest_write("tank/vm1", block, Some(value)).expect("room"),
+            }
+        }
+        if inactive {
+            self.hand("lvchange -an vg/vm1");
+        }
+    }
+
+    /// The generation of what the machine sees; an error if it is a mixture or nothing.
+    fn sees(&self) -> Result<u64, String> {
+        let content = match &self.storage {
+            Storage::Lvm(m) => m.content("vg/vm1"),
+            Storage::Zfs(m) => m.content("tank/vm1"),
+        };
+        let content = content.ok_or("the volume is not there")?;
+        let mut generations: Vec<u64> =
+            (0..BLOCKS).map(|b| content.get(&b).copied().unwrap_or(0) / 100).collect();
+        generations.dedup();
+        match generations.as_slice() {
+            [one] => Ok(*one),
+            mixed => Err(format!("a mixture of {mixed:?}")),
+        }
+    }
+
+    fn crash_at(&self, n: u64, when: When) {
+        match &self.storage {
+            Storage::Lvm(m) => m.crash_at(
+                n,
+                match when {
+                    When::Before => lvm::When::Before,
+                    When::Inside => lvm::When::Inside,
+                    When::After => lvm::When::After,
+                },
+            ),
+            Storage::Zfs(m) => m.crash_at(
+                n,
+                match when {
+                    When::Before => zfs::When::Before,
+                    When::Inside => zfs::When::Inside,
+                    When::After => zfs::When::After,
+                },
+            ),
+        }
+    }
+
+    /// Whether the crash came to pass; and from here on all is well again.
+    fn restart(&self) -> bool {
+        match &self.storage {
+            Storage::Lvm(m) => {
+                let crashed = m.crashed();
+                m.restart();
+                crashed
+            }
+            Storage::Zfs(m) => {
+                let crashed = m.is_dead();
+                m.restart();
+                crashed
+            }
+        }
+    }
+
+    fn engine(&self) -> Engine {
+        engine(self.scratch.path(), self.storage.clone())
+    }
+
+    fn run(&self, verb: Verb, asked: &Asked) -> Result<Done, EngineError> {
+        self.engine().operate(self.volume(), verb, asked, &|_, _, _| ())
+    }
+
+    fn mark(&self) -> Option<String> {
+        let slot = self.engine().status(self.volume()).expect("a status").slot;
+        slot.occupant().map(|o| o.mark.clone())
+    }
+
+    fn log(&self) -> String {
+        let lines = match &self.storage {
+            Storage::Lvm(m) => m.log(),
+            Storage::Zfs(m) => m.log(),
+        };
+        lines.join("\n  ")
+    }
+}
+
+fn engine(scratch: &Path, storage: Storage) -> Engine {
+    Engine::open(Settings {
+        state_dir: scratch.join("state"),
+        // One for all tests: compiling the plugins takes a while.
+        cache_dir: Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugin-cache"),
+        rehearsal: Depth::Bounded,
+        enable_on_take: true,
+        more_plugins: Vec::new(),
+        plugin_time_max: None,
+        tools: Some(Tools(Arc::new(storage))),
+    })
+    .expect("an engine")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Take,
+    Replace,
+    Restore,
+    Consume,
+    Delete,
+}
+
+impl Act {
+    const ALL: [Act; 5] = [Act::Take, Act::Replace, Act::Restore, Act::Consume, Act::Delete];
+
+    fn verb(self) -> (Verb, Asked) {
+        match self {
+            Act::Take => (Verb::Take, Asked::default()),
+            Act::Replace => (Verb::Take, Asked { replace: true, ..Asked::default() }),
+            Act::Restore => (Verb::Restore, Asked::default()),
+            Act::Consume => (Verb::Restore, Asked { consume: true, ..Asked::default() }),
+            Act::Delete => (Verb::Delete, Asked::default()),
+        }
+    }
+}
+
+/// A machine that is ready for this act: it sees generation 2; a slot that is held holds 1.
+fn ready(kind: Kind, act: Act) -> (Machine, Option<String>) {
+    let machine = Machine::new(kind);
+    let mark = (act != Act::Take).then(|| {
+        machine.run(Verb::Take, &Asked::default()).expect("a take");
+        machine.mark().expect("held")
+    });
+    machine.write(2);
+    (machine, mark)
+}
+
+#[test]
+fn the_whole_life_on_every_kind() {
+    for kind in KINDS {
+        let (machine, _) = ready(kind, Act::Take);
+        let taken = machine.run(Verb::Take, &Asked::default());
+        let taken = taken.unwrap_or_else(|e| panic!("{kind:?}: take: {e}\n  {}", machine.log()));
+        assert!(matches!(taken.slot, State::Held { .. }), "{kind:?}");
+        let again = machine.run(Verb::Take, &Asked::default()).expect_err("held");
+        assert_eq!(again.exit(), 3, "{kind:?}: {again}");
+        for generation in 3..5 {
+            machine.write(generation);
+            let done = machine.run(Verb::Restore, &Asked::default());
+            done.unwrap_or_else(|e| panic!("{kind:?}: restore: {e}\n  {}", machine.log()));
+            assert_eq!(machine.sees(), Ok(2), "{kind:?}: {}", machine.log());
+            assert!(machine.mark().is_some(), "{kind:?}: restore keeps the snapshot");
+        }
+        let before = machine.mark();
+        machine.write(5);
+        let (verb, asked) = Act::Replace.verb();
+        machine.run(verb, &asked).unwrap_or_else(|e| panic!("{kind:?}: replace: {e}"));
+        assert_ne!(machine.mark(), before, "{kind:?}");
+        machine.write(6);
+        let (verb, asked) = Act::Consume.verb();
+        machine.run(verb, &asked).unwrap_or_else(|e| panic!("{kind:?}: consume: {e}"));
+        assert_eq!((machine.sees(), machine.mark()), (Ok(5), None), "{kind:?}");
+        machine.run(Verb::Take, &Asked::default()).unwrap_or_else(|e| panic!("{kind:?}: {e}"));
+        machine.run(Verb::Delete, &Asked::default()).unwrap_or_else(|e| panic!("{kind:?}: {e}"));
+        assert_eq!((machine.sees(), machine.mark()), (Ok(5), None), "{kind:?}");
+        assert_eq!(machine.run(Verb::Restore, &Asked::default()).expect_err("empty").exit(), 4);
+        let names = match &machine.storage {
+            Storage::Lvm(m) => m.names("vg"),
+            Storage::Zfs(m) => m.snapshots("tank/vm1").into_iter().map(|(n, _)| n).collect(),
+        };
+        assert!(!names.iter().any(|n| n.contains("snapslot")), "{kind:?}: left behind: {names:?}");
+    }
+}
+
+#[test]
+fn a_dry_run_runs_nothing_that_changes() {
+    for kind in KINDS {
+        for act in Act::ALL {
+            let (machine, _) = ready(kind, act);
+            let (verb, asked) = act.verb();
+            machine.crash_at(1, When::Before);
+            let done = machine.run(verb, &Asked { dry_run: true, ..asked });
+            let done = done.unwrap_or_else(|e| panic!("{kind:?} {act:?}: {e}"));
+            assert!(!done.changed && done.volumes[0].plan.steps > 0, "{kind:?} {act:?}");
+            assert!(!machine.restart(), "{kind:?} {act:?}: a dry run ran something");
+        }
+    }
+}
+
+/// Runs an act with a crash at its n-th command. `None`: it has fewer.
+fn crashed(kind: Kind, act: Act, n: u64, when: When) -> Option<(Machine, Option<String>)> {
+    let (machine, mark) = ready(kind, act);
+    let (verb, asked) = act.verb();
+    machine.crash_at(n, when);
+    let result = machine.run(verb, &asked);
+    if !machine.restart() {
+        result.unwrap_or_else(|e| panic!("{kind:?} {act:?}: {e}\n  {}", machine.log()));
+        return None;
+    }
+    Some((machine, mark))
+}
+
+#[test]
+fn a_crash_at_every_command_leaves_then_or_now() {
+    let mut states = 0;
+    for kind in KINDS {
+        for act in Act::ALL {
+            for n in 1.. {
+                let mut any = false;
+                for when in [When::Before, When::Inside, When::After] {
+                    let Some((machine, mark)) = crashed(kind, act, n, when) else { continue };
+                    any = true;
+                    states += 1;
+                    judge(&machine, act, mark.as_ref(), &format!("{kind:?} {act:?} {n} {when:?}"));
+                }
+                if !any {
+                    break;
+                }
+            }
+        }
+    }
+    println!("{states} crashes");
+    assert!(states >= 100, "only {states} crashes were tried");
+}
+
+/// What must hold after recovery.
+fn judge(machine: &Machine, act: Act, mark: Option<&String>, at: &str) {
+    let told = |what: String| -> ! { panic!("{at}: {what}\n  {}", machine.log()) };
+    let recovered = machine.engine().recover(machine.volume());
+    if let Err(e) = &recovered {
+        told(format!("recovery fails: {e}"));
+    }
+    let sees = machine.sees().unwrap_or_else(|e| told(e));
+    let now = machine.mark();
+    // The snapshot that was held, the one that took its place, or none.
+    match act {
+        Act::Take if sees != 2 => told(format!("a take changed the content to {sees}")),
+        Act::Replace if sees != 2 || now.is_none() => {
+            told(format!("replacing left {sees} and {now:?}"));
+        }
+        Act::Delete if sees != 2 => told(format!("a delete changed the content to {sees}")),
+        Act::Restore | Act::Consume if sees != 1 && sees != 2 => {
+            told(format!("a restore left {sees}"));
+        }
+        // The content of then is never lost: it is in the slot or on the disk.
+        Act::Restore | Act::Consume if sees == 2 && now.as_ref() != mark => {
+            told(format!("neither restored nor held: {now:?}"));
+        }
+        _ => {}
+    }
+    // Recovering twice is recovering once.
+    machine.engine().recover(machine.volume()).unwrap_or_else(|e| told(format!("again: {e}")));
+    if (machine.sees(), machine.mark()) != (Ok(sees), now.clone()) {
+        told("the second recovery changed something".to_owned());
+    }
+    // And the slot works on.
+    if now.is_some() {
+        let done = machine.run(Verb::Restore, &Asked::default());
+        done.unwrap_or_else(|e| told(format!("restore after it: {e}")));
+        let expected = if now.as_ref() == mark { 1 } else { 2 };
+        if machine.sees() != Ok(expected) {
+            told(format!("restored to {:?}, expected {expected}", machine.sees()));
+        }
+        let done = machine.run(Verb::Delete, &Asked::default());
+        done.unwrap_or_else(|e| told(format!("delete after it: {e}")));
+    }
+    machine.write(9);
+    machine
+        .run(Verb::Take, &Asked::default())
+        .unwrap_or_else(|e| told(format!("take after it: {e}")));
+    let sees = machine.sees();
+    if sees != Ok(9) {
+        told(format!("after all that the machine sees {sees:?}"));
+    }
+}
+
+#[test]
+fn a_crash_in_recovery_is_recovered_from() {
+    let mut states = 0;
+    for kind in KINDS {
+        for act in Act::ALL {
+            for n in 1.. {
+                let Some((machine, _)) = crashed(kind, act, n, When::After) else { break };
+                drop(machine);
+                for when in [When::Before, When::Inside, When::After] {
+                    for second in 1.. {
+                        let Some((machine, mark)) = crashed(kind, act, n, when) else { break };
+                        machine.crash_at(second, When::Inside);
+                        let result = machine.engine().recover(machine.volume());
+                        if !machine.restart() {
+                            let at = format!("{kind:?} {act:?} {n} {when:?}");
+                            result.unwrap_or_else(|e| panic!("{at}: {e}\n  {}", machine.log()));
+                            break;
+                        }
+                        states += 1;
+                        let at = format!("{kind:?} {act:?} {n} {when:?}, recovery {second}");
+                        judge(&machine, act, mark.as_ref(), &at);
+                    }
+                }
+            }
+        }
+    }
+    println!("{states} crashes inside recovery");
+    assert!(states >= 10, "only {states} crashes were tried");
+}
+
+#[test]
+fn a_command_that_fails_changes_nothing() {
+    let mut tried = 0;
+    for kind in KINDS {
+        for act in Act::ALL {
+            for n in 1.. {
+                let (machine, mark) = ready(kind, act);
+                let (verb, asked) = act.verb();
+                match &machine.storage {
+                    Storage::Lvm(m) => {
+                        m.fault_at(n, lvm::Fault::Fails(5, "  Something is wrong.\n".to_owned()));
+                    }
+                    Storage::Zfs(m) => m.fault_at(
+                        n,
+                        zfs::Fault::Says(Answer {
+                            exit_code: 1,
+                            output: Vec::new(),
+                            errors: b"cannot do it: something is wrong\n".to_vec(),
+                        }),
+                    ),
+                }
+                let result = machine.run(verb, &asked);
+                let at = format!("{kind:?} {act:?} {n}");
+                machine.restart();
+                let Err(error) = result else { break };
+                tried += 1;
+                assert!(error.to_string().contains(machine.volume()), "{at}: {error}");
+                judge(&machine, act, mark.as_ref(), &at);
+            }
+        }
+    }
+    println!("{tried} failures");
+    assert!(tried >= 30, "only {tried} failures were tried");
+}
