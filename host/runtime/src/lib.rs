@@ -9,6 +9,7 @@ mod bindings;
 mod cache;
 mod fault;
 mod host;
+mod memory;
 mod plugin;
 
 pub use bindings::types::{
