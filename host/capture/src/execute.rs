@@ -232,9 +232,12 @@ fn run_phase(
             if first >= pieces.len() {
                 return;
             }
-            for piece in &pieces[first..(first + batch).min(pieces.len())] {
+            let mine = &pieces[first..(first + batch).min(pieces.len())];
+            let mut any_written = false;
+            for piece in mine {
                 match do_piece(&steps[piece.step], piece, redo, disk, &mut buffer) {
                     Ok((w, r)) => {
+                        any_written |= w > 0;
                         written.fetch_add(w, Ordering::Relaxed);
                         read.fetch_add(r, Ordering::Relaxed);
                         progress(piece.end - piece.start);
@@ -247,6 +250,10 @@ fn run_phase(
                         return;
                     }
                 }
+            }
+            // The storage works while the next batch is changed, not only once all is.
+            if let ([first, .., last], true) = (mine, any_written && threads > 1) {
+                disk.write_behind(Range { offset: first.start, length: last.end - first.start });
             }
         }
     };

@@ -1,6 +1,7 @@
 //! Disks that are files.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -199,6 +200,18 @@ impl Disk for FileDisk {
             self.file.set_len(meta.len()).map_err(|e| self.error(Doing::Resize, e))?;
         }
         Ok(())
+    }
+
+    fn write_behind(&self, range: Range) {
+        let (Ok(offset), Ok(length)) = (i64::try_from(range.offset), i64::try_from(range.length))
+        else {
+            return;
+        };
+        // Without the flags that wait: those take note of errors, which are for `flush` to report.
+        let flags = nix::libc::SYNC_FILE_RANGE_WRITE;
+        // SAFETY: the descriptor is open as long as `self` is; no memory is passed. What it
+        // returns says nothing that `flush` would not.
+        unsafe { nix::libc::sync_file_range(self.file.as_raw_fd(), offset, length, flags) };
     }
 
     fn flush(&self) -> Result<(), DiskError> {

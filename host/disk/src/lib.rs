@@ -49,6 +49,10 @@ pub trait Disk: Send + Sync {
     /// Gives back what `reserve` set aside past the end of the disk.
     fn release_reserve(&self) -> Result<(), DiskError>;
 
+    /// What was written in this range may go to the storage now: a flush will follow and need
+    /// not find all of it waiting. A hint; it makes nothing durable and reports nothing.
+    fn write_behind(&self, _range: Range) {}
+
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), DiskError>;
 }
