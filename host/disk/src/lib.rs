@@ -36,6 +36,18 @@ pub trait Disk: Send + Sync {
     /// Fills `buf` from `offset`. Reading past the end is an error, never a short read.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError>;
 
+    /// Appends `length` bytes from `offset` on to `buf`. For whoever would fill a fresh buffer with
+    /// zeroes only to overwrite them. On failure `buf` is as it was.
+    fn read_append(&self, offset: u64, length: usize, buf: &mut Vec<u8>) -> Result<(), DiskError> {
+        let before = buf.len();
+        buf.resize(before + length, 0);
+        let result = self.read_at(offset, &mut buf[before..]);
+        if result.is_err() {
+            buf.truncate(before);
+        }
+        result
+    }
+
     /// Writes all of `data` at `offset`, growing the disk if that is past its end.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError>;
 

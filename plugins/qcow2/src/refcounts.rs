@@ -300,7 +300,7 @@ impl<'v> Counts<'v> {
         let order = self.volume.header.refcount_order;
         let first = self.window.start >> self.block_bits;
         // Used for one block after the other: what is new costs more than what it holds.
-        let (mut new, mut base_bytes, mut old_values) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut new, mut base_bytes) = (Vec::new(), Vec::new());
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let index = first + i as u64;
             let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);
@@ -318,8 +318,7 @@ impl<'v> Counts<'v> {
                 }
             };
             if doubled {
-                decode_into(old, order, &mut old_values)?;
-                refuse_uncounted_sharing(&old_values, &block.values)?;
+                refuse_uncounted_sharing(old, order, &block.values)?;
             }
             emit_difference(draft, offset, old, &new, ((1_usize << order) / 8).max(1))?;
         }
@@ -341,12 +340,16 @@ impl Block {
 
 /// After every reference was added once more, no count may have more than doubled: else there
 /// were more references than counted, thus two users of one cluster.
-fn refuse_uncounted_sharing(old: &[u16], new: &[u16]) -> Result<(), Failure> {
-    // A new cluster goes from none to one.
-    let bad = old
-        .iter()
-        .zip(new)
-        .fold(0, |bad, (old, new)| bad | u16::from(u32::from(*new) > 2 * u32::from((*old).max(1))));
+fn refuse_uncounted_sharing(old: &[u8], order: u32, new: &[u16]) -> Result<(), Failure> {
+    // More than twice as many; a new cluster goes from none to one.
+    let more = |old: u16, new: u16| u16::from(new.saturating_sub(old.max(1)) > old.max(1));
+    let bad = if order == 4 {
+        let pairs = old.as_chunks::<2>().0.iter().zip(new);
+        pairs.fold(0, |bad, (old, new)| bad | more(u16::from_be_bytes(*old), *new))
+    } else {
+        let pairs = decode(old, order)?;
+        pairs.iter().zip(new).fold(0, |bad, (old, new)| bad | more(*old, *new))
+    };
     if bad == 0 {
         return Ok(());
     }
@@ -364,45 +367,33 @@ fn used_uncounted() -> Failure {
     )
 }
 
-/// The counts of a block.
-pub(crate) fn decode(bytes: &[u8], order: u32) -> Result<Vec<u16>, Failure> {
-    let mut values = Vec::new();
-    decode_into(bytes, order, &mut values)?;
-    Ok(values)
-}
-
 /// Refcounts of fewer than 8 bits start at the lowest bits of a byte; wider ones are big-endian.
-fn decode_into(bytes: &[u8], order: u32, values: &mut Vec<u16>) -> Result<(), Failure> {
+pub(crate) fn decode(bytes: &[u8], order: u32) -> Result<Vec<u16>, Failure> {
     let too_high = || {
         unsupported(
             "refcount-high",
             "a cluster's reference count is above 65,535, more than snapshots can explain",
         )
     };
-    values.clear();
-    match order {
+    Ok(match order {
         0..=2 => {
             let (bits, mask) = (1_u32 << order, (1_u16 << (1 << order)) - 1);
-            values.extend(
-                bytes
-                    .iter()
-                    .flat_map(|b| (0..8 / bits).map(move |i| u16::from(*b) >> (i * bits) & mask)),
-            );
+            bytes
+                .iter()
+                .flat_map(|b| (0..8 / bits).map(move |i| u16::from(*b) >> (i * bits) & mask))
+                .collect()
         }
-        3 => values.extend(bytes.iter().map(|b| u16::from(*b))),
-        4 => values.extend(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_be_bytes(*b))),
+        3 => bytes.iter().map(|b| u16::from(*b)).collect(),
+        4 => bytes.as_chunks::<2>().0.iter().map(|b| u16::from_be_bytes(*b)).collect(),
         5 => {
-            for b in bytes.as_chunks::<4>().0 {
-                values.push(u16::try_from(u32::from_be_bytes(*b)).map_err(|_| too_high())?);
-            }
+            let wide = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_be_bytes(*b));
+            wide.map(|v| u16::try_from(v).map_err(|_| too_high())).collect::<Result<_, _>>()?
         }
         _ => {
-            for b in bytes.as_chunks::<8>().0 {
-                values.push(u16::try_from(be64(b, 0)).map_err(|_| too_high())?);
-            }
+            let wide = bytes.as_chunks::<8>().0.iter().map(|b| be64(b, 0));
+            wide.map(|v| u16::try_from(v).map_err(|_| too_high())).collect::<Result<_, _>>()?
         }
-    }
-    Ok(())
+    })
 }
 
 /// The bytes of a block with these counts.
