@@ -1,6 +1,7 @@
 //! Disks that are files.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,12 +119,22 @@ impl FileDisk {
         DiskError::io(self.path.display().to_string(), doing, source)
     }
 
+    fn outside(&self, offset: u64, length: u64) -> Result<(), DiskError> {
+        let (name, size) = (self.path.display().to_string(), self.size()?);
+        Err(DiskError::OutOfBounds { name, size, offset, length })
+    }
+
     fn refuse_after_failed_flush(&self) -> Result<(), DiskError> {
         if self.flush_failed.load(Ordering::Acquire) {
             return Err(DiskError::FlushFailedBefore { name: self.path.display().to_string() });
         }
         Ok(())
     }
+}
+
+/// Whether the system can be asked for these bytes: it takes larger offsets for negative ones.
+fn addressable(offset: u64, length: u64) -> bool {
+    offset.checked_add(length).is_some_and(|end| i64::try_from(end).is_ok())
 }
 
 impl Disk for FileDisk {
@@ -139,19 +150,44 @@ impl Disk for FileDisk {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
         let length = buf.len() as u64;
-        let outside = || -> Result<(), DiskError> {
-            let (name, size) = (self.path.display().to_string(), self.size()?);
-            Err(DiskError::OutOfBounds { name, size, offset, length })
-        };
-        // The system takes such an offset for a negative one.
-        if offset.checked_add(length).is_none_or(|end| i64::try_from(end).is_err()) {
-            return outside();
+        if !addressable(offset, length) {
+            return self.outside(offset, length);
         }
         match self.file.read_exact_at(buf, offset) {
             Ok(()) => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => outside(),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => self.outside(offset, length),
             Err(e) => Err(self.error(Doing::Read, e)),
         }
+    }
+
+    fn read_append(&self, offset: u64, length: usize, buf: &mut Vec<u8>) -> Result<(), DiskError> {
+        if !addressable(offset, length as u64) {
+            return self.outside(offset, length as u64);
+        }
+        buf.reserve(length);
+        let mut done = 0;
+        while done < length {
+            let room = &mut buf.spare_capacity_mut()[done..length];
+            let at = (offset + done as u64).cast_signed();
+            // SAFETY: the descriptor is open as long as `self` is, and `room` is that long and
+            // may be written.
+            let read = unsafe {
+                nix::libc::pread(self.file.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), at)
+            };
+            match usize::try_from(read) {
+                Ok(0) => return self.outside(offset, length as u64),
+                Ok(read) => done += read,
+                Err(_) => {
+                    let error = std::io::Error::last_os_error();
+                    if error.kind() != std::io::ErrorKind::Interrupted {
+                        return Err(self.error(Doing::Read, error));
+                    }
+                }
+            }
+        }
+        // SAFETY: so many bytes behind the old end have room and were read just now.
+        unsafe { buf.set_len(buf.len() + length) };
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
@@ -199,6 +235,18 @@ impl Disk for FileDisk {
             self.file.set_len(meta.len()).map_err(|e| self.error(Doing::Resize, e))?;
         }
         Ok(())
+    }
+
+    fn write_behind(&self, range: Range) {
+        let (Ok(offset), Ok(length)) = (i64::try_from(range.offset), i64::try_from(range.length))
+        else {
+            return;
+        };
+        // Without the flags that wait: those take note of errors, which are for `flush` to report.
+        let flags = nix::libc::SYNC_FILE_RANGE_WRITE;
+        // SAFETY: the descriptor is open as long as `self` is; no memory is passed. What it
+        // returns says nothing that `flush` would not.
+        unsafe { nix::libc::sync_file_range(self.file.as_raw_fd(), offset, length, flags) };
     }
 
     fn flush(&self) -> Result<(), DiskError> {

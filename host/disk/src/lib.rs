@@ -38,6 +38,18 @@ pub trait Disk: Send + Sync {
     /// Fills `buf` from `offset`. Reading past the end is an error, never a short read.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError>;
 
+    /// Appends `length` bytes from `offset` on to `buf`. For whoever would fill a fresh buffer with
+    /// zeroes only to overwrite them. On failure `buf` is as it was.
+    fn read_append(&self, offset: u64, length: usize, buf: &mut Vec<u8>) -> Result<(), DiskError> {
+        let before = buf.len();
+        buf.resize(before + length, 0);
+        let result = self.read_at(offset, &mut buf[before..]);
+        if result.is_err() {
+            buf.truncate(before);
+        }
+        result
+    }
+
     /// Writes all of `data` at `offset`, growing the disk if that is past its end.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError>;
 
@@ -50,6 +62,10 @@ pub trait Disk: Send + Sync {
 
     /// Gives back what `reserve` set aside past the end of the disk.
     fn release_reserve(&self) -> Result<(), DiskError>;
+
+    /// What was written in this range may go to the storage now: a flush will follow and need
+    /// not find all of it waiting. A hint; it makes nothing durable and reports nothing.
+    fn write_behind(&self, _range: Range) {}
 
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), DiskError>;

@@ -146,8 +146,8 @@ impl types::Host for Host {}
 impl sight::Host for Host {}
 impl planning::Host for Host {}
 
-fn read(disk: &dyn Disk, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
-    disk.read_at(offset, buffer).map_err(|e| {
+fn read(disk: &dyn Disk, offset: u64, length: usize, buffer: &mut Vec<u8>) -> Result<(), Failure> {
+    disk.read_append(offset, length, buffer).map_err(|e| {
         let outside = matches!(e, snapslot_disk::DiskError::OutOfBounds { .. });
         let (kind, code) = match outside {
             true => (FailureKind::Invalid, "read-outside"),
@@ -173,8 +173,8 @@ impl sight::HostImage for Host {
             return Ok(Err(limit("bytes in one read", READ_MAX, u64::from(length))));
         }
         let begun = Instant::now();
-        let mut buffer = vec![0; length as usize];
-        let result = read(&**disk, offset, &mut buffer).map(|()| buffer);
+        let mut buffer = Vec::with_capacity(length as usize);
+        let result = read(&**disk, offset, length as usize, &mut buffer).map(|()| buffer);
         self.reading += begun.elapsed();
         Ok(result)
     }
@@ -193,14 +193,9 @@ impl sight::HostImage for Host {
             return Ok(Err(limit("bytes in one read", READ_MAX, total)));
         }
         let begun = Instant::now();
-        let mut buffer = vec![0; total as usize];
-        let mut rest = buffer.as_mut_slice();
-        let mut result = Ok(());
-        for (offset, length) in ranges {
-            let (part, tail) = rest.split_at_mut(length as usize);
-            rest = tail;
-            result = result.and_then(|()| read(&**disk, offset, part));
-        }
+        let mut buffer = Vec::with_capacity(total as usize);
+        let result = (ranges.into_iter())
+            .try_for_each(|(offset, length)| read(&**disk, offset, length as usize, &mut buffer));
         self.reading += begun.elapsed();
         Ok(result.map(|()| buffer))
     }

@@ -10,6 +10,7 @@ mod cache;
 mod fault;
 mod grants;
 mod host;
+mod memory;
 mod plugin;
 
 pub use bindings::types::{

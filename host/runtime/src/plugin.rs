@@ -18,6 +18,7 @@ use crate::cache::Cache;
 use crate::fault::{CallError, LoadError};
 use crate::grants::effective;
 use crate::host::{Grants, Host, PlanHandle, Sight};
+use crate::memory::HugeMemory;
 
 /// A component of plain code has 50 KiB to a few MiB; one with a language runtime some 20 MiB.
 const COMPONENT_MAX: usize = 64 << 20;
@@ -66,6 +67,9 @@ impl Runtime {
         config.wasm_component_model(true);
         config.epoch_interruption(true);
         config.max_wasm_stack(STACK_MAX);
+        config.with_host_memory(Arc::new(HugeMemory));
+        // The few kilobytes of a plugin's data are copied; only wasmtime's own memory can map them.
+        config.memory_init_cow(false);
         let engine = Engine::new(&config).map_err(unusable)?;
         let mut linker = Linker::new(&engine);
         Storage::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host).map_err(unusable)?;

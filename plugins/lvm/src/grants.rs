@@ -300,13 +300,15 @@ fn thick_restore() -> Vec<CommandGrant> {
             REFRESH,
             &["lvchange", "--refresh", "{group}/{volume}"],
             CHANGE_SECONDS,
-            "has a merge begun that was put off or broken off",
+            "has a merge begun that was put off or broken off, and wakes a volume that a killed \
+             command left suspended",
         ),
         grant(
             DEACTIVATE,
             &["lvchange", "-an", "{group}/{volume}"],
             CHANGE_SECONDS,
-            "a volume that was not active before its restore is not afterwards",
+            "nobody has a volume open that lets itself be deactivated, and it loses what a killed \
+             command left; and one that was not active before its restore is not afterwards",
         ),
     ]
 }

@@ -3,7 +3,7 @@
 use snapslot_plugin_sdk::{Argument, Failure, FailureKind, Goal, NewSnapshot, Plan, argument};
 
 use crate::facts::no_such_snapshot;
-use crate::grants::{REFRESH, REMOVE, UNMARK};
+use crate::grants::{REMOVE, UNMARK};
 use crate::look::Lv;
 use crate::state::{Kind, State};
 use crate::words::some_of;
@@ -27,18 +27,14 @@ pub(crate) fn plan(state: &State<'_>, goal: &Goal, plan: &mut dyn Plan) -> Resul
 
 /// Ends what is half done; returns what is the volume then.
 pub(crate) fn settle<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<&'a Lv, Failure> {
+    let volume = match state.merging {
+        Some(merging) => thick::settle_merge(state, merging, plan)?,
+        None => thin::settle_swap(state, plan)?,
+    };
     for store in &state.stores {
         remove(state, store, plan)?;
     }
-    // A command holds the group's lock while it suspends a volume, and a look waits for that
-    // lock: whoever suspended this one is not at work any more.
-    if state.merging.is_none() && state.volume.is_some_and(Lv::is_suspended) {
-        plan.act(REFRESH, &[])?;
-    }
-    match state.merging {
-        Some(merging) => thick::settle_merge(state, merging, plan),
-        None => thin::settle_swap(state, plan),
-    }
+    Ok(volume)
 }
 
 fn held(state: &State<'_>, new: &NewSnapshot, plan: &mut dyn Plan) -> Result<(), Failure> {

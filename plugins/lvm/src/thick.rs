@@ -6,10 +6,11 @@
 //!
 //! | after | there is | a crash here is settled by |
 //! |---|---|---|
-//! | begin | volume (marked), snapshot | taking the mark off |
+//! | begin | volume (marked), snapshot | a fresh activation, taking the mark off |
+//! | deactivate, activate | the same; perhaps not active | the same |
 //! | merge, begun | volume, merging | LVM's merge: `--refresh` has it go on |
 //! | merge, ended | volume (marked) | taking the mark off; the slot is empty |
-//! | take | volume (marked), snapshot | taking the mark off |
+//! | take | volume (marked), snapshot | as after begin |
 //!
 //! After a crash the snapshot is not taken again: a machine may have been started since, and then
 //! the snapshot would have its content, not the one the slot's record tells of.
@@ -19,7 +20,7 @@ use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot, Plan, argument};
 use crate::grants::{ACTIVATE, BEGIN, BEGIN_INACTIVE, DEACTIVATE, MERGE, REFRESH, TAKE_THICK};
 use crate::look::Lv;
 use crate::plan::{in_use, merge_pending, refuse_open, settle, taking, unmark};
-use crate::state::{Slot, State};
+use crate::state::{INACTIVE, RESTORING, Slot, State, mark_in};
 use crate::unsupported;
 use crate::words::bytes;
 
@@ -76,15 +77,15 @@ pub(crate) fn restore(
         return Err(unsupported("read-only", message));
     }
     spare_siblings(state, slot)?;
-    let mark = argument("mark", slot.mark);
-    // What an earlier restore may have left is settled by now; a volume it was to deactivate
-    // counts as inactive.
-    let active = volume.active && crate::state::mark_in(volume, crate::state::INACTIVE).is_none();
+    let active = is_active_at_rest(volume);
     let begin = if active { BEGIN } else { BEGIN_INACTIVE };
-    plan.act(begin, &[mark, argument("uuid", &volume.uuid)])?;
-    if !active {
-        plan.act(ACTIVATE, &[])?;
+    plan.act(begin, &[argument("mark", slot.mark), argument("uuid", &volume.uuid)])?;
+    if active {
+        // The kernel refuses this while anybody has the volume open, and it throws away tables
+        // that a killed command may have left beside the live ones.
+        plan.act(DEACTIVATE, &[])?;
     }
+    plan.act(ACTIVATE, &[])?;
     let snapshot = argument("snapshot", &slot.lv.name);
     plan.act(MERGE, &[snapshot, argument("uuid", &slot.lv.uuid)])?;
     let mut again = taking(&slot.lv.name, slot.mark, slot.taken());
@@ -120,6 +121,58 @@ pub(crate) fn settle_merge<'a>(
     ))?;
     unmark(&state.working_marks(volume), plan)?;
     Ok(volume)
+}
+
+/// Whether the volume is active when no restore is at work on it: one that was stopped may have
+/// it either way, and its marks tell how it was.
+fn is_active_at_rest(volume: &Lv) -> bool {
+    let begun = mark_in(volume, RESTORING).is_some();
+    mark_in(volume, INACTIVE).is_none() && (begun || volume.active)
+}
+
+/// Puts the volume's device in order after a restore was stopped, or a command was killed.
+///
+/// An `lvconvert --merge` that is killed before it has changed the metadata may leave the tables
+/// of the merge loaded beside the live ones. Whatever resumes the devices next makes them live,
+/// and then the kernel finds the snapshot invalid: its content would be lost. Deactivating throws
+/// them away. (Observed with LVM 2.03.16 and Linux 6.1, killed at each of its ioctls.)
+///
+/// A command holds the group's lock while it suspends a volume, and a look waits for that lock:
+/// whoever suspended this one is not at work any more.
+pub(crate) fn settle_device(
+    state: &State<'_>,
+    volume: &Lv,
+    plan: &mut dyn Plan,
+) -> Result<(), Failure> {
+    let begun = mark_in(volume, RESTORING).is_some();
+    let inactive_after = mark_in(volume, INACTIVE).is_some();
+    let open = volume.open || state.slots.iter().any(|slot| slot.lv.open && !slot.lv.is_thin());
+    let suspended = volume.is_suspended();
+    if !volume.active {
+        if begun && !inactive_after {
+            plan.act(ACTIVATE, &[])?;
+        }
+    } else if suspended || (begun && !state.is_merged(volume)) {
+        match (open, suspended) {
+            (false, _) => {
+                plan.act(DEACTIVATE, &[])?;
+                if !inactive_after {
+                    plan.act(ACTIVATE, &[])?;
+                }
+            }
+            (true, true) if begun => {
+                let why = "a restore was stopped while it was suspended, and it has to be \
+                           deactivated before anything else";
+                return Err(in_use(&state.look.place(), why));
+            }
+            (true, true) => plan.act(REFRESH, &[])?,
+            // A machine uses it, so it is whole.
+            (true, false) => {}
+        }
+    } else if inactive_after && !open {
+        plan.act(DEACTIVATE, &[])?;
+    }
+    Ok(())
 }
 
 /// Bytes of a store in which every chunk of the volume has room, in extents.

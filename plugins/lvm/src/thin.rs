@@ -14,14 +14,14 @@
 use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot, Plan, argument};
 
 use crate::grants::{
-    COPY_NO_AUTO, COPY_READ_ONLY, COPY_SKIP, COPY_TAG, DEACTIVATE, MAKE, MAKE_INACTIVE, MARK_OLD,
-    REMOVE, STEP_ASIDE, STEP_BACK, STEP_IN, TAKE_THIN,
+    COPY_NO_AUTO, COPY_READ_ONLY, COPY_SKIP, COPY_TAG, MAKE, MAKE_INACTIVE, MARK_OLD, REMOVE,
+    STEP_ASIDE, STEP_BACK, STEP_IN, TAKE_THIN,
 };
 use crate::look::{Fill, Lv};
 use crate::plan::{name_clash, refuse_dependents, refuse_open, remove, settle, taking, unmark};
-use crate::state::{INACTIVE, Slot, State, is_own_tag, mark_in};
-use crate::unsupported;
+use crate::state::{Slot, State, is_own_tag};
 use crate::words::{bytes, some_of};
+use crate::{thick, unsupported};
 
 /// No take into a pool whose data is as full: what the machine writes while the slot is held
 /// needs room of its own, and a pool without room fails writes.
@@ -150,9 +150,7 @@ pub(crate) fn settle_swap<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<
             return Err(Failure::new(FailureKind::NotFound, "no-such-volume", message));
         }
     };
-    if mark_in(volume, INACTIVE).is_some() && volume.active && !volume.open {
-        plan.act(DEACTIVATE, &[])?;
-    }
+    thick::settle_device(state, volume, plan)?;
     if state.is_merged(volume) {
         plan.note(&format!(
             "the restore of {} used its snapshot up, and what was written since is not known: the \

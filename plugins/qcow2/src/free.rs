@@ -6,6 +6,7 @@
 
 use snapslot_plugin_sdk::Failure;
 
+use crate::blocks::block;
 use crate::corrupt;
 use crate::refcounts::{decode, entries_per_block};
 use crate::volume::Volume;
@@ -76,16 +77,14 @@ impl<'v> Free<'v> {
 
     /// Adds the free runs of a block, joined with those right behind it.
     fn search(&mut self, index: usize) -> Result<(), Failure> {
-        let offset = self.volume.refcount_table[index];
         let per_block = entries_per_block(self.volume);
         let base = index as u64 * per_block;
         let limit = per_block.min(self.end.saturating_sub(base));
-        if offset == 0 {
+        let Some(bytes) = block(self.volume, index as u64)? else {
             // Not even counted. The file's own bytes there are nobody's; using them would need
             // a new block, so they come last: leave them.
             return Ok(());
-        }
-        let bytes = self.volume.read(offset, self.volume.cluster_size())?;
+        };
         let order = self.volume.header.refcount_order;
         if order == 4 {
             // Most blocks of a full image have nothing free: one look without decoding.

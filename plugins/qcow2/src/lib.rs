@@ -18,6 +18,7 @@
 //! and the dirty bit tells QEMU to count anew before it writes.
 
 mod bitmaps;
+mod blocks;
 mod content;
 mod delete;
 mod draft;
@@ -72,6 +73,7 @@ impl Backend for Qcow2 {
         let image = target.image(Role::Disk)?;
         let volume = Volume::open(&*image)?;
         inspect::refuse_unsound(&volume)?;
+        make_room(&volume);
         match goal {
             Goal::Held(new) => take::plan(&volume, new, plan),
             Goal::Restored(identity) => restore::plan(&volume, identity, plan),
@@ -95,6 +97,18 @@ impl Backend for Qcow2 {
         let image = target.image(Role::Disk)?;
         content::measure(&Volume::open(&*image)?, identity)
     }
+}
+
+/// Has memory grow once by what counting may need, not by 64 KiB again and again: each growth is
+/// a call of the system. What is not used is never touched, and costs nothing.
+fn make_room(volume: &Volume<'_>) {
+    /// Tables, steps, and what else there is.
+    const OTHERS: u64 = 2 << 20;
+    let counts = volume.clusters().min(refcounts::WINDOW) * 2;
+    let on_disk =
+        (volume.refcount_table.len() as u64 * volume.cluster_size()).min(blocks::KEPT_MAX);
+    let room = (counts + on_disk + OTHERS) as usize;
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(room)));
 }
 
 /// The image contradicts itself.

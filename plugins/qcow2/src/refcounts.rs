@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use snapslot_plugin_sdk::{Failure, Fill};
 
+use crate::blocks;
 use crate::draft::Draft;
 use crate::header::be64;
 use crate::volume::Volume;
@@ -16,10 +17,10 @@ use crate::{corrupt, unsupported};
 /// Clusters whose counts are held at once: 64 MiB. A larger image is done in several passes
 /// over its tables.
 #[cfg(not(test))]
-const WINDOW: u64 = 32 << 20;
+pub(crate) const WINDOW: u64 = 32 << 20;
 /// In unit tests images are small, and several windows are what is to be tried.
 #[cfg(test)]
-const WINDOW: u64 = 1 << 10;
+pub(crate) const WINDOW: u64 = 1 << 10;
 /// A run of equal counts becomes a fill from this many bytes on; shorter ones are written out.
 const FILL_MIN: usize = 256;
 /// Differences nearer than this many bytes are written in one piece.
@@ -95,19 +96,16 @@ impl<'v> Counts<'v> {
         let first = self.window.start >> self.block_bits;
         let slot = &mut self.blocks[(index - first) as usize];
         if slot.is_none() {
-            let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);
-            let values = if offset == 0 {
-                vec![0; 1 << self.block_bits] // exists only in the plan, or not at all
-            } else {
-                let bytes = self.volume.read(offset, self.volume.cluster_size())?;
-                decode(&bytes, self.volume.header.refcount_order)?
+            let values = match blocks::block(self.volume, index)? {
+                Some(bytes) => decode(&bytes, self.volume.header.refcount_order)?,
+                None => vec![0; 1 << self.block_bits], // exists only in the plan, or not at all
             };
             let mut block =
                 Block { values, claimed: Vec::new(), base: None, settled: false, changed: false };
             block.claim(index << self.block_bits, &self.claims);
             *slot = Some(block);
         }
-        slot.as_mut().ok_or_else(|| corrupt("refcount-block", "a refcount block vanished"))
+        slot.as_mut().ok_or_else(vanished)
     }
 
     /// The count of a cluster of the window.
@@ -301,19 +299,28 @@ impl<'v> Counts<'v> {
     pub fn emit(&mut self, draft: &mut Draft<'_>, doubled: bool) -> Result<(), Failure> {
         let order = self.volume.header.refcount_order;
         let first = self.window.start >> self.block_bits;
+        // Used for one block after the other: what is new costs more than what it holds.
+        let (mut new, mut base_bytes) = (Vec::new(), Vec::new());
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let index = first + i as u64;
             let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);
             let Some(block) = block.as_mut().filter(|b| b.changed && offset != 0) else { continue };
-            let new = encode(&block.values, order);
+            encode_into(&block.values, order, &mut new);
+            let on_disk;
             let old = match &block.base {
-                Some(base) => encode(base, order),
-                None => self.volume.read(offset, self.volume.cluster_size())?,
+                Some(base) => {
+                    encode_into(base, order, &mut base_bytes);
+                    base_bytes.as_slice()
+                }
+                None => {
+                    on_disk = blocks::block(self.volume, index)?.ok_or_else(vanished)?;
+                    &on_disk
+                }
             };
             if doubled {
-                refuse_uncounted_sharing(&decode(&old, order)?, &block.values)?;
+                refuse_uncounted_sharing(old, order, &block.values)?;
             }
-            emit_difference(draft, offset, &old, &new, ((1_usize << order) / 8).max(1))?;
+            emit_difference(draft, offset, old, &new, ((1_usize << order) / 8).max(1))?;
         }
         Ok(())
     }
@@ -333,16 +340,24 @@ impl Block {
 
 /// After every reference was added once more, no count may have more than doubled: else there
 /// were more references than counted, thus two users of one cluster.
-fn refuse_uncounted_sharing(old: &[u16], new: &[u16]) -> Result<(), Failure> {
-    // A new cluster goes from none to one.
-    let bad = old
-        .iter()
-        .zip(new)
-        .fold(0, |bad, (old, new)| bad | u16::from(u32::from(*new) > 2 * u32::from((*old).max(1))));
+fn refuse_uncounted_sharing(old: &[u8], order: u32, new: &[u16]) -> Result<(), Failure> {
+    // More than twice as many; a new cluster goes from none to one.
+    let more = |old: u16, new: u16| u16::from(new.saturating_sub(old.max(1)) > old.max(1));
+    let bad = if order == 4 {
+        let pairs = old.as_chunks::<2>().0.iter().zip(new);
+        pairs.fold(0, |bad, (old, new)| bad | more(u16::from_be_bytes(*old), *new))
+    } else {
+        let pairs = decode(old, order)?;
+        pairs.iter().zip(new).fold(0, |bad, (old, new)| bad | more(*old, *new))
+    };
     if bad == 0 {
         return Ok(());
     }
     Err(corrupt("shared", "the image uses a cluster in two places and counts one"))
+}
+
+fn vanished() -> Failure {
+    corrupt("refcount-block", "a refcount block vanished")
 }
 
 fn used_uncounted() -> Failure {
@@ -381,25 +396,30 @@ pub(crate) fn decode(bytes: &[u8], order: u32) -> Result<Vec<u16>, Failure> {
     })
 }
 
+/// The bytes of a block with these counts.
 pub(crate) fn encode(values: &[u16], order: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_into(values, order, &mut bytes);
+    bytes
+}
+
+fn encode_into(values: &[u16], order: u32, bytes: &mut Vec<u8>) {
+    bytes.clear();
     match order {
         0..=2 => {
             let bits = 1_u32 << order;
-            values
-                .chunks(8 / bits as usize)
-                .map(|c| c.iter().rev().fold(0, |byte, v| byte << bits | *v as u8))
-                .collect()
+            let pack = |c: &[u16]| c.iter().rev().fold(0, |byte, v| byte << bits | *v as u8);
+            bytes.extend(values.chunks(8 / bits as usize).map(pack));
         }
-        3 => values.iter().map(|v| *v as u8).collect(),
+        3 => bytes.extend(values.iter().map(|v| *v as u8)),
         4 => {
-            let mut bytes = vec![0; values.len() * 2];
+            bytes.resize(values.len() * 2, 0);
             for (pair, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
                 *pair = value.to_be_bytes();
             }
-            bytes
         }
-        5 => values.iter().flat_map(|v| u32::from(*v).to_be_bytes()).collect(),
-        _ => values.iter().flat_map(|v| u64::from(*v).to_be_bytes()).collect(),
+        5 => bytes.extend(values.iter().flat_map(|v| u32::from(*v).to_be_bytes())),
+        _ => bytes.extend(values.iter().flat_map(|v| u64::from(*v).to_be_bytes())),
     }
 }
 

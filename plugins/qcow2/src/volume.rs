@@ -1,7 +1,10 @@
 //! An opened image: its header, its refcount table, and checked reads.
 
+use std::cell::RefCell;
+
 use snapslot_plugin_sdk::{Failure, Image};
 
+use crate::blocks::Blocks;
 use crate::header::{Header, REFCOUNT_TABLE_BYTES_MAX, be64};
 use crate::refcounts::entries_per_block;
 use crate::snapshots::Snapshots;
@@ -25,6 +28,8 @@ pub(crate) struct Volume<'a> {
     clusters: u64,
     /// Offsets of the refcount blocks; 0 for none.
     pub refcount_table: Vec<u64>,
+    /// Refcount blocks read so far.
+    pub blocks: RefCell<Blocks>,
     pub snapshots: Snapshots,
 }
 
@@ -39,6 +44,7 @@ impl<'a> Volume<'a> {
             clusters: file_size.div_ceil(header.cluster_size()),
             header,
             refcount_table: Vec::new(),
+            blocks: RefCell::default(),
             snapshots: Snapshots::default(),
         };
         volume.snapshots = Snapshots::read(&volume)?;

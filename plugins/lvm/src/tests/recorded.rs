@@ -114,16 +114,17 @@ fn thin_plans() {
 fn a_thick_life() {
     let unmark = format!("unmark mark={MARK}");
     let half_made = uuid("thick-half-made", &slot());
+    let [off, on] = ["deactivate", "activate"].map(str::to_owned);
     let states: [(&str, usize, Vec<String>); 12] = [
         ("thick-empty", 0, vec![]),
         ("thick-held", 1, vec![]),
         ("thick-slot-open", 1, vec![]),
         ("thick-foreign", 2, vec![]),
-        ("thick-begun", 1, vec![unmark.clone()]),
+        ("thick-begun", 1, vec![off.clone(), on.clone(), unmark.clone()]),
         ("thick-put-off", 0, vec!["restore-refresh".to_owned(), unmark.clone()]),
         ("thick-put-off-asleep", 0, vec!["activate".to_owned(), unmark.clone()]),
         ("thick-merged", 0, vec![unmark.clone()]),
-        ("thick-retaken", 1, vec![unmark]),
+        ("thick-retaken", 1, vec![off, on, unmark]),
         ("thick-asleep", 1, vec![]),
         ("thick-lost", 1, vec![]),
         ("thick-half-made", 0, vec![format!("remove own={} uuid={half_made}", slot())]),
@@ -167,6 +168,8 @@ fn thick_plans() {
         short(&restore),
         [
             format!("restore-begin mark={MARK} uuid={volume}"),
+            "deactivate".to_owned(),
+            "activate".to_owned(),
             format!("restore-merge snapshot={} uuid={snapshot}", slot()),
             format!("take-thick snapshot={} {times} room={}", slot(), 12 << 20),
             format!("unmark mark={MARK}"),

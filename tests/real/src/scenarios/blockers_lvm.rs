@@ -132,7 +132,7 @@ fn pool_metadata_low(test: &mut Test) {
             }
             1 | 6 => {
                 let account = taken.process.account();
-                assert!(account.contains("metadata"), "{account}");
+                assert!(account.contains("pool"), "{account}");
             }
             _ => panic!("{}", taken.process.account()),
         }
