@@ -4,6 +4,7 @@ mod directories;
 mod looking;
 mod slot;
 
+use std::mem::ManuallyDrop;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -34,7 +35,8 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
         Command::Man { dir } => return manual(dir.as_deref(), output),
         _ => {}
     }
-    let engine = Engine::open(settings(&args)?)?;
+    // Never dropped: the process ends with it, and the system clears up faster.
+    let engine = ManuallyDrop::new(Engine::open(settings(&args)?)?);
     match args.command {
         Command::Enable { name, volumes } => slot::enable(&engine, output, &name, &volumes),
         Command::Disable { machine } => slot::disable(&engine, output, &machine),
