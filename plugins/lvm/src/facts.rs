@@ -62,6 +62,10 @@ pub(crate) fn unfinished(state: &State<'_>) -> Option<String> {
     let look = state.look;
     let place = look.place();
     if let Some(merging) = state.merging {
+        if !state.merge_is_ours() {
+            // Whose it is ends it; it is a finding, and stands in the way of all else.
+            return None;
+        }
         let what = look.say(&merging.name);
         let Some(volume) = state.volume else {
             return Some(format!("{what} is being merged into {place}, which is gone"));
@@ -162,6 +166,9 @@ fn findings(state: &State<'_>) -> Vec<Finding> {
                 format!("LVM says that {name} is {}; `lvs -a -o+devices` tells more", lv.health),
             );
         }
+    }
+    if let Some(merging) = state.merging.filter(|_| !state.merge_is_ours()) {
+        tell("merge-pending", false, crate::plan::merge_pending(state, merging).message);
     }
     for Slot { lv, .. } in &state.slots {
         let name = look.say(&lv.name);

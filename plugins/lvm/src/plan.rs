@@ -28,6 +28,7 @@ pub(crate) fn plan(state: &State<'_>, goal: &Goal, plan: &mut dyn Plan) -> Resul
 /// Ends what is half done; returns what is the volume then.
 pub(crate) fn settle<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<&'a Lv, Failure> {
     let volume = match state.merging {
+        Some(merging) if !state.merge_is_ours() => return Err(merge_pending(state, merging)),
         Some(merging) => thick::settle_merge(state, merging, plan)?,
         None => thin::settle_swap(state, plan)?,
     };
@@ -188,6 +189,10 @@ pub(crate) fn merge_pending(state: &State<'_>, merging: &Lv) -> Failure {
         Some(volume) if volume.merge_is_under_way() => format!(
             "{what} is still being merged into {place}; `snapslot recover` sees to it that it is \
              completed"
+        ),
+        _ if !state.merge_is_ours() => format!(
+            "{what}, which is not ours, waits to be merged into {place} and will set it back; \
+             `lvchange -an` and `-ay` on {place} begin that, and afterwards there is a way again"
         ),
         _ => format!(
             "{what} waits to be merged into {place}, which sets it back. Stop what has it open, \

@@ -127,6 +127,11 @@ impl<'a> State<'a> {
         Ok(state)
     }
 
+    /// Whether the merge that waits or is under way is a restore of ours.
+    pub(crate) fn merge_is_ours(&self) -> bool {
+        self.merging.is_some_and(|lv| own_mark(self.look, lv).is_some())
+    }
+
     /// The snapshot of ours with this identity.
     pub(crate) fn slot(&self, identity: &str) -> Option<Slot<'a>> {
         self.slots.iter().find(|s| s.lv.uuid == identity).copied()

@@ -102,7 +102,7 @@ impl State {
                 None => String::new(),
             },
             "lv_check_needed" => set(pool.is_none(), "unknown"),
-            "lv_snapshot_invalid" if cow.is_none() => "unknown".to_owned(),
+            "lv_snapshot_invalid" if cow.is_none() || !lv.active => "unknown".to_owned(),
             "lv_snapshot_invalid" => set(!usable, "snapshot invalid"),
             "lv_merge_failed" => set(!cow.is_some_and(|_| lv.active), "unknown"),
             "lv_merging" => set(lv.hidden() || self.merging_into(id).is_some(), "merging"),
