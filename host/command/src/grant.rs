@@ -349,7 +349,8 @@ mod tests {
 
     #[test]
     fn grants_that_ask_for_too_much_are_refused() {
-        let broken: [(&str, fn(&mut Grant)); 9] = [
+        type Breaks = fn(&mut Grant);
+        let broken: [(&str, Breaks); 9] = [
             ("a shell", |g| g.template[0] = "sh".to_owned()),
             ("a path", |g| g.template[0] = "/bin/rm".to_owned()),
             ("no program", |g| g.template.clear()),

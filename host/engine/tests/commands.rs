@@ -295,6 +295,9 @@ fn a_dry_run_runs_nothing_that_changes() {
             let done = machine.run(verb, &Asked { dry_run: true, ..asked });
             let done = done.unwrap_or_else(|e| panic!("{kind:?} {act:?}: {e}"));
             assert!(!done.changed && done.volumes[0].plan.steps > 0, "{kind:?} {act:?}");
+            for phase in &done.volumes[0].plan.phases {
+                println!("{kind:?} {act:?}: {}: {}", phase.title, phase.steps.join("; "));
+            }
             assert!(!machine.restart(), "{kind:?} {act:?}: a dry run ran something");
         }
     }

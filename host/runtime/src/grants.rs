@@ -40,13 +40,13 @@ pub(crate) fn effective(description: &Description) -> Result<Grants, command::Gr
 /// of the others' commands that list.
 fn only_looks(template: &[String]) -> bool {
     let words: Vec<&str> = template.iter().map(String::as_str).collect();
-    match words.as_slice() {
-        ["lvs" | "vgs", ..] => true,
-        ["zfs", "list" | "get" | "holds", ..] => true,
-        ["btrfs", "subvolume", "list" | "show" | "get-default", ..] => true,
-        ["btrfs", "filesystem", "usage" | "show" | "df", ..] => true,
-        _ => false,
-    }
+    matches!(
+        words.as_slice(),
+        ["lvs" | "vgs", ..]
+            | ["zfs", "list" | "get" | "holds", ..]
+            | ["btrfs", "subvolume", "list" | "show" | "get-default", ..]
+            | ["btrfs", "filesystem", "usage" | "show" | "df", ..]
+    )
 }
 
 fn grant(declared: &CommandGrant) -> command::Grant {

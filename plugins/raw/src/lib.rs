@@ -166,7 +166,7 @@ fn size_in_words(bytes: u64) -> String {
     };
     // A 64-bit number has at most 6 such powers; ten times its last part stays below 2^64.
     let unit = 1_u64 << (10 * (power + 1));
-    let (whole, part) = (bytes / unit, (bytes % unit >> (10 * power)) * 10 >> 10);
+    let (whole, part) = (bytes / unit, (((bytes % unit) >> (10 * power)) * 10) >> 10);
     format!("{whole}.{part} {}", units[power as usize])
 }
 
