@@ -52,7 +52,11 @@ fn nonsense_is_usage() {
         &["take", "disk.img"],
         &["take", ""],
         &["take", "a\nb.qcow2"],
-        &["take", "zfs:tank/vm"],
+        &["take", "ceph:tank/vm"],
+        &["take", "zfs:tank/vm@daily"],
+        &["take", "lvm:vg0"],
+        &["take", "lvm:vg0/-f"],
+        &["take", "a.qcow2", "--store-size", "0"],
         &["status", "qcow2:"],
         &["status", "no-such-machine"],
         &["enable", "vm1"],
@@ -145,12 +149,14 @@ fn the_json_of_every_command_keeps_its_keys() {
                 volumes.plan.steps volumes.plan.phases volumes.plan.phases.title \
                 volumes.plan.phases.count volumes.plan.phases.bytes volumes.plan.rehearsal \
                 volumes.executed volumes.executed.flushes volumes.executed.bytes-written \
-                volumes.executed.bytes-read volumes.warnings";
+                volumes.executed.bytes-read volumes.executed.commands volumes.executed.copies \
+                volumes.warnings";
     let status = "machine volumes volumes.volume volumes.virtual-size volumes.format \
                   volumes.snapshots volumes.snapshots.identity volumes.snapshots.name \
                   volumes.snapshots.mark volumes.snapshots.taken \
                   volumes.snapshots.taken.seconds volumes.snapshots.taken.nanoseconds \
-                  volumes.snapshots.virtual-size volumes.snapshots.vm-state-size volumes.findings volumes.in-use \
+                  volumes.snapshots.virtual-size volumes.snapshots.vm-state-size volumes.snapshots.lost volumes.unfinished \
+                  volumes.findings volumes.in-use \
                   volumes.changed-bytes volumes.held-bytes volumes.interrupted";
     let check = |outcome: snapslot_test_support::Outcome, expected: &[&str]| {
         let mut found = BTreeSet::new();
@@ -172,7 +178,7 @@ fn the_json_of_every_command_keeps_its_keys() {
             .map(|s| {
                 s.replace(
                     "volumes.executed.flushes volumes.executed.bytes-written \
-                volumes.executed.bytes-read ",
+                volumes.executed.bytes-read volumes.executed.commands volumes.executed.copies ",
                     "",
                 )
             })
@@ -204,8 +210,10 @@ fn the_json_of_every_command_keeps_its_keys() {
     );
     check(
         snapslot.run(["plugin", "show", "qcow2"]),
-        &["name version summary source endings images images.role images.changes images.reason \
-         queries actions digest imports"],
+        &[
+            "name version summary source endings place copies images images.role images.changes images.reason \
+         queries actions digest imports",
+        ],
     );
     check(snapslot.verb("disable", path, &[]), &["machine changed slot slot.state"]);
     check(snapslot.verb("enable", path, &[]), &["machine changed volumes slot slot.state"]);

@@ -36,6 +36,9 @@ fn both_disks_or_neither() {
     let paths = disks.each_ref().map(|d| d.path().display().to_string());
     product.run(["enable", "vm1", "--volume", &paths[0], "--volume", &paths[1]]).expect(0);
     let (mut cut, mut before, mut after) = (0, 0, 0);
+    // How late a kill may come; moved so that about as many come before the change as after it, on
+    // a fast machine and on a busy one.
+    let mut latest = 120_000;
     for round in 0..kills {
         let verb = VERBS[(round % 4) as usize];
         // From a known state: held unless the verb is a take, the disks one generation further.
@@ -48,7 +51,7 @@ fn both_disks_or_neither() {
         let new = [disks[0].next_generation(), disks[1].next_generation()];
         let names = [disks[0].snapshots(), disks[1].snapshots()];
         let mut process = product.start(arguments(verb));
-        let delay = Duration::from_micros(5_000 + random.below(120_000));
+        let delay = Duration::from_micros(5_000 + random.below(latest));
         while process.age() < delay && !process.has_ended() {
             std::hint::spin_loop();
         }
@@ -69,6 +72,7 @@ fn both_disks_or_neither() {
         assert!(verb == "restore" || shown[0], "{told}: the disks went back by themselves");
         let done = if verb == "restore" { !shown[0] } else { now != names };
         *(if done { &mut after } else { &mut before }) += 1;
+        latest = if done { latest * 3 / 4 } else { latest * 4 / 3 }.clamp(20_000, 20_000_000);
         for disk in &mut disks {
             disk.image.assert_clean();
             disk.is_at(if shown[0] { new[0] } else { old[0] });

@@ -183,6 +183,13 @@ impl Copies {
         self.open()?.saving()
     }
 
+    /// Who has the disk open, the first that is found, in words. This process does not count.
+    pub fn user(&self) -> Result<Option<String>, CopyError> {
+        let opened = self.open()?;
+        let disk = opened.open_disk(false)?;
+        users::user(&disk).map_err(|e| CopyError::io(opened.say(), Doing::Stat, e))
+    }
+
     /// Saves a copy of the disk's present content: whole, or not at all.
     pub fn save(&self, new: &Save, watch: &Watch<'_>) -> Result<SavedCopy, CopyError> {
         self.open()?.save(new, watch)

@@ -503,9 +503,16 @@ impl<'e> Context<'e> {
     /// What is known of the machine now. Files are under QEMU's locks, none shared: nobody has
     /// them open. Devices may be in use: then the snapshot is what a power cut would leave.
     fn consistency(&self) -> Result<Consistency, EngineError> {
-        for volume in self.volumes {
+        for (volume, plugin) in self.volumes.iter().zip(self.plugins) {
             if !volume.users()?.is_empty() {
                 return Ok(Consistency::Crash);
+            }
+            // A plain file may also be in use by the kernel, which takes none of QEMU's locks.
+            if let (Some(copies), true) = (&volume.copies, plugin.description().copies.is_some()) {
+                let user = copies.user().map_err(|e| EngineError::copy(&volume.locator, &e))?;
+                if user.is_some() {
+                    return Ok(Consistency::Crash);
+                }
             }
         }
         Ok(Consistency::Offline)

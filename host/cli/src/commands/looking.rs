@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use snapslot_engine::{CommandGrant, Description, Engine, EngineError, Role, Status};
-use snapslot_slot::{Drift, State};
+use snapslot_slot::{Consistency, Drift, State};
 
 use crate::args::PluginCommand;
 use crate::output::{Failed, Output};
@@ -33,6 +33,11 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
             let _ = writeln!(words, "  taken {} ({})", moment(occupant.taken), ago(occupant.taken));
             if let Some(note) = &occupant.note {
                 let _ = writeln!(words, "  note: {note}");
+            }
+            if occupant.consistency == Consistency::Crash {
+                words.push_str(
+                    "  taken while the disk was in use: what a power cut would have left\n",
+                );
             }
         }
         State::Taking { running } | State::Restoring { running } | State::Deleting { running } => {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use snapslot_engine::{Asked, Done, Engine, Shown, Status, Verb};
-use snapslot_slot::State;
+use snapslot_slot::{Consistency, State};
 
 use crate::ask::{Answer, confirm};
 use crate::output::{Failed, Output};
@@ -59,6 +59,11 @@ pub fn take(
         );
         for part in &occupant.parts {
             let _ = writeln!(words, "  {} holds it as {}", part.volume, part.name);
+        }
+        if occupant.consistency == Consistency::Crash {
+            words.push_str(
+                "  The disk was in use: the snapshot is what a power cut would have left.\n",
+            );
         }
     }
     let name = quoted(machine);
