@@ -26,7 +26,8 @@ pub(super) fn user(file: &File) -> std::io::Result<Option<String>> {
         let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
             continue;
         };
-        if pid == me {
+        // A child of ours that has not begun its program yet still has our descriptors.
+        if pid == me || (parent(pid) == Some(me) && same_program(pid)) {
             continue;
         }
         // Not ours to look into, or gone: nothing to tell.
@@ -50,4 +51,17 @@ fn loop_device(device: u64, inode: u64) -> Option<String> {
         }
     }
     None
+}
+
+/// Whether a process runs the program that this one runs.
+fn same_program(pid: u32) -> bool {
+    let of = |who: &str| fs::read_link(format!("/proc/{who}/exe")).ok();
+    of(&pid.to_string()).is_some_and(|theirs| Some(theirs) == of("self"))
+}
+
+/// The process that started another (proc(5), `PPid` in its status).
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
 }
