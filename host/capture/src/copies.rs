@@ -51,6 +51,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
 use snapslot_disk::Doing;
+use snapslot_slot::is_mark;
 
 use crate::Save;
 
@@ -420,10 +421,6 @@ impl Opened {
             },
         )
     }
-}
-
-fn is_mark(text: &str) -> bool {
-    text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn check_mark(mark: &str) -> Result<(), CopyError> {

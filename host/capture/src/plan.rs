@@ -1,5 +1,7 @@
 //! A plan: steps, and the seal under which they may be redone.
 
+use snapslot_slot::is_mark;
+
 use crate::step::{Act, Mask, Save, Step};
 
 /// Limits on what a plugin can make the host hold. Each is in the contract's text too.
@@ -314,8 +316,4 @@ impl PlanBuilder {
         self.plan.steps.push(step);
         Ok(())
     }
-}
-
-fn is_mark(text: &str) -> bool {
-    text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

@@ -1,5 +1,7 @@
 //! What may stand in a hole of a template.
 
+use snapslot_slot::is_mark;
+
 use crate::place::{Place, lvm_reserved};
 
 /// What may stand in a hole.
@@ -118,10 +120,7 @@ impl Grammar {
                     .and_then(|r| r.strip_prefix(".snapslot-"));
                 rest.is_some_and(|r| own(r, 40, true))
             }
-            Grammar::Mark => {
-                value.len() == 16
-                    && value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-            }
+            Grammar::Mark => is_mark(value),
             Grammar::Number => value.parse::<u64>().is_ok_and(|n| n.to_string() == value),
             Grammar::Uuid => {
                 let groups: Vec<usize> = value.split('-').map(str::len).collect();

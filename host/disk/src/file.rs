@@ -258,6 +258,24 @@ impl Disk for FileDisk {
     }
 }
 
+/// Why a file by a name of ours cannot be believed to be ours; none if it can. It is believed only
+/// if it is plain, with one name, writable by nobody else, of this user, of root or of the owner
+/// of what it belongs to.
+pub fn untrusted(meta: &std::fs::Metadata, owner: Option<u32>) -> Option<&'static str> {
+    let ours = [Some(nix::unistd::Uid::effective().as_raw()), Some(0), owner];
+    if !meta.is_file() {
+        Some("it is not a plain file")
+    } else if meta.nlink() != 1 {
+        Some("it has more than one name")
+    } else if meta.mode() & 0o022 != 0 {
+        Some("others may write it")
+    } else if !ours.contains(&Some(meta.uid())) {
+        Some("it belongs to somebody else")
+    } else {
+        None
+    }
+}
+
 /// A companion file in the directory of the volume's image.
 ///
 /// It is made anew and never through a link, and one that is found is believed only if it is a
@@ -282,18 +300,7 @@ impl FileCompanion {
     fn trusted(&self, file: &File) -> Result<(), DiskError> {
         let meta = file.metadata().map_err(|e| self.error(Doing::Stat, e))?;
         let owner = std::fs::metadata(&self.image).map(|m| m.uid()).ok();
-        let ours = [Some(nix::unistd::Uid::effective().as_raw()), Some(0), owner];
-        let why = if !meta.is_file() {
-            "it is not a plain file"
-        } else if meta.nlink() != 1 {
-            "it has more than one name"
-        } else if meta.mode() & 0o022 != 0 {
-            "others may write it"
-        } else if !ours.contains(&Some(meta.uid())) {
-            "it belongs to somebody else"
-        } else {
-            return Ok(());
-        };
+        let Some(why) = untrusted(&meta, owner) else { return Ok(()) };
         let what = std::io::Error::new(std::io::ErrorKind::InvalidData, why);
         Err(self.error(Doing::Open, what))
     }

@@ -44,8 +44,9 @@ pub fn holders(id: FileId) -> Vec<Holder> {
 }
 
 /// Processes other than this one with a descriptor of which this is true; its path is
-/// `/proc/PID/fd/N`.
-pub(crate) fn processes(wanted: &dyn Fn(&Path) -> bool) -> Vec<Holder> {
+/// `/proc/PID/fd/N`. A child of this one that has not begun its program yet, and has all of its
+/// descriptors still, counts as this one. By process id, at most 16.
+pub fn processes(wanted: &dyn Fn(&Path) -> bool) -> Vec<Holder> {
     let own = std::process::id();
     let mut found = Vec::new();
     let Ok(processes) = fs::read_dir("/proc") else { return found };
@@ -57,12 +58,21 @@ pub(crate) fn processes(wanted: &dyn Fn(&Path) -> bool) -> Vec<Holder> {
             continue;
         }
         let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        if fds.flatten().any(|fd| wanted(&fd.path())) {
+        if fds.flatten().any(|fd| wanted(&fd.path())) && !unborn(pid, own) {
             found.push(describe(pid));
         }
     }
     found.sort_by_key(|h| h.pid);
     found
+}
+
+/// Whether it is a child of this process (proc(5), `PPid` in its status) that runs this program.
+fn unborn(pid: u32, own: u32) -> bool {
+    let program = |who: &str| fs::read_link(format!("/proc/{who}/exe")).ok();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    parent.is_some_and(|text| text.trim().parse() == Ok(own))
+        && program(&pid.to_string()).is_some_and(|theirs| Some(theirs) == program("self"))
 }
 
 /// Whether the descriptor is of this file and has a lock.

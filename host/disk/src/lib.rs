@@ -13,8 +13,8 @@ pub mod sim;
 
 pub use device::{Users, users};
 pub use error::{DiskError, Doing};
-pub use file::{FileCompanion, FileDisk, FileId};
-pub use holder::{Holder, holders};
+pub use file::{FileCompanion, FileDisk, FileId, untrusted};
+pub use holder::{Holder, holders, processes};
 pub use lock::{EngineLock, ImageLock, LockError, probe_writer};
 
 /// A run of bytes: offset and length.

@@ -29,7 +29,7 @@ use crate::operate::{Context, Done, PlanDone, PlannedPhase, ReportDone, VolumeDo
 use crate::recover::{Meta, before_seal, unseal};
 use crate::rehearse::{reached, rehearse};
 use crate::store::Machine;
-use crate::volume::Volume;
+use crate::volume::{Volume, changes_image};
 
 /// Commands that may take longer than this can be interrupted: nobody waits a day for Ctrl-C.
 const HELD_BACK_SECONDS_MAX: u64 = 4 * 3600;
@@ -219,7 +219,7 @@ impl<'e> Context<'e> {
             match p.run(self.observer) {
                 Ok((commands, copies)) => (work.commands, work.copies) = (commands, copies),
                 Err(error) => {
-                    self.stopped(planned, i, &finished, error, befores, meta)?;
+                    self.stopped(planned, i, &finished, error, befores)?;
                 }
             }
             if marked {
@@ -249,22 +249,23 @@ impl<'e> Context<'e> {
         finished: &[usize],
         error: StepError,
         befores: &[(usize, Vec<u8>)],
-        meta: &Meta,
     ) -> Result<(), EngineError> {
         let p = &planned[at];
         let failure = p.explained(&error);
         let unsettled =
             |cause: String| EngineError::Unsettled { volume: p.volume.locator.to_string(), cause };
-        if let Err(e) = self.settle(p.volume, p.plugin) {
+        let ended = p.volume.inspect(p.plugin).and_then(|f| self.settle(p.volume, p.plugin, f));
+        if let Err(e) = ended {
             return Err(unsettled(format!("{}; ending it failed too: {e}", failure.message)));
         }
         let back = |e: EngineError| {
             unsettled(format!("{}; taking it back failed too: {e}", failure.message))
         };
-        if matches!(p.goal, Goal::Held(_)) {
+        if let Goal::Held(new) = &p.goal {
             // It may have been made all the same, before its command failed.
-            for made in finished.iter().chain([&at]) {
-                self.remove_made(&planned[*made], meta).map_err(back)?;
+            for made in finished.iter().chain([&at]).map(|i| &planned[*i]) {
+                let facts = made.look_again().map_err(back)?;
+                self.take_back(made.volume, made.plugin, facts, &new.mark).map_err(back)?;
             }
         }
         let now = p.look_again()?;
@@ -295,34 +296,39 @@ impl<'e> Context<'e> {
         Err(EngineError::backend(&p.volume.locator, failure))
     }
 
-    /// Removes the snapshot that this plan made.
-    fn remove_made(&self, p: &Planned<'e>, meta: &Meta) -> Result<(), EngineError> {
-        let facts = p.look_again()?;
-        let Goal::Held(new) = &p.goal else { return Ok(()) };
-        let made = facts.snapshots.iter().find(|s| s.mark.as_ref() == Some(&new.mark));
-        let Some(identity) = made.map(|s| s.identity.clone()) else { return Ok(()) };
-        tracing::info!(volume = %p.volume.locator, verb = %meta.verb, "the snapshot is taken back");
-        let back = self.plan_one(p.volume, p.plugin, facts, Goal::Empty(identity))?;
-        back.run_rest()
+    /// Removes the snapshot with this mark, which a take has just made. Gives whether it was there.
+    pub fn take_back(
+        &self,
+        volume: &'e Volume,
+        plugin: &'e Plugin<'e>,
+        facts: Facts,
+        mark: &str,
+    ) -> Result<bool, EngineError> {
+        let made = facts.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark));
+        let Some(identity) = made.map(|s| s.identity.clone()) else { return Ok(false) };
+        tracing::info!(volume = %volume.locator, "the snapshot is taken back");
+        self.plan_one(volume, plugin, facts, Goal::Empty(identity))?.run_rest()?;
+        Ok(true)
     }
 
-    /// Ends what is half done in storage that has no seal. Gives whether there was anything.
-    pub fn settle(&self, volume: &'e Volume, plugin: &'e Plugin<'e>) -> Result<bool, EngineError> {
+    /// Ends what these facts show half done in storage that has no seal. Gives what there is then,
+    /// and whether there was anything to end.
+    pub fn settle(
+        &self,
+        volume: &'e Volume,
+        plugin: &'e Plugin<'e>,
+        facts: Facts,
+    ) -> Result<(Facts, bool), EngineError> {
         if let (Some(copies), true) = (&volume.copies, plugin.description().copies.is_some()) {
-            if copies.unfinished().map_err(|e| EngineError::copy(&volume.locator, &e))?.is_none() {
-                return Ok(false);
+            let failed = |e: CopyError| EngineError::copy(&volume.locator, &e);
+            if copies.unfinished().map_err(failed)?.is_none() {
+                return Ok((facts, false));
             }
-            let settled = copies.settle(&Watch::NONE);
-            settled.map_err(|e| EngineError::copy(&volume.locator, &e))?;
-            return Ok(true);
+            copies.settle(&Watch::NONE).map_err(failed)?;
+            return Ok((volume.inspect(plugin)?, true));
         }
-        if plugin.description().actions.is_empty() {
-            return Ok(false);
-        }
-        let facts =
-            plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(&volume.locator, e))?;
-        if facts.unfinished.is_none() {
-            return Ok(false);
+        if plugin.description().actions.is_empty() || facts.unfinished.is_none() {
+            return Ok((facts, false));
         }
         let rest = self.plan_one(volume, plugin, facts, Goal::Settled)?;
         rest.run_rest()?;
@@ -331,16 +337,18 @@ impl<'e> Context<'e> {
             volume: volume.locator.to_string(),
             found: found.to_owned(),
         })?;
-        Ok(true)
+        Ok((after, true))
     }
 
     /// Removes the journals, the decider's last. One that cannot be removed is recognised as done
     /// by the next command; those before it then stay too.
     pub fn end_journals(&self) {
-        for (i, volume) in self.volumes.iter().enumerate().rev() {
+        for (i, (volume, plugin)) in self.volumes.iter().zip(self.plugins).enumerate().rev() {
             let journal = volume.journal();
             let removed = journal.remove().and_then(|()| {
-                volume.done_marker().remove()?;
+                if !changes_image(plugin) {
+                    volume.done_marker().remove()?;
+                }
                 // With one volume a journal that comes back after a power cut is recognised as
                 // done. With several, the others must be gone for good before the decider goes.
                 if i > 0 { journal.sync_name() } else { Ok(()) }
@@ -486,12 +494,10 @@ impl Planned<'_> {
 
     fn look_again(&self) -> Result<Facts, EngineError> {
         // A restore may have put another file in the image's place.
-        let renewed = match (&self.volume.copies, self.plan.way()) {
-            (Some(_), Some(Way::Copies)) => Some(self.volume.reopened()?),
-            _ => None,
-        };
-        let sight = renewed.as_ref().unwrap_or(self.volume).sight();
-        self.plugin.inspect(&sight).map_err(|e| EngineError::call(&self.volume.locator, e))
+        match (&self.volume.copies, self.plan.way()) {
+            (Some(_), Some(Way::Copies)) => self.volume.reopened()?.inspect(self.plugin),
+            _ => self.volume.inspect(self.plugin),
+        }
     }
 
     fn is_short(&self) -> bool {

@@ -13,6 +13,7 @@ use crate::error::EngineError;
 use crate::locator::{Known, Locator, LocatorError, is_machine_name};
 use crate::rehearse::Depth;
 use crate::store::{Machine, Seen, SlotStore, SqliteStore};
+use crate::volume::Volume;
 
 /// Volumes of one machine.
 const VOLUMES_MAX: usize = 64;
@@ -85,6 +86,11 @@ impl Engine {
             return Err(LocatorError::Backend { backend: name.to_owned() }.into());
         };
         self.runtime.load(bytes).map_err(|e| EngineError::load(name, &e))
+    }
+
+    /// The plugins of these volumes.
+    pub(crate) fn plugins(&self, volumes: &[Volume]) -> Result<Vec<Plugin<'_>>, EngineError> {
+        volumes.iter().map(|v| self.plugin(&v.locator.backend)).collect()
     }
 
     /// The machine that is meant: by its name, or by one of its volumes. A volume that belongs

@@ -207,8 +207,7 @@ impl Engine {
         let machine = recorded.unwrap_or(machine);
         let _image_locks = lock_images(&volumes)?;
 
-        let plugins: Vec<Plugin<'_>> =
-            locators.iter().map(|l| self.plugin(&l.backend)).collect::<Result<_, _>>()?;
+        let plugins = self.plugins(&volumes)?;
         let context = Context::new(self, &volumes, &plugins, observer);
         let (facts, settled) = context.look_at_settled(&machine.name)?;
         let machine = match settled.is_empty() {
@@ -315,7 +314,7 @@ pub(crate) fn look_at(
     (volumes.iter().zip(plugins))
         .map(|(v, p)| {
             v.suits(p)?;
-            p.inspect(&v.sight()).map_err(|e| EngineError::call(&v.locator, e))
+            v.inspect(p)
         })
         .collect()
 }
@@ -339,22 +338,16 @@ impl<'e> Context<'e> {
     ) -> Self {
         Context { engine, volumes, plugins, observer, identities: RefCell::default() }
     }
-}
 
-impl<'e> Context<'e> {
     /// Looks; where storage without a seal shows something half done, ends that and looks again.
     /// Gives also the volumes on which that was so.
     pub fn look_at_settled(&self, name: &str) -> Result<(Vec<Facts>, Vec<String>), EngineError> {
-        let mut all = look_at(self.volumes, self.plugins)?;
-        let mut settled = Vec::new();
-        for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(&mut all) {
-            let copies = plugin.description().copies.is_some();
-            if (facts.unfinished.is_some() || copies) && self.settle(volume, plugin)? {
-                let sight = volume.sight();
-                *facts =
-                    plugin.inspect(&sight).map_err(|e| EngineError::call(&volume.locator, e))?;
-                settled.push(volume.locator.to_string());
-            }
+        let (mut all, mut settled) = (Vec::new(), Vec::new());
+        let looked_at = look_at(self.volumes, self.plugins)?;
+        for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(looked_at) {
+            let (facts, ended) = self.settle(volume, plugin, facts)?;
+            settled.extend(ended.then(|| volume.locator.to_string()));
+            all.push(facts);
         }
         self.saw(&all);
         if !settled.is_empty()

@@ -37,7 +37,7 @@ use snapslot_slot::{Moment, Occupant, Running, State};
 use crate::engine::{Engine, now};
 use crate::error::EngineError;
 use crate::locator::Locator;
-use crate::operate::{Context, Done, Verb, lock_images, look_at, refuse_used};
+use crate::operate::{Context, Done, Verb, lock_images, refuse_used};
 use crate::status::{derive, parts};
 use crate::store::Machine;
 use crate::volume::{Volume, journal_of};
@@ -148,24 +148,17 @@ impl Engine {
             locators.iter().map(|l| Volume::open_to_change(self, l)).collect::<Result<_, _>>()?;
         let _locks = self.lock(&machine, &volumes)?;
         let (mut finished, cleared) = self.recover_locked(&machine, &volumes)?;
-        finished.extend(self.settle_all(&machine, &volumes)?);
+        // And what storage without a seal shows half done, without a journal that tells of it.
+        let plugins = self.plugins(&volumes)?;
+        let context = Context::new(self, &volumes, &plugins, &|_, _, _| ());
+        let (facts, settled) = context.look_at_settled(&machine.name)?;
+        finished.extend(settled);
         finished.dedup();
-        let machine = self.store.machine(&machine.name)?.unwrap_or(machine);
-        let known = known || self.store.machine(&machine.name)?.is_some();
-        let slot = self.status_unlocked(&machine, known, &volumes)?;
+        let recorded = self.store.machine(&machine.name)?;
+        let known = known || recorded.is_some();
+        let machine = recorded.unwrap_or(machine);
+        let slot = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
         Ok(Recovered { machine: machine.name, slot, finished, cleared })
-    }
-
-    fn status_unlocked(
-        &self,
-        machine: &Machine,
-        known: bool,
-        volumes: &[Volume],
-    ) -> Result<State, EngineError> {
-        let plugins: Vec<_> =
-            (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
-        let facts = look_at(volumes, &plugins)?;
-        Ok(derive(machine, known, &facts.iter().collect::<Vec<_>>(), volumes))
     }
 
     /// The same under locks that the caller holds: volumes finished, volumes cleared.
@@ -196,8 +189,7 @@ impl Engine {
         }
         // Nobody may have the image open while we decide, nor while we write.
         let locks = lock_images(volumes)?;
-        let plugins: Vec<Plugin<'_>> =
-            (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
+        let plugins = self.plugins(volumes)?;
         let context = Context::new(self, volumes, &plugins, &|_, _, _| ());
         let mut cleared = Vec::new();
         let mut first: Option<Meta> = None;
@@ -272,18 +264,6 @@ impl Engine {
         }
         drop(locks);
         Ok((finished, cleared))
-    }
-
-    /// Ends what storage without a seal shows half done, without a journal that tells of it.
-    fn settle_all(
-        &self,
-        machine: &Machine,
-        volumes: &[Volume],
-    ) -> Result<Vec<String>, EngineError> {
-        let plugins: Vec<Plugin<'_>> =
-            (volumes.iter()).map(|v| self.plugin(&v.locator.backend)).collect::<Result<_, _>>()?;
-        let context = Context::new(self, volumes, &plugins, &|_, _, _| ());
-        Ok(context.look_at_settled(&machine.name)?.1)
     }
 
     /// Whether the journal that decides over this one is there, whole: where it was, or beside
@@ -491,6 +471,8 @@ fn direction(begun: &[(&Volume, &Meta, &Plan, Progress)], others: &[Other<'_>]) 
 struct Other<'e> {
     volume: &'e Volume,
     plugin: &'e Plugin<'e>,
+    /// What it shows, with nothing half done.
+    facts: Facts,
     goal: Goal,
     /// Whether its part is done.
     done: bool,
@@ -505,7 +487,7 @@ impl<'e> Other<'e> {
         plugin: &'e Plugin<'e>,
         meta: &Meta,
     ) -> Result<Other<'e>, EngineError> {
-        let settled = context.settle(volume, plugin)?;
+        let (facts, settled) = context.settle(volume, plugin, volume.inspect(plugin)?)?;
         let goal = match meta.goal.split_once(' ') {
             Some(("held", mark)) => Goal::Held(NewSnapshot {
                 mark: mark.to_owned(),
@@ -518,8 +500,6 @@ impl<'e> Other<'e> {
             Some(("empty", identity)) => Goal::Empty(identity.to_owned()),
             _ => Goal::Settled,
         };
-        let facts =
-            plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(&volume.locator, e))?;
         let has = |wanted: &dyn Fn(&Snapshot) -> bool| facts.snapshots.iter().any(wanted);
         let done = match &goal {
             Goal::Held(new) => has(&|s| s.mark.as_ref() == Some(&new.mark)),
@@ -530,34 +510,23 @@ impl<'e> Other<'e> {
             }
             Goal::Settled => true,
         };
-        Ok(Other { volume, plugin, goal, done, settled })
+        Ok(Other { volume, plugin, facts, goal, done, settled })
     }
 
     /// Takes its part back, or does it. Gives whether anything was done.
     fn bring(&self, context: &Context<'e>, direction: Direction) -> Result<bool, EngineError> {
-        let wanted = match (direction, &self.goal, self.done) {
-            (Direction::On, Goal::Held(_), _)
-            | (Direction::On, _, true)
-            | (Direction::Back, Goal::Restored(_) | Goal::Empty(_) | Goal::Settled, _)
-            | (Direction::Back, Goal::Held(_), false) => return Ok(false),
-            (Direction::On, goal, false) => goal.clone(),
-            (Direction::Back, Goal::Held(new), true) => {
-                let facts = self.look()?;
-                let made = facts.snapshots.iter().find(|s| s.mark.as_ref() == Some(&new.mark));
-                match made {
-                    Some(made) => Goal::Empty(made.identity.clone()),
-                    None => return Ok(false),
-                }
+        let facts = self.facts.clone();
+        match (direction, &self.goal, self.done) {
+            (Direction::On, Goal::Restored(_) | Goal::Empty(_), false) => {
+                let goal = self.goal.clone();
+                context.plan_one(self.volume, self.plugin, facts, goal)?.run_rest()?;
+                Ok(true)
             }
-        };
-        let planned = context.plan_one(self.volume, self.plugin, self.look()?, wanted)?;
-        planned.run_rest()?;
-        Ok(true)
-    }
-
-    fn look(&self) -> Result<Facts, EngineError> {
-        let facts = self.plugin.inspect(&self.volume.sight());
-        facts.map_err(|e| EngineError::call(&self.volume.locator, e))
+            (Direction::Back, Goal::Held(new), true) => {
+                context.take_back(self.volume, self.plugin, facts, &new.mark)
+            }
+            _ => Ok(false),
+        }
     }
 }
 

@@ -115,7 +115,7 @@ impl Engine {
             // A journal beside an image that nobody works on is of an interrupted change.
             let left = if busy { None } else { left_behind(&volume) };
             running = running.or(busy.then(|| self.running(machine)));
-            let facts = plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(&locator, e));
+            let facts = volume.inspect(&plugin);
             let facts = match facts {
                 Ok(facts) => facts,
                 // Half-way through a change an image need not read: say what is going on.
@@ -175,7 +175,7 @@ impl Engine {
         let volume = Volume::open_to_look(self, locator)?;
         let plugin = self.plugin(&locator.backend)?;
         volume.suits(&plugin)?;
-        plugin.inspect(&volume.sight()).map_err(|e| EngineError::call(locator, e))?;
+        volume.inspect(&plugin)?;
         Ok(volume.file())
     }
 

@@ -5,13 +5,14 @@
 //! | a file | a byte of the file itself | beside it: it travels with it, and another host finds it |
 //! | a device, logical volume, dataset, directory | a file of the state directory | in the state directory |
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use snapslot_capture::Copies;
 use snapslot_command::{Executor, Place};
 use snapslot_disk::{DiskError, Doing, FileCompanion, FileDisk, FileId, Users, users};
-use snapslot_runtime::{Failure, FailureKind, Plugin, Sight};
+use snapslot_runtime::{Facts, Failure, FailureKind, Plugin, Sight};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -32,7 +33,8 @@ pub(crate) struct Volume {
     /// The copies kept of it, where its place is a path.
     pub copies: Option<Arc<Copies>>,
     commands: Arc<dyn Executor>,
-    state_dir: PathBuf,
+    /// The journal's path, and the path whose owner may own it.
+    journal: (PathBuf, PathBuf),
 }
 
 impl Volume {
@@ -50,14 +52,15 @@ impl Volume {
         open: fn(&Path) -> Result<FileDisk, DiskError>,
     ) -> Result<Volume, EngineError> {
         let failed = |e| EngineError::disk(locator, e);
-        let state_dir = engine.settings.state_dir.clone();
+        let state_dir = &engine.settings.state_dir;
         let image = match &locator.place {
             Place::Image(path) => Some(Arc::new(open(path).map_err(failed)?)),
             _ => None,
         };
+        let image_is_file = image.as_ref().is_some_and(|disk| disk.is_file());
         let lock = match &image {
             Some(disk) if disk.is_file() => disk.clone(),
-            _ => Arc::new(lock_file(&state_dir, locator).map_err(failed)?),
+            _ => Arc::new(lock_file(state_dir, locator).map_err(failed)?),
         };
         let copies = locator.path().zip(image.as_ref()).map(|(path, disk)| match disk.is_file() {
             true => Copies::beside(path),
@@ -69,20 +72,19 @@ impl Volume {
             lock,
             copies: copies.map(Arc::new),
             commands: engine.commands.clone(),
-            state_dir,
+            journal: journal_path(locator, state_dir, image_is_file),
         })
     }
 
     pub fn journal(&self) -> FileCompanion {
-        journal_of(&self.locator, &self.state_dir)
+        let (path, of) = self.journal.clone();
+        FileCompanion::new(path, of)
     }
 
     /// Says that this volume's part of an operation over several is done (see `recover`).
     pub fn done_marker(&self) -> FileCompanion {
-        let (path, of) = journal_path(&self.locator, &self.state_dir);
-        let mut name = path.into_os_string();
-        name.push("-done");
-        FileCompanion::new(name.into(), of)
+        let (path, of) = self.journal.clone();
+        FileCompanion::new(with_suffix(path, "-done"), of)
     }
 
     /// What a plugin may see of it.
@@ -95,6 +97,11 @@ impl Volume {
             commands: Some(self.commands.clone()),
             copies,
         }
+    }
+
+    /// Looks at it.
+    pub fn inspect(&self, plugin: &Plugin<'_>) -> Result<Facts, EngineError> {
+        plugin.inspect(&self.sight()).map_err(|e| EngineError::call(&self.locator, e))
     }
 
     /// The image, for a plan that changes it.
@@ -120,8 +127,8 @@ impl Volume {
     /// The same, by its name: a restore may have put another file in its place.
     pub fn file_now(&self) -> Option<FileId> {
         let path = self.locator.path().filter(|_| self.image.is_some())?;
-        let now = FileDisk::open_read_only(path).map(|disk| disk.id()).ok();
-        now.or_else(|| self.file())
+        let now = std::fs::metadata(path).ok();
+        now.map(|m| FileId { device: m.dev(), inode: m.ino() }).or_else(|| self.file())
     }
 
     /// The same volume, its image opened anew by its name, to look.
@@ -149,9 +156,8 @@ impl Volume {
     /// Refuses what the plugin cannot be given: an image on a device cannot grow, and has no place
     /// beside it for a journal.
     pub fn suits(&self, plugin: &Plugin<'_>) -> Result<(), EngineError> {
-        let changes = plugin.description().images.iter().any(|i| i.changes);
         match &self.image {
-            Some(disk) if changes && !disk.is_file() => {
+            Some(disk) if changes_image(plugin) && !disk.is_file() => {
                 let failure = Failure::new(
                     FailureKind::Unsupported,
                     "block-device",
@@ -164,18 +170,21 @@ impl Volume {
     }
 }
 
-/// The journal of a volume.
+/// Whether a plugin's plans change an image; those of others are of commands or copies.
+pub(crate) fn changes_image(plugin: &Plugin<'_>) -> bool {
+    plugin.description().images.iter().any(|i| i.changes)
+}
+
+/// The journal of a volume that is not open. A file that is gone counts as one.
 pub(crate) fn journal_of(locator: &Locator, state_dir: &Path) -> FileCompanion {
-    let (path, of) = journal_path(locator, state_dir);
+    let is_file = |path: &Path| std::fs::metadata(path).map_or(true, |m| m.is_file());
+    let (path, of) = journal_path(locator, state_dir, locator.path().is_some_and(is_file));
     FileCompanion::new(path, of)
 }
 
 /// The journal's path, and the path whose owner may own it.
-fn journal_path(locator: &Locator, state_dir: &Path) -> (PathBuf, PathBuf) {
-    let beside = locator.path().filter(|p| {
-        matches!(locator.place, Place::Image(_))
-            && std::fs::metadata(p).map_or(true, |m| m.is_file())
-    });
+fn journal_path(locator: &Locator, state_dir: &Path, is_file: bool) -> (PathBuf, PathBuf) {
+    let beside = locator.path().filter(|_| is_file && matches!(locator.place, Place::Image(_)));
     match beside {
         Some(path) => (with_suffix(path.to_owned(), JOURNAL_SUFFIX), path.to_owned()),
         None => {
@@ -203,7 +212,7 @@ fn lock_file(state_dir: &Path, locator: &Locator) -> Result<FileDisk, DiskError>
     let path = with_suffix(path_in(&state_dir.join("locks"), locator), LOCK_SUFFIX);
     let failed = |source| DiskError::io(path.display().to_string(), Doing::Open, source);
     private_directories(&path).map_err(failed)?;
-    private_directories(&journal_path(locator, state_dir).0).map_err(failed)?;
+    private_directories(&journal_path(locator, state_dir, false).0).map_err(failed)?;
     std::fs::OpenOptions::new()
         .write(true)
         .create(true)

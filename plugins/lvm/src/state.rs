@@ -10,7 +10,7 @@
 //! | `vm1_snapslot_old` | `snapslot.old=MARK` | the volume that stepped aside |
 //! | `vm1` | `snapslot.new`, `.old`, `.restoring`, `.inactive` | a restore is not over |
 
-use snapslot_plugin_sdk::{Failure, FailureKind};
+use snapslot_plugin_sdk::{Failure, FailureKind, is_mark};
 
 use crate::look::{Look, Lv, has};
 use crate::unsupported;
@@ -183,11 +183,6 @@ pub(crate) fn mark_in<'a>(lv: &'a Lv, tag: &str) -> Option<&'a str> {
 
 fn marks_in<'a>(lv: &'a Lv, tag: &str) -> impl Iterator<Item = &'a str> {
     lv.tags.iter().filter_map(move |t| t.strip_prefix(tag)).filter(|m| is_mark(m))
-}
-
-/// Whether it is a mark: 16 lower-case hexadecimal digits.
-pub(crate) fn is_mark(text: &str) -> bool {
-    text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// Whether it is a tag that only restores and takes of ours set.

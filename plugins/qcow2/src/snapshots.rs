@@ -6,7 +6,7 @@
 //! extra: 0 vm_state_size u64 8 disk_size u64 16 icount u64; the rest is kept as it is
 //! ```
 
-use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot};
+use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot, is_mark};
 
 use crate::corrupt;
 use crate::header::{L1_BYTES_MAX, SNAPSHOTS_MAX, be64};
@@ -22,7 +22,6 @@ const NAMES_MAX: usize = 4 << 20;
 const EXTRA_MAX: usize = 1024;
 /// Our snapshots' names begin with this, the mark follows.
 const NAME_PREFIX: &str = "snapslot-";
-const MARK_LENGTH: usize = 16;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
@@ -56,9 +55,7 @@ impl Entry {
     /// The slot's mark, if this is a snapshot of ours.
     pub fn mark(&self) -> Option<String> {
         let mark = self.name.strip_prefix(NAME_PREFIX)?;
-        let well_formed = mark.len() == MARK_LENGTH
-            && mark.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        well_formed.then(|| mark.to_owned())
+        is_mark(mark).then(|| mark.to_owned())
     }
 }
 

@@ -111,6 +111,11 @@ pub trait Backend {
     }
 }
 
+/// Whether it is a mark of the slot's: 16 lower-case hexadecimal digits.
+pub fn is_mark(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
 /// An argument for a hole.
 pub fn argument(hole: &str, value: impl ToString) -> Argument {
     Argument { hole: hole.to_owned(), value: value.to_string() }

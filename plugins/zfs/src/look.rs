@@ -3,7 +3,7 @@
 //! Lines of other datasets (children come along) are passed over; a line of this dataset that
 //! cannot be read fails the look, as a plan on half a picture could harm.
 
-use snapslot_plugin_sdk::{Failure, FailureKind, Target};
+use snapslot_plugin_sdk::{Failure, FailureKind, Target, is_mark};
 
 use crate::explain;
 use crate::grants::{COLUMNS, LOOK};
@@ -81,10 +81,6 @@ pub(crate) fn own_name(mark: &str) -> String {
 /// Whether a snapshot's name is one that only ours should have.
 pub(crate) fn is_own_name(name: &str) -> bool {
     name.strip_prefix("snapslot-").is_some_and(is_mark)
-}
-
-fn is_mark(text: &str) -> bool {
-    text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 impl Dataset {

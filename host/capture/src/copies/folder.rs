@@ -139,19 +139,10 @@ impl Folder {
         owner: Option<u32>,
     ) -> Result<Metadata, CopyError> {
         let meta = file.metadata().map_err(|e| CopyError::io(self.say(name), Doing::Stat, e))?;
-        let ours = [Some(nix::unistd::Uid::effective().as_raw()), Some(0), owner];
-        let why = if !meta.is_file() {
-            "it is not a plain file"
-        } else if meta.nlink() != 1 {
-            "it has more than one name"
-        } else if meta.mode() & 0o022 != 0 {
-            "others may write it"
-        } else if !ours.contains(&Some(meta.uid())) {
-            "it belongs to somebody else"
-        } else {
-            return Ok(meta);
-        };
-        Err(self.untrusted(name, why))
+        match snapslot_disk::untrusted(&meta, owner) {
+            None => Ok(meta),
+            Some(why) => Err(self.untrusted(name, why)),
+        }
     }
 
     /// Makes a new, empty file that only its owner can open.

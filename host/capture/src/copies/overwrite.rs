@@ -28,10 +28,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use snapslot_disk::Doing;
+use snapslot_slot::is_mark;
 
 use super::content::{self, Move, Onto, read};
 use super::folder::Event;
-use super::{CopyError, Ended, Opened, PART, RESTORING, Watch, is_mark};
+use super::{CopyError, Ended, Opened, PART, RESTORING, Watch};
 
 /// Bytes at each end. The first mebibyte is before where partitions begin; the last holds the
 /// second partition table.

@@ -299,13 +299,11 @@ fn grants(d: &Description) -> String {
     if let Some(reason) = &d.copies {
         let _ = writeln!(words, "  have whole copies of the disk kept: {reason}");
     }
-    for grant in &d.queries {
-        let _ = writeln!(words, "  ask `{}`: {}", grant.template.join(" "), grant.reason);
-        in_detail(grant, &mut words);
-    }
-    for grant in &d.actions {
-        let _ = writeln!(words, "  have done `{}`: {}", grant.template.join(" "), grant.reason);
-        in_detail(grant, &mut words);
+    for (may, list) in [("ask", &d.queries), ("have done", &d.actions)] {
+        for grant in list {
+            let _ = writeln!(words, "  {may} `{}`: {}", grant.template.join(" "), grant.reason);
+            in_detail(grant, &mut words);
+        }
     }
     if d.queries.is_empty() && d.actions.is_empty() {
         let _ = writeln!(words, "  no commands");

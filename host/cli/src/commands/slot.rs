@@ -191,13 +191,20 @@ fn operate(
 }
 
 fn finish(output: Output, done: &Done, mut words: String) -> Result<ExitCode, Failed> {
+    words.push_str(&notes(done));
+    output.done(json!(done), &words);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is worth knowing of each volume.
+fn notes(done: &Done) -> String {
+    let mut words = String::new();
     for volume in &done.volumes {
         for warning in &volume.warnings {
             let _ = writeln!(words, "Note: {}: {warning}.", volume.volume);
         }
     }
-    output.done(json!(done), &words);
-    Ok(ExitCode::SUCCESS)
+    words
 }
 
 /// Prints the plan that would run.
@@ -224,11 +231,7 @@ fn planned(output: Output, done: &Done) -> ExitCode {
             let _ = writeln!(words, "  nothing to do");
         }
     }
-    for volume in &done.volumes {
-        for warning in &volume.warnings {
-            let _ = writeln!(words, "Note: {}: {warning}.", volume.volume);
-        }
-    }
+    words.push_str(&notes(done));
     let _ = writeln!(words, "Nothing was changed.");
     result["dry-run"] = json!(true);
     output.done(result, &words);
