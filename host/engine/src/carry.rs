@@ -438,7 +438,7 @@ impl Planned<'_> {
         let tell = |n, all| observer(&name, n, all);
         match self.plan.way() {
             Some(Way::Commands) => {
-                let ran = run_acts(&self.plan, self.volume.commands(), &tell);
+                let ran = run_acts(&self.plan, &self.volume.changes(), &tell);
                 ran.map(|n| (n, 0)).map_err(StepError::Act)
             }
             Some(Way::Copies) => {

@@ -13,6 +13,7 @@ mod engine;
 mod error;
 mod keep;
 mod locator;
+mod looks;
 mod operate;
 mod recover;
 mod rehearse;

@@ -197,8 +197,7 @@ impl Engine {
         }
         let (machine, _) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
-        let volumes: Vec<Volume> =
-            locators.iter().map(|l| Volume::open_to_change(self, l)).collect::<Result<_, _>>()?;
+        let volumes = Volume::open_to_change(self, &locators)?;
         let _engine_locks = self.lock(&machine, &volumes)?;
         self.recover_locked(&machine, &volumes)?;
         // Recovery, or another process before the lock, may have changed the record.

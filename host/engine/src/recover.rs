@@ -144,8 +144,7 @@ impl Engine {
     pub fn recover(&self, text: &str) -> Result<Recovered, EngineError> {
         let (machine, known) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
-        let volumes: Vec<Volume> =
-            locators.iter().map(|l| Volume::open_to_change(self, l)).collect::<Result<_, _>>()?;
+        let volumes = Volume::open_to_change(self, &locators)?;
         let _locks = self.lock(&machine, &volumes)?;
         let (mut finished, cleared) = self.recover_locked(&machine, &volumes)?;
         // And what storage without a seal shows half done, without a journal that tells of it.

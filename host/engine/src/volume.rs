@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use snapslot_capture::Copies;
-use snapslot_command::{Executor, Place};
+use snapslot_command::Place;
 use snapslot_disk::{DiskError, Doing, FileCompanion, FileDisk, FileId, Users, users};
 use snapslot_runtime::{Facts, Failure, FailureKind, Plugin, Sight};
 
@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::keep::Shelf;
 use crate::locator::Locator;
+use crate::looks::{Changes, Looks};
 
 const JOURNAL_SUFFIX: &str = ".snapslot-journal";
 const LOCK_SUFFIX: &str = ".lock";
@@ -32,23 +33,31 @@ pub(crate) struct Volume {
     pub lock: Arc<FileDisk>,
     /// The copies kept of it, where its place is a path.
     pub copies: Option<Arc<Copies>>,
-    commands: Arc<dyn Executor>,
+    looks: Arc<Looks>,
     /// The journal's path, and the path whose owner may own it.
     journal: (PathBuf, PathBuf),
 }
 
 impl Volume {
     pub fn open_to_look(engine: &Engine, locator: &Locator) -> Result<Volume, EngineError> {
-        Self::open(engine, locator, FileDisk::open_read_only)
+        let looks = Looks::new(engine.commands.clone());
+        Self::open(engine, locator, looks, FileDisk::open_read_only)
     }
 
-    pub fn open_to_change(engine: &Engine, locator: &Locator) -> Result<Volume, EngineError> {
-        Self::open(engine, locator, FileDisk::open_writable)
+    /// All volumes of one operation: they share what was looked at.
+    pub fn open_to_change(
+        engine: &Engine,
+        locators: &[Locator],
+    ) -> Result<Vec<Volume>, EngineError> {
+        let looks = Looks::new(engine.commands.clone());
+        let open = |l| Self::open(engine, l, looks.clone(), FileDisk::open_writable);
+        locators.iter().map(open).collect()
     }
 
     fn open(
         engine: &Engine,
         locator: &Locator,
+        looks: Arc<Looks>,
         open: fn(&Path) -> Result<FileDisk, DiskError>,
     ) -> Result<Volume, EngineError> {
         let failed = |e| EngineError::disk(locator, e);
@@ -71,7 +80,7 @@ impl Volume {
             image,
             lock,
             copies: copies.map(Arc::new),
-            commands: engine.commands.clone(),
+            looks,
             journal: journal_path(locator, state_dir, image_is_file),
         })
     }
@@ -94,7 +103,7 @@ impl Volume {
         Sight {
             place: self.locator.place.clone(),
             disk,
-            commands: Some(self.commands.clone()),
+            commands: Some(self.looks.clone()),
             copies,
         }
     }
@@ -115,8 +124,9 @@ impl Volume {
         })
     }
 
-    pub fn commands(&self) -> &dyn Executor {
-        &*self.commands
+    /// The commands that change something.
+    pub fn changes(&self) -> Changes {
+        Changes(self.looks.clone())
     }
 
     /// Which file it is, where it is one.

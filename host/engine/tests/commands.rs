@@ -191,12 +191,15 @@ impl Machine {
         slot.occupant().map(|o| o.mark.clone())
     }
 
-    fn log(&self) -> String {
-        let lines = match &self.storage {
+    fn lines(&self) -> Vec<String> {
+        match &self.storage {
             Storage::Lvm(m) => m.log(),
             Storage::Zfs(m) => m.log(),
-        };
-        lines.join("\n  ")
+        }
+    }
+
+    fn log(&self) -> String {
+        self.lines().join("\n  ")
     }
 }
 
@@ -299,6 +302,36 @@ fn a_dry_run_runs_nothing_that_changes() {
                 println!("{kind:?} {act:?}: {}: {}", phase.title, phase.steps.join("; "));
             }
             assert!(!machine.restart(), "{kind:?} {act:?}: a dry run ran something");
+        }
+    }
+}
+
+#[test]
+fn looking_costs_one_process_before_a_change_and_one_after() {
+    for kind in KINDS {
+        for act in Act::ALL {
+            let (machine, _) = ready(kind, act);
+            let before = machine.lines().len();
+            let (verb, asked) = act.verb();
+            machine.run(verb, &asked).unwrap_or_else(|e| panic!("{kind:?} {act:?}: {e}"));
+            let lines = machine.lines().split_off(before);
+            let is_look = |l: &&String| {
+                ["lvs ", "vgs ", "zfs list ", "zfs get "].iter().any(|look| l.starts_with(look))
+            };
+            // Runs of looks, each the same question over and over if it were not remembered.
+            let mut asked_twice = Vec::new();
+            for group in lines.split(|l| !is_look(&l)) {
+                let mut seen = Vec::new();
+                for line in group {
+                    if seen.contains(&line) {
+                        asked_twice.push(line.clone());
+                    }
+                    seen.push(line);
+                }
+            }
+            let all = lines.join("\n  ");
+            assert!(asked_twice.is_empty(), "{kind:?} {act:?}: {asked_twice:?} in\n  {all}");
+            println!("{kind:?} {act:?}: {} commands", lines.len());
         }
     }
 }

@@ -1,0 +1,68 @@
+//! One look costs one process: answers of looks, remembered until something is changed.
+//!
+//! Between the lock and the first change a plugin is asked several times (to inspect, to plan, to
+//! plan what a replacing take will delete), and each time it asks the storage the same. Nobody but
+//! a person typing commands could have changed the answer meanwhile, and against that stands what
+//! is looked at right before anything is destroyed: guards are never answered from here.
+//!
+//! Every change clears all that is remembered, before it and after it; so does age.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use snapslot_command::{Answer, Command, Executor, RunError};
+
+/// Older answers are not given again.
+const AGE_MAX: Duration = Duration::from_secs(5);
+/// More are not kept: an answer may have eight mebibytes.
+const KEPT_MAX: usize = 16;
+
+/// The storage's commands, for the length of one operation.
+pub(crate) struct Looks {
+    tools: Arc<dyn Executor>,
+    kept: Mutex<Vec<(Instant, Command, Answer)>>,
+}
+
+impl Looks {
+    pub fn new(tools: Arc<dyn Executor>) -> Arc<Looks> {
+        Arc::new(Looks { tools, kept: Mutex::default() })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<(Instant, Command, Answer)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For looking.
+impl Executor for Looks {
+    fn run(&self, command: &Command) -> Result<Answer, RunError> {
+        let now = Instant::now();
+        let known = {
+            let mut kept = self.kept();
+            kept.retain(|(when, ..)| now.duration_since(*when) < AGE_MAX);
+            kept.iter().find(|(_, of, _)| of == command).map(|(.., answer)| answer.clone())
+        };
+        if let Some(answer) = known {
+            return Ok(answer);
+        }
+        let answer = self.tools.run(command)?;
+        let mut kept = self.kept();
+        if kept.len() < KEPT_MAX {
+            // It is as old as the moment it was asked for.
+            kept.push((now, command.clone(), answer.clone()));
+        }
+        Ok(answer)
+    }
+}
+
+/// For changing: run for real, whatever was asked before.
+pub(crate) struct Changes(pub Arc<Looks>);
+
+impl Executor for Changes {
+    fn run(&self, command: &Command) -> Result<Answer, RunError> {
+        self.0.kept().clear();
+        let result = self.0.tools.run(command);
+        self.0.kept().clear();
+        result
+    }
+}
