@@ -99,6 +99,11 @@ impl Plan {
         &self.steps
     }
 
+    /// The steps, given away.
+    pub fn into_steps(self) -> Vec<Step> {
+        self.steps
+    }
+
     /// The seal, if the plugin declared one.
     pub fn seal(&self) -> Option<Seal> {
         self.seal

@@ -63,6 +63,16 @@ pub struct Common {
         hide_env_values = true
     )]
     pub rehearse: Rehearse,
+    /// Whether plugins run in a process that can open no file, make no connection and write nothing
+    #[arg(
+        long,
+        global = true,
+        env = "SNAPSLOT_CONFINE",
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_env_values = true
+    )]
+    pub confine: Confine,
     /// Say more; twice for plugins' debug lines
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -78,6 +88,16 @@ pub enum Color {
     /// Always
     Always,
     /// Never
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Confine {
+    /// As far as this kernel can
+    Auto,
+    /// In full, or do nothing
+    Always,
+    /// Not at all: wasm alone holds them
     Never,
 }
 

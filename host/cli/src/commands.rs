@@ -10,10 +10,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::CommandFactory;
 use serde_json::json;
-use snapslot_engine::{Asked, Depth, Engine, EngineError, Settings};
+use snapslot_engine::{Asked, Confine, Depth, Engine, EngineError, Settings};
 
-use crate::args::{Args, Command, Common, Rehearse};
+use crate::args::{self, Args, Command, Common, Rehearse};
 use crate::output::{Failed, Output};
+
+/// This program, even if another one has taken its name meanwhile.
+const OURSELVES: &str = "/proc/self/exe";
 
 pub fn run(args: Args) -> ExitCode {
     let output = Output::new(args.common.json, args.command.verb(), args.common.color);
@@ -85,6 +88,11 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
         enable_on_take: !no_enable,
         more_plugins: Vec::new(),
         plugin_time_max: None,
+        confine: match args.common.confine {
+            args::Confine::Auto => Confine::Apart(OURSELVES.into()),
+            args::Confine::Always => Confine::Strictly(OURSELVES.into()),
+            args::Confine::Never => Confine::Here,
+        },
         tools: None,
     })
 }

@@ -12,6 +12,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // Started by ourselves as the process that runs plugins.
+    if std::env::args_os().nth(1).is_some_and(|a| a == snapslot_engine::PLUGINS_ARGUMENT) {
+        snapslot_engine::serve_plugins();
+    }
     // `snapslot list | head` ends quietly, as other tools do, not with a panic.
     reset_broken_pipe();
     let args = match args::Args::try_parse() {

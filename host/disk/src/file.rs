@@ -1,7 +1,7 @@
 //! Disks that are files.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,6 +82,11 @@ impl FileDisk {
         })
     }
 
+    /// A file that is open for reading, with a name to say.
+    pub fn of_descriptor(file: File, name: &Path) -> Result<Self, DiskError> {
+        Self::from_file(file, name, false)
+    }
+
     /// Which file it is.
     pub fn id(&self) -> FileId {
         self.id
@@ -146,6 +151,10 @@ impl Disk for FileDisk {
             return Ok(u64::try_from(end).unwrap_or(0));
         }
         Ok(meta.len())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {

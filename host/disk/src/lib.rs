@@ -4,6 +4,8 @@
 //! ([`FileDisk`]), and simulated ones ([`sim`]) that can be crashed and made to fail. This
 //! crate knows bytes, locks and who holds them; it knows no format, no plan and no policy.
 
+use std::os::fd::BorrowedFd;
+
 mod device;
 mod error;
 mod file;
@@ -34,6 +36,12 @@ pub struct Range {
 pub trait Disk: Send + Sync {
     /// Size in bytes.
     fn size(&self) -> Result<u64, DiskError>;
+
+    /// The open file it is, where it is one and nothing stands between: for whoever may read it in
+    /// another process.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Fills `buf` from `offset`. Reading past the end is an error, never a short read.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError>;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use snapslot_command::{Executor, PlaceKind, Runner};
-use snapslot_runtime::{Plugin, Runtime};
+use snapslot_runtime::{Confine, Confinement, Plugin, Runtime};
 use snapslot_slot::{Moment, Refusal, Request, State, decide};
 
 use crate::error::EngineError;
@@ -33,6 +33,8 @@ pub struct Settings {
     pub more_plugins: Vec<(Known, Vec<u8>)>,
     /// How long one call of a plugin may compute; none: the contract's limit.
     pub plugin_time_max: Option<Duration>,
+    /// Where plugins run.
+    pub confine: Confine,
     /// What runs the storage's own commands; none: this machine's programs.
     pub tools: Option<Tools>,
 }
@@ -59,9 +61,11 @@ pub struct Engine {
 impl Engine {
     /// Opens the record and readies the plugins' machinery.
     pub fn open(settings: Settings) -> Result<Engine, EngineError> {
+        // First, because the process for plugins readies itself while the record is opened.
+        let runtime =
+            Runtime::new(&settings.cache_dir, settings.plugin_time_max, &settings.confine)
+                .map_err(|e| EngineError::load("any", &e))?;
         let store = Box::new(SqliteStore::open(&settings.state_dir)?);
-        let runtime = Runtime::new(&settings.cache_dir, settings.plugin_time_max)
-            .map_err(|e| EngineError::load("any", &e))?;
         let commands = match &settings.tools {
             Some(tools) => tools.0.clone(),
             None => Arc::new(Runner::default()),
@@ -70,6 +74,11 @@ impl Engine {
             .chain(settings.more_plugins.iter().map(|(known, _)| known.clone()))
             .collect();
         Ok(Engine { settings, store, runtime, commands, known })
+    }
+
+    /// What holds plugins besides wasm.
+    pub fn confinement(&self) -> Confinement {
+        self.runtime.confinement()
     }
 
     /// The backends there are.

@@ -30,6 +30,7 @@ fn engine(scratch: &tempfile::TempDir) -> Engine {
         enable_on_take: true,
         more_plugins: Vec::new(),
         plugin_time_max: None,
+        confine: snapslot_engine::Confine::Here,
         tools: None,
     })
     .expect("an engine")

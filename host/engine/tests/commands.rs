@@ -212,6 +212,7 @@ fn engine(scratch: &Path, storage: Storage) -> Engine {
         enable_on_take: true,
         more_plugins: Vec::new(),
         plugin_time_max: None,
+        confine: snapslot_engine::Confine::Here,
         tools: Some(Tools(Arc::new(storage))),
     })
     .expect("an engine")

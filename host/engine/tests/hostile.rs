@@ -68,6 +68,7 @@ fn nothing_a_plugin_does_harms() {
         enable_on_take: true,
         more_plugins: vec![(known(), component())],
         plugin_time_max: Some(Duration::from_millis(500)),
+        confine: snapslot_engine::Confine::Here,
         tools: None,
     })
     .expect("an engine");

@@ -10,7 +10,7 @@ wasmtime::component::bindgen!({
         "snapslot:backend/sight.target": crate::host::TargetHandle,
         "snapslot:backend/planning.plan": crate::host::PlanHandle,
     },
-    additional_derives: [PartialEq, serde::Serialize],
+    additional_derives: [PartialEq, serde::Serialize, serde::Deserialize],
 });
 
 pub(crate) use snapslot::backend::{log, planning, sight, types};

@@ -5,14 +5,12 @@
 //! the compiler's output depends on; where that cannot be had, plugins are compiled anew in
 //! memory every time. Nothing compiled is ever accepted from anybody.
 
-use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use wasmtime::Engine;
-use wasmtime::component::Component;
+use nix::fcntl::OFlag;
 
 pub(crate) struct Cache {
     directory: Option<PathBuf>,
@@ -22,7 +20,8 @@ impl Cache {
     /// The cache in this directory, if it is safe to use.
     pub(crate) fn open(directory: &Path) -> Cache {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        let safe = made.is_ok() && only_ours(directory);
+        let meta = fs::symlink_metadata(directory);
+        let safe = made.is_ok() && meta.is_ok_and(|m| m.is_dir() && is_ours(&m));
         if !safe {
             tracing::warn!(
                 directory = %directory.display(),
@@ -32,33 +31,27 @@ impl Cache {
         Cache { directory: safe.then(|| directory.to_owned()) }
     }
 
-    /// The component, from the cache or compiled now.
-    pub(crate) fn component(
-        &self,
-        engine: &Engine,
-        digest: &str,
-        bytes: &[u8],
-    ) -> wasmtime::Result<Component> {
-        let Some(directory) = &self.directory else { return Component::new(engine, bytes) };
-        let mut hasher = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut hasher);
-        let path = directory.join(format!("{digest}-{:016x}.cwasm", hasher.finish()));
-        if is_ours(&path) {
-            // SAFETY: the file was written by this user, as checked here and for its directory,
-            // and this program writes there only what its own compiler made.
-            let load = || unsafe { Component::deserialize_file(engine, &path) };
-            // A file damaged by the disk may even make the loader panic.
-            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
-                Ok(Ok(component)) => return Ok(component),
-                Ok(Err(error)) => tracing::debug!(%error, "a cached plugin is compiled anew"),
-                Err(_) => tracing::warn!("a cached plugin is damaged; it is compiled anew"),
-            }
-        }
-        let component = Component::new(engine, bytes)?;
-        if let Err(error) = component.serialize().and_then(|code| Ok(store(&path, &code)?)) {
+    fn path(&self, digest: &str, key: u64) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(format!("{digest}-{key:016x}.cwasm")))
+    }
+
+    /// The code of this component for a machine with this key, open for reading.
+    pub(crate) fn find(&self, digest: &str, key: u64) -> Option<File> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+            .open(self.path(digest, key)?)
+            .ok()?;
+        let meta = file.metadata().ok()?;
+        (meta.is_file() && is_ours(&meta)).then_some(file)
+    }
+
+    /// Keeps it. That it cannot be kept costs time at the next run, and nothing else.
+    pub(crate) fn keep(&self, digest: &str, key: u64, code: &[u8]) {
+        let Some(path) = self.path(digest, key) else { return };
+        if let Err(error) = store(&path, code) {
             tracing::debug!(%error, "a compiled plugin could not be kept");
         }
-        Ok(component)
     }
 }
 
@@ -79,18 +72,6 @@ fn store(path: &Path, code: &[u8]) -> std::io::Result<()> {
     result
 }
 
-fn only_ours(directory: &Path) -> bool {
-    fs::symlink_metadata(directory).is_ok_and(|m| {
-        m.is_dir() && m.uid() == effective_user() && m.permissions().mode() & 0o022 == 0
-    })
-}
-
-fn is_ours(file: &Path) -> bool {
-    fs::symlink_metadata(file).is_ok_and(|m| {
-        m.is_file() && m.uid() == effective_user() && m.permissions().mode() & 0o022 == 0
-    })
-}
-
-fn effective_user() -> u32 {
-    nix::unistd::Uid::effective().as_raw()
+fn is_ours(meta: &fs::Metadata) -> bool {
+    meta.uid() == nix::unistd::Uid::effective().as_raw() && meta.permissions().mode() & 0o022 == 0
 }

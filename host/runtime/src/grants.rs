@@ -3,7 +3,7 @@
 use snapslot_command as command;
 
 use crate::bindings::types::{CommandGrant, Description, Grammar, Hole, PlaceKind, Role};
-use crate::host::Grants;
+use crate::outside::Grants;
 
 /// The grants of a description, each one checked.
 pub(crate) fn effective(description: &Description) -> Result<Grants, command::GrantError> {

@@ -1,11 +1,10 @@
 //! What a plugin is given: sight of one volume, a plan to fill, a log.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use snapslot_capture::{Act, Mask, PlanBuilder, PlanError, Save, Seal};
-use snapslot_command::{Executor, FillError, Grant, Place, RunError};
+use snapslot_command::{Executor, Place};
 use snapslot_disk::Disk;
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime::{StoreLimits, StoreLimitsBuilder};
@@ -14,6 +13,7 @@ use crate::bindings::types::{
     Answer, Argument, Failure, FailureKind, NewSnapshot, Role, SavedCopy, Saving,
 };
 use crate::bindings::{log, planning, sight, types};
+use crate::outside::{Grants, Loud, World, limit, not_granted};
 
 /// Linear memory: the counts of one window (64 MiB), tables, and room for other planners.
 const MEMORY_MAX: usize = 512 << 20;
@@ -22,13 +22,6 @@ const HANDLES_MAX: usize = 64;
 /// One read, one list.
 const READ_MAX: u64 = 8 << 20;
 const RANGES_MAX: usize = 65_536;
-/// Commands asked for in one call: one look costs one, so this is room and no more.
-const COMMANDS_MAX: usize = 64;
-/// Log text of one call, and of one line.
-const LOG_MAX: usize = 1 << 20;
-const LOG_LINE_MAX: usize = 8 << 10;
-/// Lines kept to be shown with a fault.
-const LOG_KEPT: usize = 32;
 
 /// What a plugin may see of one volume. What its description does not name is not shown.
 #[derive(Clone)]
@@ -51,14 +44,10 @@ pub trait CopiesView: Send + Sync {
     fn saving(&self) -> Result<Saving, Failure>;
 }
 
-/// The commands a plugin may ask for and plan.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Grants {
-    pub(crate) queries: Vec<Grant>,
-    pub(crate) actions: Vec<Grant>,
-    pub(crate) disk: bool,
-    pub(crate) changes: bool,
-    pub(crate) copies: bool,
+/// A volume as one call sees it.
+pub(crate) struct Seen {
+    pub(crate) place: Place,
+    pub(crate) disk: Option<Arc<dyn Disk>>,
 }
 
 /// An image handle.
@@ -68,7 +57,7 @@ pub struct ImageHandle {
 }
 
 /// A volume handle.
-pub struct TargetHandle(pub(crate) Sight);
+pub struct TargetHandle(());
 
 /// A plan handle. The builder lives in the host, not in the table.
 pub struct PlanHandle;
@@ -78,19 +67,17 @@ pub(crate) struct Host {
     pub(crate) table: ResourceTable,
     pub(crate) limits: StoreLimits,
     pub(crate) plan: PlanBuilder,
-    pub(crate) plugin: String,
-    pub(crate) grants: Arc<Grants>,
-    place: Option<Place>,
-    asked: usize,
-    pub(crate) lines: Vec<String>,
-    /// Time spent reading for the plugin: the storage's, not its own.
+    /// What each command of the plan was made from, in its order.
+    pub(crate) acts: Vec<(String, Vec<Argument>)>,
+    grants: Arc<Grants>,
+    seen: Option<Seen>,
+    pub(crate) world: Box<dyn World>,
+    /// Time spent waiting for what it asked: the storage's, not its own.
     pub(crate) reading: Duration,
-    logged: usize,
-    log_full: AtomicBool,
 }
 
 impl Host {
-    pub(crate) fn new(plugin: &str, grants: Arc<Grants>) -> Self {
+    pub(crate) fn new(grants: Arc<Grants>, seen: Option<Seen>, world: Box<dyn World>) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
         let limits = StoreLimitsBuilder::new()
@@ -105,31 +92,33 @@ impl Host {
             table,
             limits,
             plan: PlanBuilder::new(),
-            plugin: plugin.to_owned(),
+            acts: Vec::new(),
             grants,
-            place: None,
-            asked: 0,
-            lines: Vec::new(),
+            seen,
+            world,
             reading: Duration::ZERO,
-            logged: 0,
-            log_full: AtomicBool::new(false),
         }
     }
-}
 
-impl Host {
     /// Hands the volume in.
-    pub(crate) fn target(&mut self, sight: &Sight) -> wasmtime::Result<Resource<TargetHandle>> {
-        self.place = Some(sight.place.clone());
-        let handle = self.table.push(TargetHandle(sight.clone()))?;
+    pub(crate) fn target(&mut self) -> wasmtime::Result<Resource<TargetHandle>> {
+        let handle = self.table.push(TargetHandle(()))?;
         Ok(Resource::new_borrow(handle.rep()))
     }
-}
 
-fn limit(what: &str, limit: u64, asked: u64) -> Failure {
-    Failure::new(FailureKind::Limit, "limit", format!("{what}: {asked} asked, {limit} allowed"))
-        .with("limit", limit)
-        .with("asked", asked)
+    /// The volume this handle is of: there is one, but only for who holds a handle.
+    fn seen(&self, target: &Resource<TargetHandle>) -> wasmtime::Result<&Seen> {
+        self.table.get(target)?;
+        self.seen.as_ref().ok_or_else(|| wasmtime::Error::msg("no volume was handed in"))
+    }
+
+    /// Lets the world answer; the time it takes is not the plugin's own.
+    fn wait<T>(&mut self, f: impl FnOnce(&mut dyn World) -> T) -> T {
+        let begun = Instant::now();
+        let result = f(&mut *self.world);
+        self.reading += begun.elapsed();
+        result
+    }
 }
 
 fn refused(error: &PlanError) -> Failure {
@@ -208,7 +197,7 @@ impl sight::HostImage for Host {
 
 impl sight::HostTarget for Host {
     fn place(&mut self, target: Resource<TargetHandle>) -> wasmtime::Result<String> {
-        Ok(self.table.get(&target)?.0.place.to_string())
+        Ok(self.seen(&target)?.place.to_string())
     }
 
     fn image(
@@ -216,9 +205,9 @@ impl sight::HostTarget for Host {
         target: Resource<TargetHandle>,
         role: Role,
     ) -> Answered<Resource<ImageHandle>> {
-        let target = self.table.get(&target)?;
+        let disk = self.seen(&target)?.disk.clone();
         match role {
-            Role::Disk => match target.0.disk.clone().filter(|_| self.grants.disk) {
+            Role::Disk => match disk.filter(|_| self.grants.disk) {
                 Some(disk) => Ok(Ok(self.table.push(ImageHandle { disk, role })?)),
                 None => Ok(Err(not_granted("image", "disk"))),
             },
@@ -237,77 +226,24 @@ impl sight::HostTarget for Host {
         query: String,
         arguments: Vec<Argument>,
     ) -> Answered<Answer> {
-        let sight = &self.table.get(&target)?.0;
-        let grant = self.grants.queries.iter().find(|g| g.name == query);
-        let (Some(grant), Some(commands)) = (grant, sight.commands.clone()) else {
-            return Ok(Err(not_granted("query", &query)));
-        };
-        if self.asked >= COMMANDS_MAX {
-            return Ok(Err(limit("commands asked", COMMANDS_MAX as u64, self.asked as u64 + 1)));
-        }
-        self.asked += 1;
-        let filled = match grant.fill(&sight.place, &pairs(&arguments)) {
-            Ok(filled) => filled,
-            Err(error) => return Ok(Err(unfillable(&error))),
-        };
-        let begun = Instant::now();
-        let result = commands.run(&filled.command);
-        self.reading += begun.elapsed();
-        Ok(match result {
-            Ok(a) => Ok(Answer { exit_code: a.exit_code, output: a.output, errors: a.errors }),
-            Err(error) => Err(not_run(&error)),
-        })
+        self.seen(&target)?;
+        Ok(self.wait(|world| world.ask(&query, &arguments)))
     }
 
     fn copies(&mut self, target: Resource<TargetHandle>) -> Answered<Vec<SavedCopy>> {
-        let copies = self.table.get(&target)?.0.copies.clone().filter(|_| self.grants.copies);
-        let begun = Instant::now();
-        let result = copies.map_or_else(|| Err(not_granted("copies", "")), |c| c.list());
-        self.reading += begun.elapsed();
-        Ok(result)
+        self.seen(&target)?;
+        Ok(self.wait(|world| world.copies()))
     }
 
     fn saving(&mut self, target: Resource<TargetHandle>) -> Answered<Saving> {
-        let copies = self.table.get(&target)?.0.copies.clone().filter(|_| self.grants.copies);
-        let begun = Instant::now();
-        let result = copies.map_or_else(|| Err(not_granted("copies", "")), |c| c.saving());
-        self.reading += begun.elapsed();
-        Ok(result)
+        self.seen(&target)?;
+        Ok(self.wait(|world| world.saving()))
     }
 
     fn drop(&mut self, target: Resource<TargetHandle>) -> wasmtime::Result<()> {
         self.table.delete(target)?;
         Ok(())
     }
-}
-
-fn pairs(arguments: &[Argument]) -> Vec<(&str, &str)> {
-    arguments.iter().map(|a| (a.hole.as_str(), a.value.as_str())).collect()
-}
-
-fn unfillable(error: &FillError) -> Failure {
-    Failure::new(FailureKind::Invalid, "argument", error.to_string())
-        .with("grant", &error.grant)
-        .with("hole", &error.hole)
-}
-
-/// A command that gave no answer.
-pub fn not_run(error: &RunError) -> Failure {
-    let (kind, code) = match error {
-        RunError::Missing { .. } => (FailureKind::Unsupported, "tool-missing"),
-        RunError::Start { .. } => (FailureKind::Io, "tool-failed"),
-        RunError::Deadline { .. } => (FailureKind::Io, "tool-hung"),
-        RunError::TooMuch { .. } => (FailureKind::Io, "tool-flood"),
-        RunError::Killed { .. } => (FailureKind::Io, "tool-died"),
-    };
-    Failure::new(kind, code, error.to_string())
-}
-
-fn not_granted(kind: &str, name: &str) -> Failure {
-    let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
-    let message = format!("the plugin has no grant for the {kind} {name}");
-    Failure::new(FailureKind::NotGranted, "not-granted", message)
-        .with("grant", format!("{kind} {name}"))
 }
 
 impl Host {
@@ -398,16 +334,17 @@ impl planning::HostPlan for Host {
         action: String,
         arguments: Vec<Argument>,
     ) -> Answered<()> {
-        let grant = self.grants.actions.iter().find(|g| g.name == action);
-        let (Some(grant), Some(place)) = (grant, &self.place) else {
-            return Ok(Err(not_granted("action", &action)));
-        };
-        let filled = match grant.fill(place, &pairs(&arguments)) {
+        let Some(seen) = &self.seen else { return Ok(Err(not_granted("action", &action))) };
+        let filled = match self.grants.act(&seen.place, &action, &arguments) {
             Ok(filled) => filled,
-            Err(error) => return Ok(Err(unfillable(&error))),
+            Err(failure) => return Ok(Err(failure)),
         };
-        let act = Act { action, command: filled.command, guard: filled.guard };
-        Ok(self.plan.act(act).map_err(|e| refused(&e)))
+        let act = Act { action: action.clone(), command: filled.command, guard: filled.guard };
+        let added = self.plan.act(act).map_err(|e| refused(&e));
+        if added.is_ok() {
+            self.acts.push((action, arguments));
+        }
+        Ok(added)
     }
 
     fn save(&mut self, _: Resource<PlanHandle>, new: NewSnapshot) -> Answered<()> {
@@ -455,28 +392,12 @@ impl planning::HostPlan for Host {
 
 impl log::Host for Host {
     fn write(&mut self, level: log::Level, message: String) -> wasmtime::Result<()> {
-        if self.logged + message.len() > LOG_MAX {
-            if !self.log_full.swap(true, Ordering::Relaxed) {
-                tracing::warn!(plugin = %self.plugin, "the plugin's log is full; the rest is dropped");
-            }
-            return Ok(());
-        }
-        self.logged += message.len();
-        let mut end = message.len().min(LOG_LINE_MAX);
-        while !message.is_char_boundary(end) {
-            end -= 1;
-        }
-        let line: String =
-            message[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        match level {
-            log::Level::Debug => tracing::debug!(plugin = %self.plugin, "{line}"),
-            log::Level::Info => tracing::info!(plugin = %self.plugin, "{line}"),
-            log::Level::Warn => tracing::warn!(plugin = %self.plugin, "{line}"),
-        }
-        if self.lines.len() == LOG_KEPT {
-            self.lines.remove(0);
-        }
-        self.lines.push(line);
+        let loud = match level {
+            log::Level::Debug => Loud::Debug,
+            log::Level::Info => Loud::Info,
+            log::Level::Warn => Loud::Warn,
+        };
+        self.world.log(loud, &message);
         Ok(())
     }
 }

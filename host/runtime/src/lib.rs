@@ -5,19 +5,25 @@
 //! volume through read-only handles, and streams a plan into a builder that keeps the contract's
 //! limits. This crate knows no policy and changes nothing.
 
+mod apart;
 mod bindings;
 mod cache;
+mod call;
 mod fault;
 mod grants;
 mod host;
+mod machine;
 mod memory;
+mod outside;
 mod plugin;
 
+pub use apart::{ARGUMENT, Confinement, give_up_all, serve};
 pub use bindings::types::{
     Answer, Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage, Facts,
     Failure, FailureKind, Finding, Goal, Grammar, Guard, Hole, ImageGrant, NewSnapshot, Packed,
     PlaceKind, Role, SavedCopy, Saving, Snapshot, View,
 };
 pub use fault::{CallError, LoadError};
-pub use host::{CopiesView, Sight, not_run};
-pub use plugin::{Plugin, Runtime};
+pub use host::{CopiesView, Sight};
+pub use outside::not_run;
+pub use plugin::{Confine, Plugin, Runtime};

@@ -1,85 +1,101 @@
 //! Loading plugins and calling them.
 
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use snapslot_capture::Plan;
-use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceType};
-use wasmtime::{Config, Engine, Store, UpdateDeadline};
 
-use crate::bindings::types::{
-    Answer, Change, Description, ExtentPage, Facts, Failure, FailureKind, Goal, PlaceKind, View,
-};
-use crate::bindings::{Storage, StoragePre};
+use crate::apart::{Apart, Component, Confinement};
+use crate::bindings::types::{Answer, Change, Description, ExtentPage, Facts, Failure, Goal, View};
 use crate::cache::Cache;
+use crate::call::{Call, Ended, Reply};
 use crate::fault::{CallError, LoadError};
 use crate::grants::effective;
-use crate::host::{Grants, Host, PlanHandle, Sight};
-use crate::memory::HugeMemory;
+use crate::host::{Seen, Sight};
+use crate::machine::{LoadFault, Loaded, Machine, OWN_TIME_MAX};
+use crate::outside::{Grants, Outside, World};
 
 /// A component of plain code has 50 KiB to a few MiB; one with a language runtime some 20 MiB.
 const COMPONENT_MAX: usize = 64 << 20;
-/// How often the clock of running plugins advances, after how many steps the time is looked at,
-/// and how much of it one call has.
-const TICK: Duration = Duration::from_millis(10);
-const TICKS_CHECK: u64 = 10;
-const OWN_TIME_MAX: Duration = Duration::from_secs(60);
-/// Native stack that wasm code may use: deep recursion ends here.
-const STACK_MAX: usize = 1 << 20;
-/// Bytes that one call of the host may take in from the guest.
-const HOSTCALL_BYTES_MAX: usize = 32 << 20;
-/// The era of the contract that this host speaks.
-const ERA: &str = "0.1.";
-const CONTRACT: &str = "snapslot:backend/";
-/// What the Rust standard library and others import without a plugin calling it. Given, and
-/// ends the plugin if used: none of it leads anywhere.
-const INERT: [&str; 10] = [
-    "wasi:cli/environment@",
-    "wasi:cli/exit@",
-    "wasi:cli/stdin@",
-    "wasi:cli/stdout@",
-    "wasi:cli/stderr@",
-    "wasi:cli/terminal-",
-    "wasi:io/error@",
-    "wasi:io/poll@",
-    "wasi:io/streams@",
-    "wasi:random/insecure-seed@",
-];
+
+/// Where plugins run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Confine {
+    /// In a process of their own: this program, called with [`ARGUMENT`](crate::ARGUMENT), calls
+    /// [`serve`](crate::serve). If it cannot be started, within this one, and that is told.
+    Apart(PathBuf),
+    /// The same, and not at all if any part of the confinement cannot be had.
+    Strictly(PathBuf),
+    /// Within this process.
+    Here,
+}
 
 /// The machinery that all plugins share.
 pub struct Runtime {
-    engine: Engine,
-    linker: Linker<Host>,
+    home: Home,
     cache: Cache,
-    own_time_max: Duration,
-    ticker: OnceLock<()>,
+}
+
+enum Home {
+    Here(Box<Machine>),
+    Apart(Apart),
 }
 
 impl Runtime {
     /// A runtime that keeps compiled plugins in this directory, and lets one call compute for
     /// this long, at most as long as the contract says.
-    pub fn new(cache: &Path, own_time_max: Option<Duration>) -> Result<Self, LoadError> {
-        let unusable = |e: wasmtime::Error| LoadError::Unusable(format!("{e:#}"));
-        let mut config = Config::new();
-        config.wasm_component_model(true);
-        config.epoch_interruption(true);
-        config.max_wasm_stack(STACK_MAX);
-        config.with_host_memory(Arc::new(HugeMemory));
-        // The few kilobytes of a plugin's data are copied; only wasmtime's own memory can map them.
-        config.memory_init_cow(false);
-        let engine = Engine::new(&config).map_err(unusable)?;
-        let mut linker = Linker::new(&engine);
-        Storage::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host).map_err(unusable)?;
-        Ok(Runtime {
-            engine,
-            linker,
-            cache: Cache::open(cache),
-            own_time_max: own_time_max.unwrap_or(OWN_TIME_MAX).min(OWN_TIME_MAX),
-            ticker: OnceLock::new(),
-        })
+    pub fn new(
+        cache: &Path,
+        own_time_max: Option<Duration>,
+        confine: &Confine,
+    ) -> Result<Self, LoadError> {
+        let own_time_max = own_time_max.unwrap_or(OWN_TIME_MAX).min(OWN_TIME_MAX);
+        let unusable = |e: &dyn std::fmt::Display| LoadError::Unusable(e.to_string());
+        let home = match confine {
+            Confine::Here => None,
+            Confine::Apart(program) | Confine::Strictly(program) => {
+                match Apart::start(program.clone(), own_time_max) {
+                    Ok(apart) => Some(Home::Apart(apart)),
+                    Err(error) if matches!(confine, Confine::Strictly(_)) => {
+                        return Err(unusable(&format!(
+                            "plugins cannot be confined, because no process can be started: {error}"
+                        )));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "plugins are not confined");
+                        None
+                    }
+                }
+            }
+        };
+        let home = match home {
+            Some(home) => home,
+            None => {
+                let machine =
+                    Machine::new(own_time_max).map_err(|e| unusable(&format!("{e:#}")))?;
+                Home::Here(Box::new(machine))
+            }
+        };
+        // Opened while the process readies itself.
+        let runtime = Runtime { home, cache: Cache::open(cache) };
+        if matches!(confine, Confine::Strictly(_)) {
+            let held = runtime.confinement();
+            if !held.is_whole() {
+                return Err(unusable(&format!("plugins cannot be confined: {}", held.in_words())));
+            }
+        }
+        Ok(runtime)
+    }
+
+    /// What holds plugins besides wasm.
+    pub fn confinement(&self) -> Confinement {
+        match &self.home {
+            Home::Here(_) => Confinement::default(),
+            Home::Apart(apart) => apart.confinement().unwrap_or_default(),
+        }
     }
 
     /// Loads a component and asks it what it is.
@@ -87,105 +103,95 @@ impl Runtime {
         if bytes.len() > COMPONENT_MAX {
             return Err(LoadError::TooLarge { size: bytes.len(), limit: COMPONENT_MAX });
         }
-        let unusable = |e: wasmtime::Error| LoadError::Unusable(format!("{e:#}"));
         let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-        let component = self.cache.component(&self.engine, &digest, bytes).map_err(unusable)?;
-        let imports = self.check_imports(&component)?;
-        let mut linker = self.linker.clone();
-        self.define_inert(&component, &mut linker).map_err(unusable)?;
-        let pre = linker.instantiate_pre(&component).and_then(StoragePre::new).map_err(unusable)?;
+        let (code, imports) = match &self.home {
+            Home::Here(machine) => {
+                let loaded = self.load_here(machine, &digest, bytes)?;
+                let imports = loaded.imports.clone();
+                (Code::Here(Box::new(loaded)), imports)
+            }
+            Home::Apart(apart) => {
+                let component =
+                    Component { digest: digest.clone(), bytes: bytes.into(), granted: None };
+                let imports =
+                    apart.load(&component, &self.cache).map_err(LoadError::Unusable)??;
+                (Code::Apart(component), imports)
+            }
+        };
         let mut plugin = Plugin {
             runtime: self,
-            pre,
+            code,
             digest,
             imports,
-            description: Description {
-                name: "new plugin".to_owned(),
-                version: String::new(),
-                summary: String::new(),
-                endings: Vec::new(),
-                place: PlaceKind::Image,
-                images: Vec::new(),
-                copies: None,
-                queries: Vec::new(),
-                actions: Vec::new(),
-            },
-            grants: Arc::new(Grants::default()),
+            description: Description::unknown(),
+            grants: Arc::default(),
         };
-        let described = plugin
-            .call("describe", |storage, store, _| {
-                storage.snapslot_backend_backend().call_describe(store).map(Ok)
-            })
-            .map_err(|e| LoadError::Unusable(e.to_string()))?;
-        plugin.description = validated(described.0)?;
+        let described = plugin.call(&Call::Describe, None);
+        let Reply::Described(description) =
+            described.map_err(|e| LoadError::Unusable(e.to_string()))?
+        else {
+            return Err(LoadError::Unusable("it described something else".to_owned()));
+        };
+        plugin.description = validated(description)?;
         plugin.grants = Arc::new(effective(&plugin.description)?);
+        if let (Home::Apart(apart), Code::Apart(component)) = (&self.home, &mut plugin.code) {
+            component.granted = Some(plugin.description.clone());
+            apart.grant(component).map_err(LoadError::Unusable)?;
+        }
         Ok(plugin)
     }
 
-    fn check_imports(&self, component: &Component) -> Result<Vec<String>, LoadError> {
-        let mut imports = Vec::new();
-        for (name, _) in component.component_type().imports(&self.engine) {
-            if let Some(rest) = name.strip_prefix(CONTRACT) {
-                let version = rest.split_once('@').map_or("", |(_, v)| v);
-                if !version.starts_with(ERA) {
-                    return Err(LoadError::Version { theirs: name.to_owned() });
-                }
-            } else if !INERT.iter().any(|inert| name.starts_with(inert)) {
-                return Err(LoadError::Import { import: name.to_owned() });
-            }
-            imports.push(name.to_owned());
-        }
-        Ok(imports)
-    }
-
-    /// Gives inert imports something to link to: functions that end the plugin, resources of
-    /// which there is never one.
-    fn define_inert(
+    fn load_here(
         &self,
-        component: &Component,
-        linker: &mut Linker<Host>,
-    ) -> wasmtime::Result<()> {
-        struct Nothing;
-        for (name, item) in component.component_type().imports(&self.engine) {
-            let ComponentItem::ComponentInstance(instance) = item.ty else { continue };
-            if name.starts_with(CONTRACT) {
-                continue;
-            }
-            let mut inert = linker.instance(name)?;
-            for (export, item) in instance.exports(&self.engine) {
-                match item.ty {
-                    ComponentItem::ComponentFunc(_) => {
-                        let called = format!("{name} {export}");
-                        inert.func_new(export, move |_, _, _, _| {
-                            Err(wasmtime::Error::msg(format!(
-                                "it called {called}, which no plugin is given"
-                            )))
-                        })?;
-                    }
-                    ComponentItem::Resource(_) => {
-                        inert.resource(export, ResourceType::host::<Nothing>(), |_, _| Ok(()))?;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts the clock by which running plugins are ended. It lives as long as the engine.
-    fn tick(&self) {
-        self.ticker.get_or_init(|| {
-            let engine = self.engine.weak();
-            std::thread::spawn(move || {
-                // Signals are for the thread that works, which may hold them back for a moment.
-                let _ = nix::sys::signal::SigSet::all().thread_block();
-                while let Some(engine) = engine.upgrade() {
-                    engine.increment_epoch();
-                    drop(engine);
-                    std::thread::sleep(TICK);
-                }
-            });
+        machine: &Machine,
+        digest: &str,
+        bytes: &[u8],
+    ) -> Result<Loaded, LoadError> {
+        let kept = self.cache.find(digest, machine.key()).and_then(|mut file| {
+            let mut code = Vec::new();
+            file.read_to_end(&mut code).ok()?;
+            // SAFETY: the file was written by this user, as the cache checked for it and for its
+            // directory, and this program writes there only what its own compiler made.
+            unsafe { machine.revive(&code) }
         });
+        let component = match kept {
+            Some(component) => component,
+            None => {
+                let (component, code) = machine.compile(bytes)?;
+                if let Some(code) = code {
+                    self.cache.keep(digest, machine.key(), &code);
+                }
+                component
+            }
+        };
+        Ok(machine.link(&component)?)
+    }
+}
+
+impl From<LoadFault> for LoadError {
+    fn from(fault: LoadFault) -> LoadError {
+        match fault {
+            LoadFault::Import(import) => LoadError::Import { import },
+            LoadFault::Version(theirs) => LoadError::Version { theirs },
+            LoadFault::Unusable(why) => LoadError::Unusable(why),
+        }
+    }
+}
+
+impl Description {
+    /// Of a plugin that was not asked yet.
+    fn unknown() -> Description {
+        Description {
+            name: "new plugin".to_owned(),
+            version: String::new(),
+            summary: String::new(),
+            endings: Vec::new(),
+            place: crate::bindings::types::PlaceKind::Image,
+            images: Vec::new(),
+            copies: None,
+            queries: Vec::new(),
+            actions: Vec::new(),
+        }
     }
 }
 
@@ -213,11 +219,16 @@ fn validated(d: Description) -> Result<Description, LoadError> {
 /// A loaded plugin.
 pub struct Plugin<'r> {
     runtime: &'r Runtime,
-    pre: StoragePre<Host>,
+    code: Code,
     digest: String,
     imports: Vec<String>,
     description: Description,
     grants: Arc<Grants>,
+}
+
+enum Code {
+    Here(Box<Loaded>),
+    Apart(Component),
 }
 
 impl Plugin<'_> {
@@ -238,10 +249,9 @@ impl Plugin<'_> {
 
     /// Looks at the volume.
     pub fn inspect(&self, sight: &Sight) -> Result<Facts, CallError> {
-        let (facts, _) = self.call("inspect", |storage, store, _| {
-            let target = store.data_mut().target(sight)?;
-            storage.snapslot_backend_backend().call_inspect(store, target)
-        })?;
+        let Reply::Facts(facts) = self.call(&Call::Inspect, Some(sight))? else {
+            return Err(self.confused("inspect"));
+        };
         if facts.snapshots.len() > 65_536 || facts.findings.len() > 64 {
             return Err(self.fault("inspect", "it reports more than the contract allows", vec![]));
         }
@@ -250,14 +260,10 @@ impl Plugin<'_> {
 
     /// Asks for the steps to the goal.
     pub fn plan(&self, sight: &Sight, goal: &Goal) -> Result<Plan, CallError> {
-        let ((), host) = self.call("plan", |storage, store, _| {
-            let target = store.data_mut().target(sight)?;
-            let plan = store.data_mut().table.push(PlanHandle)?;
-            let plan = Resource::new_borrow(plan.rep());
-            storage.snapslot_backend_backend().call_plan(store, target, goal, plan)
-        })?;
-        let lines = host.lines;
-        host.plan.finish().map_err(|e| self.fault("plan", &e.to_string(), lines))
+        match self.call(&Call::Plan(goal.clone()), Some(sight))? {
+            Reply::Planned(plan) => Ok(plan),
+            _ => Err(self.confused("plan")),
+        }
     }
 
     /// Lists content.
@@ -268,10 +274,10 @@ impl Plugin<'_> {
         cursor: u64,
         max: u32,
     ) -> Result<ExtentPage, CallError> {
-        let (page, _) = self.call("extents", |storage, store, _| {
-            let target = store.data_mut().target(sight)?;
-            storage.snapslot_backend_backend().call_extents(store, target, view, cursor, max)
-        })?;
+        let call = Call::Extents { view: view.clone(), cursor, max };
+        let Reply::Page(page) = self.call(&call, Some(sight))? else {
+            return Err(self.confused("extents"));
+        };
         let mut at = cursor;
         for extent in &page.extents {
             let end = extent.start.checked_add(extent.length);
@@ -288,79 +294,74 @@ impl Plugin<'_> {
 
     /// Measures change.
     pub fn measure(&self, sight: &Sight, identity: &str) -> Result<Change, CallError> {
-        let (change, _) = self.call("measure", |storage, store, _| {
-            let target = store.data_mut().target(sight)?;
-            storage.snapslot_backend_backend().call_measure(store, target, identity)
-        })?;
-        Ok(change)
+        match self.call(&Call::Measure(identity.to_owned()), Some(sight))? {
+            Reply::Change(change) => Ok(change),
+            _ => Err(self.confused("measure")),
+        }
     }
 
     /// Puts into the contract's words what a command said when it failed. A plugin that cannot
     /// is passed over: the command's own words are at hand.
     pub fn explain(&self, command: &str, answer: &Answer) -> Option<Failure> {
-        let explained = self.call("explain", |storage, store, _| {
-            storage.snapslot_backend_backend().call_explain(store, command, answer).map(Ok)
-        });
-        explained.ok().map(|(failure, _)| cleaned(failure))
+        let call = Call::Explain { command: command.to_owned(), answer: answer.clone() };
+        match self.call(&call, None) {
+            Ok(Reply::Explained(failure)) => Some(cleaned(failure)),
+            _ => None,
+        }
+    }
+
+    fn confused(&self, call: &'static str) -> CallError {
+        self.fault(call, "it answered something else", vec![])
     }
 
     fn fault(&self, call: &'static str, cause: &str, log: Vec<String>) -> CallError {
+        let clean = |text: &str| text.chars().filter(|c| !c.is_control()).take(4096).collect();
         CallError::Fault {
             plugin: self.description.name.clone(),
             call,
-            cause: cause.to_owned(),
-            log,
+            cause: clean(cause),
+            log: log.iter().map(|line| clean(line)).collect(),
         }
     }
 
-    /// One call in a store of its own. After a trap nothing of that store is used again, but
-    /// for the lines it logged.
-    fn call<T>(
-        &self,
-        call: &'static str,
-        f: impl FnOnce(&Storage, &mut Store<Host>, &str) -> wasmtime::Result<Result<T, Failure>>,
-    ) -> Result<(T, Host), CallError> {
-        self.runtime.tick();
-        let mut store = Store::new(
-            &self.runtime.engine,
-            Host::new(&self.description.name, self.grants.clone()),
-        );
-        store.limiter(|host| &mut host.limits);
-        // Sixty seconds of its own: what the storage took to answer is not its fault.
-        let begun = Instant::now();
-        let own_time_max = self.runtime.own_time_max;
-        store.set_epoch_deadline(TICKS_CHECK);
-        store.epoch_deadline_callback(move |context| {
-            let own = begun.elapsed().saturating_sub(context.data().reading);
-            if own >= own_time_max {
-                return Err(wasmtime::Trap::Interrupt.into());
+    /// One call, wherever plugins run.
+    fn call(&self, call: &Call, sight: Option<&Sight>) -> Result<Reply<Plan>, CallError> {
+        let mut outside = Outside::new(&self.description.name, self.grants.clone(), sight);
+        let (result, mut lines) = match (&self.runtime.home, &self.code) {
+            (Home::Here(machine), Code::Here(loaded)) => {
+                let seen = sight.map(|s| Seen { place: s.place.clone(), disk: s.disk.clone() });
+                let grants = self.grants.clone();
+                let (result, mut world) =
+                    machine.call(loaded, call, grants, seen, Box::new(outside));
+                (result.map(|reply| reply.map(|planned| planned.plan)), world.lines())
             }
-            Ok(UpdateDeadline::Continue(TICKS_CHECK))
-        });
-        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
-        store.set_max_component_handles(64);
-        let result = self.pre.instantiate(&mut store).and_then(|s| f(&s, &mut store, call));
-        let mut host = store.into_data();
-        match result {
-            Ok(Ok(value)) => Ok((value, host)),
-            Ok(Err(failure)) if failure.kind == FailureKind::Internal => {
-                Err(self.fault(call, &cleaned(failure).message, host.lines))
+            (Home::Apart(apart), Code::Apart(component)) => {
+                let cache = &self.runtime.cache;
+                let result = apart.call(component, cache, call, sight, &mut outside);
+                // What comes from there is a draft: the plan is made here.
+                let built = result.and_then(|reply| {
+                    let place = sight.map(|s| &s.place);
+                    reply
+                        .try_map(|draft| match place {
+                            Some(place) => {
+                                draft.build(&self.grants, place).map_err(|e| e.to_string())
+                            }
+                            None => Err("it planned without a volume".to_owned()),
+                        })
+                        .map_err(|cause| Ended::Fault { cause, trace: Vec::new() })
+                });
+                (built, outside.lines())
             }
-            Ok(Err(failure)) => Err(CallError::Refused(cleaned(failure))),
-            Err(error) => {
-                let whole = format!("{error:#}");
-                let cause = match error.downcast_ref::<wasmtime::Trap>() {
-                    Some(wasmtime::Trap::Interrupt) => {
-                        format!("it computed for longer than {:?}", self.runtime.own_time_max)
-                    }
-                    Some(trap) => trap.to_string(),
-                    None => error.root_cause().to_string(),
-                };
-                // Where in the component: for its author, below the sentence.
-                host.lines.extend(whole.lines().skip(1).take(16).map(|l| l.trim().to_owned()));
-                Err(self.fault(call, &cause, host.lines))
+            // A plugin's code is where its runtime is.
+            _ => return Err(self.confused(call.name())),
+        };
+        result.map_err(|ended| match ended {
+            Ended::Refused(failure) => CallError::Refused(cleaned(failure)),
+            Ended::Fault { cause, trace } => {
+                lines.extend(trace.into_iter().take(16));
+                self.fault(call.name(), &cause, lines)
             }
-        }
+        })
     }
 }
 

@@ -13,7 +13,14 @@ use crate::words::{ago, bytes, moment, quoted};
 
 pub fn status(engine: &Engine, output: Output, machine: &str) -> Result<ExitCode, Failed> {
     let status = engine.status(machine)?;
-    output.done(json!(status), &in_words(output, machine, &status));
+    let held = engine.confinement();
+    let mut data = json!(status);
+    data["confinement"] = json!(held);
+    let mut words = in_words(output, machine, &status);
+    if !held.is_whole() {
+        let _ = writeln!(words, "  {}", held.in_words());
+    }
+    output.done(data, &words);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -269,11 +276,14 @@ pub fn plugin(
                  Of its {} imports {inert} are of its language's runtime and lead nowhere.",
                 plugin.imports().len()
             );
+            let held = engine.confinement();
+            let _ = writeln!(words, "{}", held.in_words());
             output.done(
                 json!({
                     "name": d.name, "version": d.version, "summary": d.summary, "source": "built-in",
                     "endings": d.endings, "place": d.place.word(), "copies": d.copies, "images": d.images, "queries": d.queries,
                     "actions": d.actions, "digest": plugin.digest(), "imports": plugin.imports(),
+                    "confinement": held,
                 }),
                 &words,
             );

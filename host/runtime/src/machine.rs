@@ -1,0 +1,290 @@
+//! Wasm itself: compiling, linking, and one call in a store of its own.
+//!
+//! Knows no socket and no file: it is the same in this process and in one of its own.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceType};
+use wasmtime::{Config, Engine, Store, UpdateDeadline};
+
+use crate::bindings::types::{Failure, FailureKind};
+use crate::bindings::{Storage, StoragePre};
+use crate::call::{Call, Ended, Planned, Reply};
+use crate::host::{Host, PlanHandle, Seen};
+use crate::memory::HugeMemory;
+use crate::outside::{Grants, World};
+
+/// How often the clock of running plugins advances, after how many steps the time is looked at,
+/// and how much of it one call has.
+const TICK: Duration = Duration::from_millis(10);
+const TICKS_CHECK: u64 = 10;
+pub(crate) const OWN_TIME_MAX: Duration = Duration::from_secs(60);
+/// Native stack that wasm code may use: deep recursion ends here.
+const STACK_MAX: usize = 1 << 20;
+/// Bytes that one call of the host may take in from the guest.
+const HOSTCALL_BYTES_MAX: usize = 32 << 20;
+/// The era of the contract that this host speaks.
+const ERA: &str = "0.1.";
+const CONTRACT: &str = "snapslot:backend/";
+/// What the Rust standard library and others import without a plugin calling it. Given, and
+/// ends the plugin if used: none of it leads anywhere.
+const INERT: [&str; 10] = [
+    "wasi:cli/environment@",
+    "wasi:cli/exit@",
+    "wasi:cli/stdin@",
+    "wasi:cli/stdout@",
+    "wasi:cli/stderr@",
+    "wasi:cli/terminal-",
+    "wasi:io/error@",
+    "wasi:io/poll@",
+    "wasi:io/streams@",
+    "wasi:random/insecure-seed@",
+];
+
+/// What one machinery of wasm shares.
+pub(crate) struct Machine {
+    engine: Engine,
+    linker: Linker<Host>,
+    own_time_max: Duration,
+    ticker: OnceLock<()>,
+}
+
+/// A component that is ready to be called.
+pub(crate) struct Loaded {
+    pre: StoragePre<Host>,
+    pub(crate) imports: Vec<String>,
+}
+
+/// Why a component cannot be made ready.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum LoadFault {
+    /// It imports what no plugin is given.
+    Import(String),
+    /// It speaks another version of the contract.
+    Version(String),
+    /// It does not compile or link.
+    Unusable(String),
+}
+
+fn unusable(error: wasmtime::Error) -> LoadFault {
+    LoadFault::Unusable(format!("{error:#}"))
+}
+
+impl Machine {
+    pub(crate) fn new(own_time_max: Duration) -> wasmtime::Result<Self> {
+        let mut config = Config::new();
+        config.wasm_component_model(true);
+        config.epoch_interruption(true);
+        config.max_wasm_stack(STACK_MAX);
+        config.with_host_memory(Arc::new(HugeMemory));
+        // The few kilobytes of a plugin's data are copied; only wasmtime's own memory can map them.
+        config.memory_init_cow(false);
+        let engine = Engine::new(&config)?;
+        let mut linker = Linker::new(&engine);
+        Storage::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
+        Ok(Machine { engine, linker, own_time_max, ticker: OnceLock::new() })
+    }
+
+    /// A number of all that compiled code depends on.
+    pub(crate) fn key(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.engine.precompile_compatibility_hash().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Compiles a component. Gives also the code to keep, where it can be kept.
+    pub(crate) fn compile(&self, bytes: &[u8]) -> Result<(Component, Option<Vec<u8>>), LoadFault> {
+        let component = Component::new(&self.engine, bytes).map_err(unusable)?;
+        let code = component.serialize();
+        if let Err(error) = &code {
+            tracing::debug!(%error, "a compiled plugin cannot be kept");
+        }
+        Ok((component, code.ok()))
+    }
+
+    /// A component from code that was compiled before; none if it is damaged.
+    ///
+    /// # Safety
+    /// The code must be what `compile` of a machine with the same key gave: it will be run.
+    pub(crate) unsafe fn revive(&self, code: &[u8]) -> Option<Component> {
+        // SAFETY: as the caller promises.
+        let load = || unsafe { Component::deserialize(&self.engine, code) };
+        // A file damaged by the disk may even make the loader panic.
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
+            Ok(Ok(component)) => Some(component),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a kept plugin is compiled anew");
+                None
+            }
+            Err(_) => {
+                tracing::warn!("a kept plugin is damaged; it is compiled anew");
+                None
+            }
+        }
+    }
+
+    /// Checks what the component imports, and links it.
+    pub(crate) fn link(&self, component: &Component) -> Result<Loaded, LoadFault> {
+        let imports = self.check_imports(component)?;
+        let mut linker = self.linker.clone();
+        self.define_inert(component, &mut linker).map_err(unusable)?;
+        let pre = linker.instantiate_pre(component).and_then(StoragePre::new).map_err(unusable)?;
+        Ok(Loaded { pre, imports })
+    }
+
+    fn check_imports(&self, component: &Component) -> Result<Vec<String>, LoadFault> {
+        let mut imports = Vec::new();
+        for (name, _) in component.component_type().imports(&self.engine) {
+            if let Some(rest) = name.strip_prefix(CONTRACT) {
+                let version = rest.split_once('@').map_or("", |(_, v)| v);
+                if !version.starts_with(ERA) {
+                    return Err(LoadFault::Version(name.to_owned()));
+                }
+            } else if !INERT.iter().any(|inert| name.starts_with(inert)) {
+                return Err(LoadFault::Import(name.to_owned()));
+            }
+            imports.push(name.to_owned());
+        }
+        Ok(imports)
+    }
+
+    /// Gives inert imports something to link to: functions that end the plugin, resources of
+    /// which there is never one.
+    fn define_inert(
+        &self,
+        component: &Component,
+        linker: &mut Linker<Host>,
+    ) -> wasmtime::Result<()> {
+        struct Nothing;
+        for (name, item) in component.component_type().imports(&self.engine) {
+            let ComponentItem::ComponentInstance(instance) = item.ty else { continue };
+            if name.starts_with(CONTRACT) {
+                continue;
+            }
+            let mut inert = linker.instance(name)?;
+            for (export, item) in instance.exports(&self.engine) {
+                match item.ty {
+                    ComponentItem::ComponentFunc(_) => {
+                        let called = format!("{name} {export}");
+                        inert.func_new(export, move |_, _, _, _| {
+                            Err(wasmtime::Error::msg(format!(
+                                "it called {called}, which no plugin is given"
+                            )))
+                        })?;
+                    }
+                    ComponentItem::Resource(_) => {
+                        inert.resource(export, ResourceType::host::<Nothing>(), |_, _| Ok(()))?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the clock by which running plugins are ended. It lives as long as the engine.
+    /// `each` is called at every tick.
+    pub(crate) fn tick(&self, each: impl Fn() + Send + 'static) {
+        self.ticker.get_or_init(|| {
+            let engine = self.engine.weak();
+            std::thread::spawn(move || {
+                // Signals are for the thread that works, which may hold them back for a moment.
+                let _ = nix::sys::signal::SigSet::all().thread_block();
+                while let Some(engine) = engine.upgrade() {
+                    engine.increment_epoch();
+                    drop(engine);
+                    each();
+                    std::thread::sleep(TICK);
+                }
+            });
+        });
+    }
+
+    /// One call in a store of its own. After a trap nothing of that store is used again, but for
+    /// the lines it logged.
+    pub(crate) fn call(
+        &self,
+        loaded: &Loaded,
+        call: &Call,
+        grants: Arc<Grants>,
+        seen: Option<Seen>,
+        world: Box<dyn World>,
+    ) -> (Result<Reply<Planned>, Ended>, Box<dyn World>) {
+        self.tick(|| ());
+        let mut store = Store::new(&self.engine, Host::new(grants, seen, world));
+        store.limiter(|host| &mut host.limits);
+        // Sixty seconds of its own: what the storage took to answer is not its fault.
+        let begun = Instant::now();
+        let own_time_max = self.own_time_max;
+        store.set_epoch_deadline(TICKS_CHECK);
+        store.epoch_deadline_callback(move |context| {
+            let own = begun.elapsed().saturating_sub(context.data().reading);
+            if own >= own_time_max {
+                return Err(wasmtime::Trap::Interrupt.into());
+            }
+            Ok(UpdateDeadline::Continue(TICKS_CHECK))
+        });
+        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+        store.set_max_component_handles(64);
+        let result = loaded.pre.instantiate(&mut store).and_then(|s| ask(&s, &mut store, call));
+        let mut host = store.into_data();
+        let (plan, acts) = (std::mem::take(&mut host.plan), std::mem::take(&mut host.acts));
+        let ended = match result {
+            Ok(Ok(reply)) => reply
+                .try_map(|()| plan.finish().map(|plan| Planned { plan, acts }))
+                .map_err(|e| Ended::Fault { cause: e.to_string(), trace: Vec::new() }),
+            Ok(Err(failure)) if failure.kind == FailureKind::Internal => {
+                Err(Ended::Fault { cause: failure.message, trace: Vec::new() })
+            }
+            Ok(Err(failure)) => Err(Ended::Refused(failure)),
+            Err(error) => {
+                let whole = format!("{error:#}");
+                let cause = match error.downcast_ref::<wasmtime::Trap>() {
+                    Some(wasmtime::Trap::Interrupt) => {
+                        format!("it computed for longer than {own_time_max:?}")
+                    }
+                    Some(trap) => trap.to_string(),
+                    None => error.root_cause().to_string(),
+                };
+                // Where in the component: for its author, below the sentence.
+                let trace = whole.lines().skip(1).take(16).map(|l| l.trim().to_owned()).collect();
+                Err(Ended::Fault { cause, trace })
+            }
+        };
+        (ended, host.world)
+    }
+}
+
+type Called<T> = wasmtime::Result<Result<T, Failure>>;
+
+fn ask(storage: &Storage, store: &mut Store<Host>, call: &Call) -> Called<Reply<()>> {
+    let backend = storage.snapslot_backend_backend();
+    if let Call::Describe = call {
+        return Ok(Ok(Reply::Described(backend.call_describe(store)?)));
+    }
+    if let Call::Explain { command, answer } = call {
+        return Ok(Ok(Reply::Explained(backend.call_explain(store, command, answer)?)));
+    }
+    let target = store.data_mut().target()?;
+    Ok(match call {
+        Call::Inspect => backend.call_inspect(store, target)?.map(Reply::Facts),
+        Call::Plan(goal) => {
+            let plan = store.data_mut().table.push(PlanHandle)?;
+            let plan = Resource::new_borrow(plan.rep());
+            backend.call_plan(store, target, goal, plan)?.map(Reply::Planned)
+        }
+        Call::Extents { view, cursor, max } => {
+            backend.call_extents(store, target, view, *cursor, *max)?.map(Reply::Page)
+        }
+        Call::Measure(identity) => {
+            backend.call_measure(store, target, identity)?.map(Reply::Change)
+        }
+        Call::Describe | Call::Explain { .. } => {
+            Err(Failure::new(FailureKind::Internal, "call", "it needs no volume"))
+        }
+    })
+}
