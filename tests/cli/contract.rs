@@ -157,7 +157,8 @@ fn the_json_of_every_command_keeps_its_keys() {
                   volumes.snapshots.taken.seconds volumes.snapshots.taken.nanoseconds \
                   volumes.snapshots.virtual-size volumes.snapshots.vm-state-size volumes.snapshots.lost volumes.unfinished \
                   volumes.findings volumes.in-use \
-                  volumes.changed-bytes volumes.held-bytes volumes.interrupted";
+                  volumes.changed-bytes volumes.held-bytes volumes.interrupted \
+                  confinement confinement.process confinement.files confinement.calls confinement.user";
     let check = |outcome: snapslot_test_support::Outcome, expected: &[&str]| {
         let mut found = BTreeSet::new();
         keys(outcome.expect(0), "", &mut found);
@@ -206,13 +207,16 @@ fn the_json_of_every_command_keeps_its_keys() {
     );
     check(
         snapslot.run(["plugin", "list"]),
-        &["plugins plugins.name plugins.version plugins.summary plugins.source plugins.digest"],
+        &[
+            "plugins plugins.name plugins.version plugins.summary plugins.source plugins.digest plugins.problem",
+        ],
     );
     check(
         snapslot.run(["plugin", "show", "qcow2"]),
         &[
             "name version summary source endings place copies images images.role images.changes images.reason \
-         queries actions digest imports",
+         queries actions digest imports confinement confinement.process confinement.files \
+         confinement.calls confinement.user denied added user",
         ],
     );
     check(snapslot.verb("disable", path, &[]), &["machine changed slot slot.state"]);

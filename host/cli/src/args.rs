@@ -213,7 +213,7 @@ pub enum Command {
         #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
     },
-    /// Show storage plugins
+    /// Show, add and remove storage plugins
     Plugin {
         #[command(subcommand)]
         command: PluginCommand,
@@ -241,6 +241,41 @@ pub enum PluginCommand {
     Show {
         /// Its name
         name: String,
+    },
+    /// Install a plugin: shows every grant it asks for, and asks
+    #[command(after_help = "Examples:
+  snapslot plugin add ./vhd.wasm --dry-run            # shows what it asks for
+  snapslot plugin add ./vhd.wasm                      # shows it, asks, installs
+  snapslot plugin add ./x.wasm --without 'action destroy' --yes
+
+The component is compiled and asked what it is in a process that can open no file, and copied
+into the state directory: what happens to FILE afterwards does not matter.")]
+    Add {
+        /// The component, a .wasm file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Do not give this grant, by its name as in "action destroy"; repeat for several
+        #[arg(long, value_name = "GRANT")]
+        without: Vec<String>,
+        /// Approve without being asked
+        #[arg(long, short)]
+        yes: bool,
+        /// Show what it asks for, and stop
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Remove an installed plugin that no machine needs
+    Remove {
+        /// Its name
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Hold installed plugins against what was approved
+    Verify {
+        /// Its name; all installed plugins if left out
+        name: Option<String>,
     },
 }
 
@@ -284,6 +319,9 @@ impl Command {
             Command::History { .. } => "history",
             Command::Plugin { command: PluginCommand::List } => "plugin list",
             Command::Plugin { command: PluginCommand::Show { .. } } => "plugin show",
+            Command::Plugin { command: PluginCommand::Add { .. } } => "plugin add",
+            Command::Plugin { command: PluginCommand::Remove { .. } } => "plugin remove",
+            Command::Plugin { command: PluginCommand::Verify { .. } } => "plugin verify",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
         }

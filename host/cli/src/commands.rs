@@ -2,6 +2,7 @@
 
 mod directories;
 mod looking;
+mod plugin;
 mod slot;
 
 use std::mem::ManuallyDrop;
@@ -12,7 +13,7 @@ use clap::CommandFactory;
 use serde_json::json;
 use snapslot_engine::{Asked, Confine, Depth, Engine, EngineError, Settings};
 
-use crate::args::{self, Args, Command, Common, Rehearse};
+use crate::args::{self, Args, Command, Common, PluginCommand, Rehearse};
 use crate::output::{Failed, Output};
 
 /// This program, even if another one has taken its name meanwhile.
@@ -61,7 +62,7 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
         Command::History { machine, limit } => {
             looking::history(&engine, output, machine.as_deref(), limit)
         }
-        Command::Plugin { command } => looking::plugin(&engine, output, &command),
+        Command::Plugin { command } => plugin::run(&engine, output, &command),
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
     }
 }
@@ -91,10 +92,16 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
         confine: match args.common.confine {
             args::Confine::Auto => Confine::Apart(OURSELVES.into()),
             args::Confine::Always => Confine::Strictly(OURSELVES.into()),
+            // What nobody approved yet is compiled and asked in a process of its own.
+            args::Confine::Never if is_adding(&args.command) => Confine::Apart(OURSELVES.into()),
             args::Confine::Never => Confine::Here,
         },
         tools: None,
     })
+}
+
+fn is_adding(command: &Command) -> bool {
+    matches!(command, Command::Plugin { command: PluginCommand::Add { .. } })
 }
 
 fn manual(dir: Option<&std::path::Path>, output: Output) -> Result<ExitCode, Failed> {

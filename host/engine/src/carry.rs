@@ -94,7 +94,8 @@ impl<'e> Context<'e> {
             })?;
         }
         let plan = Arc::new(plan);
-        rehearse(plugin, volume, &before, &plan, &goal, self.engine.settings.rehearsal)?;
+        let depth = self.engine.rehearsal_of(&volume.locator.backend);
+        rehearse(plugin, volume, &before, &plan, &goal, depth)?;
         Ok(Planned { volume, plugin, before, goal, plan })
     }
 
@@ -521,7 +522,7 @@ impl Planned<'_> {
             plan: PlanDone {
                 steps: self.plan.steps().len(),
                 phases,
-                rehearsal: engine.settings.rehearsal,
+                rehearsal: engine.rehearsal_of(&self.volume.locator.backend),
             },
             executed: work.map(|w| ReportDone {
                 flushes: w.image.flushes,

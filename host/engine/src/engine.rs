@@ -10,7 +10,9 @@ use snapslot_runtime::{Confine, Confinement, Plugin, Runtime};
 use snapslot_slot::{Moment, Refusal, Request, State, decide};
 
 use crate::error::EngineError;
+use crate::installed::{Installed, Shelf};
 use crate::locator::{Known, Locator, LocatorError, is_machine_name};
+use crate::plugins;
 use crate::rehearse::Depth;
 use crate::store::{Machine, Seen, SlotStore, SqliteStore};
 use crate::volume::Volume;
@@ -55,7 +57,9 @@ pub struct Engine {
     pub(crate) store: Box<dyn SlotStore>,
     pub(crate) runtime: Runtime,
     pub(crate) commands: Arc<dyn Executor>,
+    pub(crate) shelf: Shelf,
     known: Vec<Known>,
+    installed: Vec<Installed>,
 }
 
 impl Engine {
@@ -70,10 +74,13 @@ impl Engine {
             Some(tools) => tools.0.clone(),
             None => Arc::new(Runner::default()),
         };
+        let shelf = Shelf::of(&settings.state_dir);
+        let installed = shelf.read()?;
         let known = (snapslot_builtin::PLUGINS.iter().map(builtin))
             .chain(settings.more_plugins.iter().map(|(known, _)| known.clone()))
+            .chain(installed.iter().map(plugins::known))
             .collect();
-        Ok(Engine { settings, store, runtime, commands, known })
+        Ok(Engine { settings, store, runtime, commands, shelf, known, installed })
     }
 
     /// What holds plugins besides wasm.
@@ -88,6 +95,9 @@ impl Engine {
 
     /// The plugin of this name.
     pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
+        if let Some(plugin) = self.installed.iter().find(|p| p.name == name) {
+            return self.load_installed(plugin);
+        }
         let builtin = snapslot_builtin::PLUGINS.iter().find(|b| b.name == name);
         let more = self.settings.more_plugins.iter().find(|(known, _)| known.name == name);
         let more = more.map(|(_, bytes)| bytes.as_slice());
@@ -95,6 +105,14 @@ impl Engine {
             return Err(LocatorError::Backend { backend: name.to_owned() }.into());
         };
         self.runtime.load(bytes).map_err(|e| EngineError::load(name, &e))
+    }
+
+    /// How deep plans of this plugin are rehearsed: in full where it is not one of ours.
+    pub(crate) fn rehearsal_of(&self, name: &str) -> Depth {
+        match snapslot_builtin::PLUGINS.iter().any(|b| b.name == name) {
+            true => self.settings.rehearsal,
+            false => Depth::Full,
+        }
     }
 
     /// The plugins of these volumes.

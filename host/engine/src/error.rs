@@ -7,6 +7,7 @@ use snapslot_disk::{DiskError, Holder, Users};
 use snapslot_runtime::{CallError, Failure, FailureKind, LoadError};
 use snapslot_slot::{Moment, Refusal};
 
+use crate::installed::InstallError;
 use crate::locator::LocatorError;
 use crate::store::StoreError;
 
@@ -134,6 +135,9 @@ pub enum EngineError {
         /// What is strange.
         why: String,
     },
+    /// Installed plugins cannot be read or changed.
+    #[error("installed plugins: {0}")]
+    Install(#[from] InstallError),
     /// The record cannot be read or written.
     #[error("the record of slots: {0}")]
     Store(#[from] StoreError),
@@ -208,6 +212,15 @@ impl EngineError {
             }
             EngineError::Journal { source: JournalError::Disk(_), .. } => "io",
             EngineError::Journal { .. } | EngineError::ForeignJournal { .. } => "journal",
+            EngineError::Install(e) => match e {
+                InstallError::Io { .. } => "io",
+                InstallError::Untrusted { .. } => "untrusted",
+                InstallError::Changed { .. } => "changed",
+                InstallError::Busy => "busy",
+                InstallError::Missing { .. } => "no-plugin",
+                InstallError::Taken(_) => "taken",
+                InstallError::Needed { .. } => "needed",
+            },
             EngineError::Store(_) => "store",
             EngineError::Unrecorded { .. } => "unrecorded",
             EngineError::HalfDone { .. } => "half-done",
@@ -251,6 +264,13 @@ impl EngineError {
             | EngineError::ForeignJournal { .. }
             | EngineError::HalfDone { .. }
             | EngineError::Unrecorded { .. } => 8,
+            EngineError::Install(e) => match e {
+                InstallError::Io { .. } => 1,
+                InstallError::Untrusted { .. } | InstallError::Changed { .. } => 7,
+                InstallError::Busy => 5,
+                InstallError::Missing { .. } => 2,
+                InstallError::Taken(_) | InstallError::Needed { .. } => 6,
+            },
             EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,
         }
     }
@@ -303,7 +323,16 @@ impl EngineError {
                 "machine": machine, "done": done,
                 "cause": { "code": source.code(), "data": source.data() },
             }),
-            EngineError::Usage(_) | EngineError::Locator(_) | EngineError::Store(_) => json!({}),
+            EngineError::Install(InstallError::Changed { name, found, approved, .. }) => {
+                json!({ "plugin": name, "found": found, "approved": approved })
+            }
+            EngineError::Install(InstallError::Needed { name, machines }) => {
+                json!({ "plugin": name, "machines": machines })
+            }
+            EngineError::Usage(_)
+            | EngineError::Locator(_)
+            | EngineError::Install(_)
+            | EngineError::Store(_) => json!({}),
         }
     }
 

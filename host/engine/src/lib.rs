@@ -11,10 +11,12 @@
 mod carry;
 mod engine;
 mod error;
+mod installed;
 mod keep;
 mod locator;
 mod looks;
 mod operate;
+mod plugins;
 mod recover;
 mod rehearse;
 mod status;
@@ -23,8 +25,10 @@ mod volume;
 
 pub use engine::{Engine, Settings, Tools};
 pub use error::EngineError;
+pub use installed::{InstallError, Installed};
 pub use locator::{Known, Locator, LocatorError, is_machine_name};
 pub use operate::{Asked, Done, Observer, PlannedPhase, Room, Shown, Verb, VolumeDone};
+pub use plugins::{Candidate, Verified, read_component};
 pub use recover::Recovered;
 pub use rehearse::Depth;
 pub use snapslot_command::PlaceKind;

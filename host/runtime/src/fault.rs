@@ -30,6 +30,15 @@ pub enum LoadError {
     /// It declares a grant that no person should be asked to approve.
     #[error("the component cannot be used: {0}")]
     Grant(#[from] snapslot_command::GrantError),
+    /// It asks for more than a person approved.
+    #[error(
+        "the component asks for what nobody approved: {}; `snapslot plugin add` with its file shows it and asks",
+        .grants.join(", ")
+    )]
+    NotApproved {
+        /// The names of the grants.
+        grants: Vec<String>,
+    },
     /// It does not compile, link or describe itself.
     #[error("the component cannot be used: {0}")]
     Unusable(String),

@@ -6,6 +6,7 @@
 //! limits. This crate knows no policy and changes nothing.
 
 mod apart;
+mod approved;
 mod bindings;
 mod cache;
 mod call;
@@ -18,6 +19,7 @@ mod outside;
 mod plugin;
 
 pub use apart::{ARGUMENT, Confinement, give_up_all, serve};
+pub use approved::Approved;
 pub use bindings::types::{
     Answer, Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage, Facts,
     Failure, FailureKind, Finding, Goal, Grammar, Guard, Hole, ImageGrant, NewSnapshot, Packed,
@@ -26,4 +28,4 @@ pub use bindings::types::{
 pub use fault::{CallError, LoadError};
 pub use host::{CopiesView, Sight};
 pub use outside::not_run;
-pub use plugin::{Confine, Plugin, Runtime};
+pub use plugin::{COMPONENT_MAX, Confine, Plugin, Runtime};

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use snapslot_capture::Plan;
 
 use crate::apart::{Apart, Component, Confinement};
+use crate::approved::Approved;
 use crate::bindings::types::{Answer, Change, Description, ExtentPage, Facts, Failure, Goal, View};
 use crate::cache::Cache;
 use crate::call::{Call, Ended, Reply};
@@ -19,7 +20,7 @@ use crate::machine::{LoadFault, Loaded, Machine, OWN_TIME_MAX};
 use crate::outside::{Grants, Outside, World};
 
 /// A component of plain code has 50 KiB to a few MiB; one with a language runtime some 20 MiB.
-const COMPONENT_MAX: usize = 64 << 20;
+pub const COMPONENT_MAX: usize = 64 << 20;
 
 /// Where plugins run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,8 +99,26 @@ impl Runtime {
         }
     }
 
-    /// Loads a component and asks it what it is.
+    /// Loads a component, asks it what it is, and grants it all it asks for.
     pub fn load(&self, bytes: &[u8]) -> Result<Plugin<'_>, LoadError> {
+        self.load_with(bytes, None)
+    }
+
+    /// Loads a component and grants it what it asks for and was approved. If it asks for something
+    /// that was never shown, it is refused.
+    pub fn load_approved(
+        &self,
+        bytes: &[u8],
+        approved: &Approved,
+    ) -> Result<Plugin<'_>, LoadError> {
+        self.load_with(bytes, Some(approved))
+    }
+
+    fn load_with(
+        &self,
+        bytes: &[u8],
+        approved: Option<&Approved>,
+    ) -> Result<Plugin<'_>, LoadError> {
         if bytes.len() > COMPONENT_MAX {
             return Err(LoadError::TooLarge { size: bytes.len(), limit: COMPONENT_MAX });
         }
@@ -132,7 +151,15 @@ impl Runtime {
         else {
             return Err(LoadError::Unusable("it described something else".to_owned()));
         };
-        plugin.description = validated(description)?;
+        let asks = validated(description)?;
+        // Grants nobody should be asked to approve are told first.
+        effective(&asks)?;
+        plugin.description = match approved {
+            None => asks,
+            Some(approved) => {
+                approved.effective(&asks).map_err(|grants| LoadError::NotApproved { grants })?
+            }
+        };
         plugin.grants = Arc::new(effective(&plugin.description)?);
         if let (Home::Apart(apart), Code::Apart(component)) = (&self.home, &mut plugin.code) {
             component.granted = Some(plugin.description.clone());
@@ -180,7 +207,7 @@ impl From<LoadFault> for LoadError {
 
 impl Description {
     /// Of a plugin that was not asked yet.
-    fn unknown() -> Description {
+    pub(crate) fn unknown() -> Description {
         Description {
             name: "new plugin".to_owned(),
             version: String::new(),
@@ -232,7 +259,7 @@ enum Code {
 }
 
 impl Plugin<'_> {
-    /// What it says of itself.
+    /// What it says of itself, with the grants it has: those it asks for and was given.
     pub fn description(&self) -> &Description {
         &self.description
     }

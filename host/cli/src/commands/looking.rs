@@ -4,10 +4,9 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
-use snapslot_engine::{CommandGrant, Description, Engine, EngineError, Role, Status};
+use snapslot_engine::{Engine, EngineError, Status};
 use snapslot_slot::{Consistency, Drift, State};
 
-use crate::args::PluginCommand;
 use crate::output::{Failed, Output};
 use crate::words::{ago, bytes, moment, quoted};
 
@@ -242,106 +241,4 @@ pub fn history(
     }
     output.done(json!({ "operations": rows }), &words);
     Ok(ExitCode::SUCCESS)
-}
-
-pub fn plugin(
-    engine: &Engine,
-    output: Output,
-    command: &PluginCommand,
-) -> Result<ExitCode, Failed> {
-    match command {
-        PluginCommand::List => {
-            let mut words = String::new();
-            let mut rows = Vec::new();
-            for known in engine.backends() {
-                let plugin = engine.plugin(&known.name)?;
-                let d = plugin.description();
-                let _ = writeln!(words, "{}\t{}\tbuilt-in\t{}", d.name, d.version, d.summary);
-                rows.push(json!({
-                    "name": d.name, "version": d.version, "summary": d.summary,
-                    "source": "built-in", "digest": plugin.digest(),
-                }));
-            }
-            output.done(json!({ "plugins": rows }), &words);
-        }
-        PluginCommand::Show { name } => {
-            let plugin = engine.plugin(name)?;
-            let d = plugin.description();
-            let mut words = grants(d);
-            let _ = writeln!(words, "Digest: sha256 {}", plugin.digest());
-            let inert = plugin.imports().iter().filter(|i| !i.starts_with("snapslot:")).count();
-            let _ = writeln!(
-                words,
-                "It is a wasm component: it has no file, network, process, clock or write access of any kind.\n\
-                 Of its {} imports {inert} are of its language's runtime and lead nowhere.",
-                plugin.imports().len()
-            );
-            let held = engine.confinement();
-            let _ = writeln!(words, "{}", held.in_words());
-            output.done(
-                json!({
-                    "name": d.name, "version": d.version, "summary": d.summary, "source": "built-in",
-                    "endings": d.endings, "place": d.place.word(), "copies": d.copies, "images": d.images, "queries": d.queries,
-                    "actions": d.actions, "digest": plugin.digest(), "imports": plugin.imports(),
-                    "confinement": held,
-                }),
-                &words,
-            );
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn grants(d: &Description) -> String {
-    let mut words = format!("{} {}: {}\n", d.name, d.version, d.summary);
-    if !d.endings.is_empty() {
-        let _ = writeln!(words, "Serves paths that end in {}", d.endings.join(", "));
-    }
-    let _ = writeln!(words, "Grants:");
-    for grant in &d.images {
-        let what = match grant.role {
-            Role::Disk => "the disk's image",
-            Role::Backing => "the backing file",
-        };
-        let may = if grant.changes { "read, and plan changes of," } else { "read" };
-        let _ = writeln!(words, "  {may} {what}: {}", grant.reason);
-    }
-    if let Some(reason) = &d.copies {
-        let _ = writeln!(words, "  have whole copies of the disk kept: {reason}");
-    }
-    for (may, list) in [("ask", &d.queries), ("have done", &d.actions)] {
-        for grant in list {
-            let _ = writeln!(words, "  {may} `{}`: {}", grant.template.join(" "), grant.reason);
-            in_detail(grant, &mut words);
-        }
-    }
-    if d.queries.is_empty() && d.actions.is_empty() {
-        let _ = writeln!(words, "  no commands");
-    } else {
-        let _ = writeln!(
-            words,
-            "Commands are run by this host alone: by absolute path, without a shell, with an empty\n\
-             environment, and only with values that fit the volume at hand. Those that change\n\
-             something run only from a plan that was checked and written down before."
-        );
-    }
-    words
-}
-
-/// What stands in a command's holes, what is looked at before it, what it is told, how long it has.
-fn in_detail(grant: &CommandGrant, words: &mut String) {
-    for hole in &grant.holes {
-        let _ = writeln!(words, "      {{{}}} is {}", hole.name, hole.grammar.in_words());
-    }
-    if let Some(guard) = &grant.guard {
-        let look = guard.template.join(" ");
-        let _ = writeln!(words, "      only if `{look}` says {{{}}} right before", guard.equals);
-    }
-    if let Some(input) = &grant.input {
-        let _ = writeln!(words, "      with this on its standard input:");
-        for line in input.lines() {
-            let _ = writeln!(words, "        | {line}");
-        }
-    }
-    let _ = writeln!(words, "      ended after {} s", grant.deadline_seconds);
 }

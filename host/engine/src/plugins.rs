@@ -1,0 +1,226 @@
+//! Installing plugins: a person is shown what one asks for, and what they approve is what it gets.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+use serde::Serialize;
+use snapslot_runtime::{Approved, COMPONENT_MAX, Description, LoadError, Plugin};
+
+use crate::engine::{Engine, now};
+use crate::error::EngineError;
+use crate::installed::{InstallError, Installed, read_bounded};
+use crate::locator::Known;
+
+/// A component that may be installed: it was compiled, and described itself.
+#[derive(Debug)]
+pub struct Candidate {
+    /// What it asks for.
+    pub description: Description,
+    /// Its sha256.
+    pub digest: String,
+    /// What it imports.
+    pub imports: Vec<String>,
+    /// The plugin of the same name that it would take the place of.
+    pub replaces: Option<Installed>,
+    component: Vec<u8>,
+}
+
+impl Candidate {
+    /// Names of grants that the one before it was not approved for.
+    pub fn news(&self) -> Vec<String> {
+        let before = self.replaces.as_ref().map(|p| &p.approved.declared);
+        before.map_or_else(|| self.description.grant_names(), |b| self.description.more_than(b))
+    }
+
+    /// Whether it is installed already, as it is.
+    pub fn is_there(&self) -> bool {
+        self.replaces.as_ref().is_some_and(|p| p.digest == self.digest)
+    }
+}
+
+/// What verifying a plugin found.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Verified {
+    /// The plugin; or a file that belongs to none.
+    pub name: String,
+    /// Its digest, where it has one.
+    pub digest: Option<String>,
+    /// What is wrong; nothing if it is as it was approved.
+    pub problems: Vec<String>,
+}
+
+/// Reads a component from a file that a person named.
+pub fn read_component(path: &Path) -> Result<Vec<u8>, EngineError> {
+    let usage = |why: String| EngineError::Usage(format!("{}: {why}", path.display()));
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .and_then(|file| file.metadata().map(|meta| (file, meta)));
+    let (file, meta) = file.map_err(|source| InstallError::Io {
+        doing: "open",
+        path: path.display().to_string(),
+        source,
+    })?;
+    if !meta.is_file() {
+        return Err(usage("it is not a file".to_owned()));
+    }
+    let too_large = |size: u64| {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        EngineError::load("new", &LoadError::TooLarge { size, limit: COMPONENT_MAX })
+    };
+    if meta.len() > COMPONENT_MAX as u64 {
+        return Err(too_large(meta.len()));
+    }
+    let bytes = read_bounded(file, COMPONENT_MAX as u64).map_err(|source| InstallError::Io {
+        doing: "read",
+        path: path.display().to_string(),
+        source,
+    })?;
+    bytes.ok_or_else(|| too_large(COMPONENT_MAX as u64 + 1))
+}
+
+impl Engine {
+    /// Compiles a component, asks it what it is, and says what approving it would mean. Changes
+    /// nothing but the cache.
+    pub fn consider(&self, path: &Path) -> Result<Candidate, EngineError> {
+        let component = read_component(path)?;
+        let loaded = self.runtime.load(&component).map_err(|e| refused(path, &e))?;
+        let description = loaded.description().clone();
+        let (name, digest) = (description.name.clone(), loaded.digest().to_owned());
+        let imports = loaded.imports().to_vec();
+        if snapslot_builtin::PLUGINS.iter().any(|b| b.name == name) {
+            return Err(InstallError::Taken(format!(
+                "{} calls itself {name}, and that is a built-in plugin",
+                path.display()
+            ))
+            .into());
+        }
+        let installed = self.installed()?;
+        let replaces = installed.iter().find(|p| p.name == name).cloned();
+        let others = self.backends().iter().filter(|k| k.name != name);
+        for known in others {
+            if let Some(ending) = known.endings.iter().find(|e| description.endings.contains(e)) {
+                return Err(InstallError::Taken(format!(
+                    "{} serves paths that end in {ending}, and so does the plugin {}",
+                    path.display(),
+                    known.name
+                ))
+                .into());
+            }
+        }
+        Ok(Candidate { description, digest, imports, replaces, component })
+    }
+
+    /// Installs it, but for the grants of these names.
+    pub fn install(
+        &self,
+        candidate: Candidate,
+        denied: &[String],
+    ) -> Result<Installed, EngineError> {
+        let names = candidate.description.grant_names();
+        if let Some(unknown) = denied.iter().find(|d| !names.contains(d)) {
+            return Err(EngineError::Usage(format!(
+                "it asks for no {unknown:?}; its grants are {}",
+                names.join(", ")
+            )));
+        }
+        let changing = self.shelf.change()?;
+        // Somebody may have been quicker: then what was shown is not what would be replaced.
+        let now_there =
+            self.shelf.read()?.into_iter().find(|p| p.name == candidate.description.name);
+        if now_there != candidate.replaces {
+            return Err(InstallError::Busy.into());
+        }
+        let plugin = Installed {
+            name: candidate.description.name.clone(),
+            digest: candidate.digest,
+            approved: Approved { declared: candidate.description, denied: denied.to_vec() },
+            added: now(),
+            user: nix::unistd::Uid::current().as_raw(),
+        };
+        changing.add(plugin.clone(), &candidate.component)?;
+        Ok(plugin)
+    }
+
+    /// The plugins that were installed.
+    pub fn installed(&self) -> Result<Vec<Installed>, EngineError> {
+        Ok(self.shelf.read()?)
+    }
+
+    /// Removes a plugin that no machine with a slot needs.
+    pub fn uninstall(&self, name: &str) -> Result<(), EngineError> {
+        if snapslot_builtin::PLUGINS.iter().any(|b| b.name == name) {
+            return Err(InstallError::Taken(format!("{name} is built in and stays")).into());
+        }
+        let changing = self.shelf.change()?;
+        let prefix = format!("{name}:");
+        let machines: Vec<String> = (self.store.machines()?.into_iter())
+            .filter(|m| m.volumes.iter().any(|v| v.starts_with(&prefix)))
+            .map(|m| m.name)
+            .collect();
+        if !machines.is_empty() {
+            return Err(InstallError::Needed { name: name.to_owned(), machines }.into());
+        }
+        Ok(changing.remove(name)?)
+    }
+
+    /// Holds installed plugins, or the one of this name, against what was approved.
+    pub fn verify_plugins(&self, name: Option<&str>) -> Result<Vec<Verified>, EngineError> {
+        let installed = self.installed()?;
+        if let Some(name) = name
+            && !installed.iter().any(|p| p.name == name)
+        {
+            return Err(InstallError::Missing { name: name.to_owned() }.into());
+        }
+        let mut all = Vec::new();
+        for plugin in installed.iter().filter(|p| name.is_none_or(|n| p.name == n)) {
+            let problems = match self.load_installed(plugin) {
+                Ok(_) => Vec::new(),
+                Err(error) => vec![error.to_string()],
+            };
+            all.push(Verified {
+                name: plugin.name.clone(),
+                digest: Some(plugin.digest.clone()),
+                problems,
+            });
+        }
+        if name.is_none() {
+            all.extend(self.shelf.orphans(&installed).into_iter().map(|path| Verified {
+                name: path.display().to_string(),
+                digest: None,
+                problems: vec![
+                    "it belongs to no plugin: an interrupted change left it; the next `snapslot plugin add` or `remove` removes it".to_owned(),
+                ],
+            }));
+        }
+        Ok(all)
+    }
+
+    pub(crate) fn load_installed(&self, plugin: &Installed) -> Result<Plugin<'_>, EngineError> {
+        let component = self.shelf.component(plugin)?;
+        (self.runtime.load_approved(&component, &plugin.approved))
+            .map_err(|e| EngineError::load(&plugin.name, &e))
+    }
+}
+
+/// What is known of an installed plugin without starting it.
+pub(crate) fn known(plugin: &Installed) -> Known {
+    Known {
+        name: plugin.name.clone(),
+        place: plugin.approved.declared.place.into(),
+        endings: plugin.approved.declared.endings.clone(),
+    }
+}
+
+fn refused(path: &Path, error: &LoadError) -> EngineError {
+    EngineError::Plugin {
+        volume: path.display().to_string(),
+        plugin: "new".to_owned(),
+        cause: error.to_string(),
+        log: Vec::new(),
+    }
+}
