@@ -123,11 +123,14 @@ impl Engine {
     /// The machine that is meant: by its name, or by one of its volumes. A volume that belongs
     /// to no machine is a machine of its own, not yet enabled (`false`).
     pub fn resolve(&self, text: &str) -> Result<(Machine, bool), EngineError> {
-        if is_machine_name(text) {
-            return match self.store.machine(text)? {
-                Some(machine) => Ok((machine, true)),
-                None => Err(EngineError::NoMachine { name: text.to_owned() }),
-            };
+        // A machine that has a name keeps it, whatever endings plugins serve that came later.
+        if !text.contains([':', '/'])
+            && let Some(machine) = self.store.machine(text)?
+        {
+            return Ok((machine, true));
+        }
+        if is_machine_name(text, self.backends()) {
+            return Err(EngineError::NoMachine { name: text.to_owned() });
         }
         let locator = Locator::parse(text, self.backends())?.to_string();
         if let Some(machine) = self.store.machine_of(&locator)? {
@@ -162,7 +165,7 @@ impl Engine {
             }
             return self.enable_volumes(&machine.name, &machine.volumes);
         }
-        if !is_machine_name(name) {
+        if !is_machine_name(name, self.backends()) {
             return Err(EngineError::Usage(format!(
                 "{name:?} cannot be a machine's name: letters, digits, '.', '_' and '-', at most 64"
             )));

@@ -65,12 +65,12 @@ impl fmt::Display for Locator {
 }
 
 /// Whether this can be a machine's name: `[A-Za-z0-9][A-Za-z0-9._-]*`, at most 64 bytes, not
-/// ending like an image.
-pub fn is_machine_name(text: &str) -> bool {
+/// ending like an image that one of these backends serves.
+pub fn is_machine_name(text: &str, backends: &[Known]) -> bool {
     (1..=64).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        && !text.ends_with(".qcow2")
+        && !backends.iter().flat_map(|b| &b.endings).any(|ending| text.ends_with(ending.as_str()))
 }
 
 impl Locator {
@@ -163,13 +163,14 @@ mod tests {
 
     #[test]
     fn names_are_plain() {
+        let backends = backends();
         for good in ["vm1", "a", "web-01.example", "A_b"] {
-            assert!(is_machine_name(good), "{good:?}");
+            assert!(is_machine_name(good, &backends), "{good:?}");
         }
         let long = "x".repeat(65);
         for bad in ["", "-rf", ".hidden", "a/b", "a b", "a\n", "é", "x.qcow2", &long, "a:b", "a@b"]
         {
-            assert!(!is_machine_name(bad), "{bad:?}");
+            assert!(!is_machine_name(bad, &backends), "{bad:?}");
         }
     }
 

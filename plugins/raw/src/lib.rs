@@ -10,7 +10,7 @@ mod tests;
 
 use snapslot_plugin_sdk::{
     Backend, Change, Content, Description, Extent, ExtentPage, Facts, Failure, FailureKind, Goal,
-    ImageGrant, NewSnapshot, PlaceKind, Plan, Role, SavedCopy, Snapshot, Target, View,
+    ImageGrant, PlaceKind, Plan, Role, Target, View, copies,
 };
 
 /// The backend.
@@ -45,7 +45,7 @@ impl Backend for Raw {
             identity: None,
             virtual_size: target.image(Role::Disk)?.size(),
             format: "raw".to_owned(),
-            snapshots: target.copies()?.into_iter().map(snapshot).collect(),
+            snapshots: copies::snapshots(target)?,
             findings: Vec::new(),
             // The host settles its own copies before it asks.
             unfinished: None,
@@ -53,19 +53,7 @@ impl Backend for Raw {
     }
 
     fn plan(target: &dyn Target, goal: &Goal, plan: &mut dyn Plan) -> Result<(), Failure> {
-        match goal {
-            Goal::Held(new) => held(target, new, plan),
-            Goal::Restored(identity) => match find(target, identity)? {
-                Some(copy) => plan.put_back(&copy.mark),
-                None => Err(no_such(target, identity)),
-            },
-            Goal::Empty(identity) => match find(target, identity)? {
-                Some(copy) => plan.discard(&copy.mark),
-                None => Ok(()),
-            },
-            // Copies are whole or not there; the host ends what it began by itself.
-            Goal::Settled => Ok(()),
-        }
+        copies::plan(target, goal, plan)
     }
 
     fn extents(
@@ -75,7 +63,7 @@ impl Backend for Raw {
         _max: u32,
     ) -> Result<ExtentPage, Failure> {
         if let View::Snapshot(identity) = view {
-            find(target, identity)?.ok_or_else(|| no_such(target, identity))?;
+            copies::find(target, identity)?;
             let what = format!("what the copy of {} holds is not in the disk", target.place());
             return Err(Failure::new(FailureKind::Unsupported, "no-extents", what));
         }
@@ -90,84 +78,16 @@ impl Backend for Raw {
     }
 
     fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {
-        let copy = find(target, identity)?.ok_or_else(|| no_such(target, identity))?;
+        let copy = copies::find(target, identity)?;
         let what = format!(
             "what changed in {} since the snapshot shows only when disk and copy are read whole; \
              the copy holds at most {}",
             target.place(),
-            size_in_words(copy.held_bytes),
+            copies::size_in_words(copy.held_bytes),
         );
         let failure = Failure::new(FailureKind::Unsupported, "no-measure", what);
         Err(failure.with("held", copy.held_bytes))
     }
-}
-
-fn held(target: &dyn Target, new: &NewSnapshot, plan: &mut dyn Plan) -> Result<(), Failure> {
-    if target.copies()?.iter().any(|c| c.mark == new.mark) {
-        return Ok(());
-    }
-    let saving = target.saving()?;
-    if !saving.shares {
-        let (bytes, free) = (size_in_words(saving.bytes), size_in_words(saving.available));
-        let with_figures = |kind, code, what: String| {
-            let failure = Failure::new(kind, code, what);
-            failure.with("needed", saving.bytes).with("available", saving.available)
-        };
-        let place = target.place();
-        // First, so that nobody is sent for a permission that would not help.
-        if saving.bytes > saving.available {
-            let what = format!(
-                "{place} has no shared blocks: a snapshot would be a full copy of {bytes}, and \
-                 {free} are free; make room where the copy would lie"
-            );
-            return Err(with_figures(FailureKind::NoSpace, "no-space", what));
-        }
-        if !new.full_copy {
-            let what = format!(
-                "{place} has no shared blocks: a snapshot would be a full copy of {bytes} ({free} \
-                 free); take it with --full-copy"
-            );
-            return Err(with_figures(FailureKind::Unsupported, "full-copy", what));
-        }
-        plan.note(&format!(
-            "the snapshot is a full copy of {bytes} ({free} free); restoring it copies as much once more"
-        ))?;
-    }
-    plan.save(new)
-}
-
-fn find(target: &dyn Target, identity: &str) -> Result<Option<SavedCopy>, Failure> {
-    Ok(target.copies()?.into_iter().find(|c| c.identity == identity))
-}
-
-fn no_such(target: &dyn Target, identity: &str) -> Failure {
-    let what = format!("{} has no copy {identity}; it was removed or replaced", target.place());
-    Failure::new(FailureKind::NotFound, "no-such-snapshot", what)
-}
-
-fn snapshot(copy: SavedCopy) -> Snapshot {
-    Snapshot {
-        identity: copy.identity,
-        name: copy.name,
-        mark: Some(copy.mark),
-        taken_seconds: copy.taken_seconds,
-        taken_nanoseconds: copy.taken_nanoseconds,
-        virtual_size: copy.size,
-        vm_state_size: 0,
-        lost: false,
-    }
-}
-
-/// `12.0 GiB`, rounded down: no room is promised that is not there.
-fn size_in_words(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let Some(power) = (bytes.max(1).ilog2() / 10).checked_sub(1) else {
-        return format!("{bytes} bytes");
-    };
-    // A 64-bit number has at most 6 such powers; ten times its last part stays below 2^64.
-    let unit = 1_u64 << (10 * (power + 1));
-    let (whole, part) = (bytes / unit, (((bytes % unit) >> (10 * power)) * 10) >> 10);
-    format!("{whole}.{part} {}", units[power as usize])
 }
 
 snapslot_plugin_sdk::export_backend!(crate::Raw);

@@ -4,9 +4,10 @@
 use snapslot_plugin_sdk::double::{MemoryImage, MemoryTarget, Recorded, RecordedPlan};
 use snapslot_plugin_sdk::{
     Backend, Content, Failure, FailureKind, Goal, NewSnapshot, PlaceKind, SavedCopy, Saving, View,
+    copies,
 };
 
-use crate::{Raw, size_in_words};
+use crate::Raw;
 
 const MARK: &str = "00000000000000ab";
 const GIB: u64 = 1 << 30;
@@ -166,6 +167,6 @@ fn sizes_are_said_in_words() {
         (12 * GIB, "12.0 GiB"),
         (u64::MAX, "15.9 EiB"),
     ] {
-        assert_eq!(size_in_words(bytes), words, "{bytes}");
+        assert_eq!(copies::size_in_words(bytes), words, "{bytes}");
     }
 }

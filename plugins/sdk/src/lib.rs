@@ -7,6 +7,7 @@
 //!
 //! Every call gets a fresh instance: keep nothing between calls.
 
+pub mod copies;
 pub mod double;
 mod guest;
 
