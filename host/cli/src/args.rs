@@ -264,6 +264,26 @@ into the state directory: what happens to FILE afterwards does not matter.")]
         #[arg(long)]
         dry_run: bool,
     },
+    /// Begin a plugin of your own: a small, whole project
+    #[command(after_help = "Examples:
+  snapslot plugin new myformat                     # snapshots are copies that the host keeps
+  snapslot plugin new myzfs --place zfs-dataset    # snapshots are made by the storage's commands")]
+    New {
+        /// Its name, 1 to 32 of a-z, 0-9 and -
+        name: String,
+        /// What its volumes are
+        #[arg(long, value_name = "KIND", default_value = "image")]
+        place: NewPlace,
+        /// Where to make it [default: a directory of its name]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Say whether a component is a plugin for this host, and what is wrong with it
+    Check {
+        /// The component, a .wasm file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Remove an installed plugin that no machine needs
     Remove {
         /// Its name
@@ -277,6 +297,15 @@ into the state directory: what happens to FILE afterwards does not matter.")]
         /// Its name; all installed plugins if left out
         name: Option<String>,
     },
+}
+
+/// What the volumes of a new plugin are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NewPlace {
+    /// Files
+    Image,
+    /// ZFS datasets, by ZFS's own commands
+    ZfsDataset,
 }
 
 /// Reads a size: `10G`, `512M`, `25%`, `1048576`.
@@ -320,6 +349,8 @@ impl Command {
             Command::Plugin { command: PluginCommand::List } => "plugin list",
             Command::Plugin { command: PluginCommand::Show { .. } } => "plugin show",
             Command::Plugin { command: PluginCommand::Add { .. } } => "plugin add",
+            Command::Plugin { command: PluginCommand::New { .. } } => "plugin new",
+            Command::Plugin { command: PluginCommand::Check { .. } } => "plugin check",
             Command::Plugin { command: PluginCommand::Remove { .. } } => "plugin remove",
             Command::Plugin { command: PluginCommand::Verify { .. } } => "plugin verify",
             Command::Completions { .. } => "completions",

@@ -37,6 +37,9 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::Man { dir } => return manual(dir.as_deref(), output),
+        Command::Plugin { command: PluginCommand::New { name, place, dir } } => {
+            return plugin::new(output, name, *place, dir.as_deref());
+        }
         _ => {}
     }
     // Never dropped: the process ends with it, and the system clears up faster.
@@ -93,15 +96,18 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
             args::Confine::Auto => Confine::Apart(OURSELVES.into()),
             args::Confine::Always => Confine::Strictly(OURSELVES.into()),
             // What nobody approved yet is compiled and asked in a process of its own.
-            args::Confine::Never if is_adding(&args.command) => Confine::Apart(OURSELVES.into()),
+            args::Confine::Never if is_of_strangers(&args.command) => {
+                Confine::Apart(OURSELVES.into())
+            }
             args::Confine::Never => Confine::Here,
         },
         tools: None,
     })
 }
 
-fn is_adding(command: &Command) -> bool {
-    matches!(command, Command::Plugin { command: PluginCommand::Add { .. } })
+fn is_of_strangers(command: &Command) -> bool {
+    use PluginCommand::{Add, Check};
+    matches!(command, Command::Plugin { command: Add { .. } | Check { .. } })
 }
 
 fn manual(dir: Option<&std::path::Path>, output: Output) -> Result<ExitCode, Failed> {

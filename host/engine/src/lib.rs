@@ -28,11 +28,12 @@ pub use error::EngineError;
 pub use installed::{InstallError, Installed};
 pub use locator::{Known, Locator, LocatorError, is_machine_name};
 pub use operate::{Asked, Done, Observer, PlannedPhase, Room, Shown, Verb, VolumeDone};
-pub use plugins::{Candidate, Verified, read_component};
+pub use plugins::{Candidate, Checked, Verified, read_component};
 pub use recover::Recovered;
 pub use rehearse::Depth;
 pub use snapslot_command::PlaceKind;
 pub use snapslot_disk::{Holder, Users};
+pub use snapslot_runtime::Flaw;
 pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,
 };

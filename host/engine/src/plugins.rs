@@ -6,11 +6,11 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 use serde::Serialize;
-use snapslot_runtime::{Approved, COMPONENT_MAX, Description, LoadError, Plugin};
+use snapslot_runtime::{Approved, COMPONENT_MAX, Description, Flaw, LoadError, Plugin};
 
 use crate::engine::{Engine, now};
 use crate::error::EngineError;
-use crate::installed::{InstallError, Installed, read_bounded};
+use crate::installed::{InstallError, Installed, digest, read_bounded};
 use crate::locator::Known;
 
 /// A component that may be installed: it was compiled, and described itself.
@@ -69,8 +69,8 @@ pub fn read_component(path: &Path) -> Result<Vec<u8>, EngineError> {
         return Err(usage("it is not a file".to_owned()));
     }
     let too_large = |size: u64| {
-        let size = usize::try_from(size).unwrap_or(usize::MAX);
-        EngineError::load("new", &LoadError::TooLarge { size, limit: COMPONENT_MAX })
+        let flaws = vec![Flaw::TooLarge { size, limit: COMPONENT_MAX as u64 }];
+        refused(path, &LoadError::Flawed { flaws })
     };
     if meta.len() > COMPONENT_MAX as u64 {
         return Err(too_large(meta.len()));
@@ -83,7 +83,45 @@ pub fn read_component(path: &Path) -> Result<Vec<u8>, EngineError> {
     bytes.ok_or_else(|| too_large(COMPONENT_MAX as u64 + 1))
 }
 
+/// What a component is, and all that is wrong with it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Checked {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its sha256; none if it was too large to be read.
+    pub digest: Option<String>,
+    /// What it imports, where it got that far.
+    pub imports: Vec<String>,
+    /// What it says of itself, where it got that far.
+    pub description: Option<Description>,
+    /// What is wrong.
+    pub flaws: Vec<Flaw>,
+}
+
 impl Engine {
+    /// Says of a file whether it is a plugin for this host, and all that keeps it from being one.
+    pub fn check_component(&self, path: &Path) -> Result<Checked, EngineError> {
+        let mut checked =
+            Checked { size: 0, digest: None, imports: vec![], description: None, flaws: vec![] };
+        checked.size = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+        if checked.size > COMPONENT_MAX as u64 {
+            checked.flaws.push(Flaw::TooLarge { size: checked.size, limit: COMPONENT_MAX as u64 });
+            return Ok(checked);
+        }
+        let component = read_component(path)?;
+        checked.digest = Some(digest(&component));
+        match self.runtime.load(&component) {
+            Ok(plugin) => {
+                checked.imports = plugin.imports().to_vec();
+                checked.description = Some(plugin.description().clone());
+            }
+            Err(LoadError::Flawed { flaws }) => checked.flaws = flaws,
+            Err(other) => return Err(refused(path, &other)),
+        }
+        Ok(checked)
+    }
+
     /// Compiles a component, asks it what it is, and says what approving it would mean. Changes
     /// nothing but the cache.
     pub fn consider(&self, path: &Path) -> Result<Candidate, EngineError> {

@@ -1,35 +1,17 @@
 //! What can go wrong with a plugin.
 
 use crate::bindings::types::{Failure, FailureKind};
+use crate::flaw::{Flaw, in_words};
 
 /// A plugin that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// It is larger than a plugin has reason to be.
-    #[error("the component has {size} bytes; at most {limit} are compiled")]
-    TooLarge {
-        /// Its size.
-        size: usize,
-        /// The limit.
-        limit: usize,
+    /// The component itself.
+    #[error("the component cannot be used: {}", in_words(.flaws))]
+    Flawed {
+        /// All that is wrong with it.
+        flaws: Vec<Flaw>,
     },
-    /// It asks for something that no plugin gets.
-    #[error(
-        "the component imports {import}, which no plugin is given; plugins see volumes only through snapslot:backend"
-    )]
-    Import {
-        /// What it imports.
-        import: String,
-    },
-    /// It speaks another era of the contract.
-    #[error("the component speaks {theirs}; this host speaks snapslot:backend 0.1")]
-    Version {
-        /// What it speaks.
-        theirs: String,
-    },
-    /// It declares a grant that no person should be asked to approve.
-    #[error("the component cannot be used: {0}")]
-    Grant(#[from] snapslot_command::GrantError),
     /// It asks for more than a person approved.
     #[error(
         "the component asks for what nobody approved: {}; `snapslot plugin add` with its file shows it and asks",
@@ -39,9 +21,9 @@ pub enum LoadError {
         /// The names of the grants.
         grants: Vec<String>,
     },
-    /// It does not compile, link or describe itself.
-    #[error("the component cannot be used: {0}")]
-    Unusable(String),
+    /// The host cannot run plugins at all, or lost the process that does.
+    #[error("{0}")]
+    Host(String),
 }
 
 /// A call that did not give a result.

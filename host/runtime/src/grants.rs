@@ -3,33 +3,41 @@
 use snapslot_command as command;
 
 use crate::bindings::types::{CommandGrant, Description, Grammar, Hole, PlaceKind, Role};
+use crate::flaw::Flaw;
 use crate::outside::Grants;
 
-/// The grants of a description, each one checked.
-pub(crate) fn effective(description: &Description) -> Result<Grants, command::GrantError> {
-    let checked = |list: &[CommandGrant], looks: bool| -> Result<Vec<command::Grant>, _> {
+/// The grants of a description, each one checked; or all that is wrong with them.
+pub(crate) fn effective(description: &Description) -> Result<Grants, Vec<Flaw>> {
+    let mut flaws = Vec::new();
+    let mut checked = |list: &[CommandGrant], looks: bool| -> Vec<command::Grant> {
         let mut grants: Vec<command::Grant> = Vec::new();
         for declared in list {
             let grant = grant(declared);
-            grant.check()?;
-            let broken =
-                |why: &str| command::GrantError { grant: grant.name.clone(), why: why.to_owned() };
-            if grants.iter().any(|g| g.name == grant.name) {
-                return Err(broken("is declared twice"));
-            }
-            if (looks && !only_looks(&grant.template))
+            let mut broken = |why: &str| {
+                flaws.push(Flaw::Grant { grant: grant.name.clone(), why: why.to_owned() });
+            };
+            if let Err(error) = grant.check() {
+                flaws.push(Flaw::Grant { grant: error.grant, why: error.why });
+            } else if grants.iter().any(|g| g.name == grant.name) {
+                broken("is declared twice");
+            } else if (looks && !only_looks(&grant.template))
                 || grant.guard.as_ref().is_some_and(|g| !only_looks(&g.template))
             {
-                return Err(broken("is declared as a look, and is none this host knows"));
+                broken("is declared as a look, and is none this host knows");
             }
             grants.push(grant);
         }
-        Ok(grants)
+        grants
     };
+    let queries = checked(&description.queries, true);
+    let actions = checked(&description.actions, false);
+    if !flaws.is_empty() {
+        return Err(flaws);
+    }
     let disk = |i: &&crate::bindings::types::ImageGrant| i.role == Role::Disk;
     Ok(Grants {
-        queries: checked(&description.queries, true)?,
-        actions: checked(&description.actions, false)?,
+        queries,
+        actions,
         disk: description.images.iter().any(|i| disk(&i)),
         changes: description.images.iter().filter(disk).any(|i| i.changes),
         copies: description.copies.is_some(),

@@ -11,6 +11,7 @@ mod bindings;
 mod cache;
 mod call;
 mod fault;
+mod flaw;
 mod grants;
 mod host;
 mod machine;
@@ -26,6 +27,7 @@ pub use bindings::types::{
     PlaceKind, Role, SavedCopy, Saving, Snapshot, View,
 };
 pub use fault::{CallError, LoadError};
+pub use flaw::Flaw;
 pub use host::{CopiesView, Sight};
 pub use outside::not_run;
 pub use plugin::{COMPONENT_MAX, Confine, Plugin, Runtime};

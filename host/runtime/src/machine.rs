@@ -6,7 +6,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceType};
 use wasmtime::{Config, Engine, Store, UpdateDeadline};
@@ -14,6 +13,7 @@ use wasmtime::{Config, Engine, Store, UpdateDeadline};
 use crate::bindings::types::{Failure, FailureKind};
 use crate::bindings::{Storage, StoragePre};
 use crate::call::{Call, Ended, Planned, Reply};
+use crate::flaw::Flaw;
 use crate::host::{Host, PlanHandle, Seen};
 use crate::memory::HugeMemory;
 use crate::outside::{Grants, World};
@@ -30,6 +30,7 @@ const HOSTCALL_BYTES_MAX: usize = 32 << 20;
 /// The era of the contract that this host speaks.
 const ERA: &str = "0.1.";
 const CONTRACT: &str = "snapslot:backend/";
+const BACKEND: &str = "snapslot:backend/backend@";
 /// What the Rust standard library and others import without a plugin calling it. Given, and
 /// ends the plugin if used: none of it leads anywhere.
 const INERT: [&str; 10] = [
@@ -59,20 +60,8 @@ pub(crate) struct Loaded {
     pub(crate) imports: Vec<String>,
 }
 
-/// Why a component cannot be made ready.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum LoadFault {
-    /// It imports what no plugin is given.
-    Import(String),
-    /// It speaks another version of the contract.
-    Version(String),
-    /// It does not compile or link.
-    Unusable(String),
-}
-
-fn unusable(error: wasmtime::Error) -> LoadFault {
-    LoadFault::Unusable(format!("{error:#}"))
-}
+/// The functions that the contract's interface has.
+const EXPORTS: [&str; 6] = ["describe", "inspect", "plan", "extents", "measure", "explain"];
 
 impl Machine {
     pub(crate) fn new(own_time_max: Duration) -> wasmtime::Result<Self> {
@@ -97,8 +86,9 @@ impl Machine {
     }
 
     /// Compiles a component. Gives also the code to keep, where it can be kept.
-    pub(crate) fn compile(&self, bytes: &[u8]) -> Result<(Component, Option<Vec<u8>>), LoadFault> {
-        let component = Component::new(&self.engine, bytes).map_err(unusable)?;
+    pub(crate) fn compile(&self, bytes: &[u8]) -> Result<(Component, Option<Vec<u8>>), Flaw> {
+        let component = Component::new(&self.engine, bytes)
+            .map_err(|e| Flaw::Compile { why: in_a_line(&e) })?;
         let code = component.serialize();
         if let Err(error) = &code {
             tracing::debug!(%error, "a compiled plugin cannot be kept");
@@ -127,29 +117,42 @@ impl Machine {
         }
     }
 
-    /// Checks what the component imports, and links it.
-    pub(crate) fn link(&self, component: &Component) -> Result<Loaded, LoadFault> {
-        let imports = self.check_imports(component)?;
+    /// Checks what the component imports and exports, and links it.
+    pub(crate) fn link(&self, component: &Component) -> Result<Loaded, Vec<Flaw>> {
+        let imports: Vec<String> = (component.component_type().imports(&self.engine))
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let mut flaws: Vec<Flaw> = imports.iter().filter_map(|name| refused_import(name)).collect();
+        flaws.extend(self.missing_exports(component));
+        if !flaws.is_empty() {
+            return Err(flaws);
+        }
         let mut linker = self.linker.clone();
-        self.define_inert(component, &mut linker).map_err(unusable)?;
-        let pre = linker.instantiate_pre(component).and_then(StoragePre::new).map_err(unusable)?;
+        let pre = (self.define_inert(component, &mut linker))
+            .and_then(|()| linker.instantiate_pre(component))
+            .and_then(StoragePre::new);
+        let pre = pre.map_err(|e| vec![Flaw::Link { why: in_a_line(&e) }])?;
         Ok(Loaded { pre, imports })
     }
 
-    fn check_imports(&self, component: &Component) -> Result<Vec<String>, LoadFault> {
-        let mut imports = Vec::new();
-        for (name, _) in component.component_type().imports(&self.engine) {
-            if let Some(rest) = name.strip_prefix(CONTRACT) {
-                let version = rest.split_once('@').map_or("", |(_, v)| v);
-                if !version.starts_with(ERA) {
-                    return Err(LoadFault::Version(name.to_owned()));
-                }
-            } else if !INERT.iter().any(|inert| name.starts_with(inert)) {
-                return Err(LoadFault::Import(name.to_owned()));
+    fn missing_exports(&self, component: &Component) -> Vec<Flaw> {
+        let mut theirs = Vec::new();
+        for (name, item) in component.component_type().exports(&self.engine) {
+            let Some(version) = name.strip_prefix(BACKEND) else { continue };
+            let ComponentItem::ComponentInstance(instance) = item.ty else { continue };
+            if !version.starts_with(ERA) {
+                theirs.push(Flaw::Version { theirs: name.to_owned() });
+                continue;
             }
-            imports.push(name.to_owned());
+            let has: Vec<&str> = instance.exports(&self.engine).map(|(name, _)| name).collect();
+            return (EXPORTS.iter().filter(|e| !has.contains(e)))
+                .map(|e| Flaw::Export { export: format!("{name} {e}") })
+                .collect();
         }
-        Ok(imports)
+        if theirs.is_empty() {
+            theirs.push(Flaw::Export { export: format!("{BACKEND}{ERA}0") });
+        }
+        theirs
     }
 
     /// Gives inert imports something to link to: functions that end the plugin, resources of
@@ -257,6 +260,24 @@ impl Machine {
         };
         (ended, host.world)
     }
+}
+
+/// Why an import is refused; none if it leads to the contract, or nowhere.
+fn refused_import(name: &str) -> Option<Flaw> {
+    if let Some(rest) = name.strip_prefix(CONTRACT) {
+        let version = rest.split_once('@').map_or("", |(_, v)| v);
+        let theirs = name.to_owned();
+        return (!version.starts_with(ERA)).then_some(Flaw::Version { theirs });
+    }
+    let inert = INERT.iter().any(|inert| name.starts_with(inert));
+    (!inert).then(|| Flaw::Import { import: name.to_owned() })
+}
+
+/// An error of wasmtime's, whose words go over many lines.
+fn in_a_line(error: &wasmtime::Error) -> String {
+    let words = format!("{error:#}");
+    let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().filter(|c| !c.is_control()).take(512).collect()
 }
 
 type Called<T> = wasmtime::Result<Result<T, Failure>>;

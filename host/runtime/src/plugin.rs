@@ -14,9 +14,10 @@ use crate::bindings::types::{Answer, Change, Description, ExtentPage, Facts, Fai
 use crate::cache::Cache;
 use crate::call::{Call, Ended, Reply};
 use crate::fault::{CallError, LoadError};
+use crate::flaw::{Flaw, shape};
 use crate::grants::effective;
 use crate::host::{Seen, Sight};
-use crate::machine::{LoadFault, Loaded, Machine, OWN_TIME_MAX};
+use crate::machine::{Loaded, Machine, OWN_TIME_MAX};
 use crate::outside::{Grants, Outside, World};
 
 /// A component of plain code has 50 KiB to a few MiB; one with a language runtime some 20 MiB.
@@ -54,7 +55,7 @@ impl Runtime {
         confine: &Confine,
     ) -> Result<Self, LoadError> {
         let own_time_max = own_time_max.unwrap_or(OWN_TIME_MAX).min(OWN_TIME_MAX);
-        let unusable = |e: &dyn std::fmt::Display| LoadError::Unusable(e.to_string());
+        let unusable = |e: &dyn std::fmt::Display| LoadError::Host(e.to_string());
         let home = match confine {
             Confine::Here => None,
             Confine::Apart(program) | Confine::Strictly(program) => {
@@ -120,8 +121,10 @@ impl Runtime {
         approved: Option<&Approved>,
     ) -> Result<Plugin<'_>, LoadError> {
         if bytes.len() > COMPONENT_MAX {
-            return Err(LoadError::TooLarge { size: bytes.len(), limit: COMPONENT_MAX });
+            let (size, limit) = (bytes.len() as u64, COMPONENT_MAX as u64);
+            return Err(flawed(vec![Flaw::TooLarge { size, limit }]));
         }
+        shape(bytes).map_err(|flaw| flawed(vec![flaw]))?;
         let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
         let (code, imports) = match &self.home {
             Home::Here(machine) => {
@@ -132,8 +135,8 @@ impl Runtime {
             Home::Apart(apart) => {
                 let component =
                     Component { digest: digest.clone(), bytes: bytes.into(), granted: None };
-                let imports =
-                    apart.load(&component, &self.cache).map_err(LoadError::Unusable)??;
+                let loaded = apart.load(&component, &self.cache).map_err(LoadError::Host)?;
+                let imports = loaded.map_err(flawed)?;
                 (Code::Apart(component), imports)
             }
         };
@@ -146,24 +149,27 @@ impl Runtime {
             grants: Arc::default(),
         };
         let described = plugin.call(&Call::Describe, None);
-        let Reply::Described(description) =
-            described.map_err(|e| LoadError::Unusable(e.to_string()))?
-        else {
-            return Err(LoadError::Unusable("it described something else".to_owned()));
+        let cannot = |why: String| flawed(vec![Flaw::Describe { why }]);
+        let Reply::Described(description) = described.map_err(|e| cannot(e.to_string()))? else {
+            return Err(cannot("it described something else".to_owned()));
         };
-        let asks = validated(description)?;
+        let asks = description;
         // Grants nobody should be asked to approve are told first.
-        effective(&asks)?;
+        let mut flaws = broken_limits(&asks);
+        flaws.extend(effective(&asks).err().into_iter().flatten());
+        if !flaws.is_empty() {
+            return Err(flawed(flaws));
+        }
         plugin.description = match approved {
             None => asks,
             Some(approved) => {
                 approved.effective(&asks).map_err(|grants| LoadError::NotApproved { grants })?
             }
         };
-        plugin.grants = Arc::new(effective(&plugin.description)?);
+        plugin.grants = Arc::new(effective(&plugin.description).map_err(flawed)?);
         if let (Home::Apart(apart), Code::Apart(component)) = (&self.home, &mut plugin.code) {
             component.granted = Some(plugin.description.clone());
-            apart.grant(component).map_err(LoadError::Unusable)?;
+            apart.grant(component).map_err(LoadError::Host)?;
         }
         Ok(plugin)
     }
@@ -184,25 +190,20 @@ impl Runtime {
         let component = match kept {
             Some(component) => component,
             None => {
-                let (component, code) = machine.compile(bytes)?;
+                let (component, code) =
+                    machine.compile(bytes).map_err(|flaw| flawed(vec![flaw]))?;
                 if let Some(code) = code {
                     self.cache.keep(digest, machine.key(), &code);
                 }
                 component
             }
         };
-        Ok(machine.link(&component)?)
+        machine.link(&component).map_err(flawed)
     }
 }
 
-impl From<LoadFault> for LoadError {
-    fn from(fault: LoadFault) -> LoadError {
-        match fault {
-            LoadFault::Import(import) => LoadError::Import { import },
-            LoadFault::Version(theirs) => LoadError::Version { theirs },
-            LoadFault::Unusable(why) => LoadError::Unusable(why),
-        }
-    }
+fn flawed(flaws: Vec<Flaw>) -> LoadError {
+    LoadError::Flawed { flaws }
 }
 
 impl Description {
@@ -222,25 +223,40 @@ impl Description {
     }
 }
 
-fn validated(d: Description) -> Result<Description, LoadError> {
+/// What in a description breaks the contract's limits.
+fn broken_limits(d: &Description) -> Vec<Flaw> {
+    let mut flaws = Vec::new();
+    let mut need = |holds: bool, why: &str| {
+        if !holds {
+            flaws.push(Flaw::Description { why: why.to_owned() });
+        }
+    };
     let name_ok = (1..=32).contains(&d.name.len())
         && d.name.starts_with(|c: char| c.is_ascii_lowercase())
         && d.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    need(name_ok, "its name is not 1 to 32 of a-z, 0-9 and -, beginning with a letter");
     let text_ok = |t: &String| t.len() <= 4096 && !t.chars().any(char::is_control);
+    need(
+        text_ok(&d.version) && text_ok(&d.summary),
+        "its version or summary is too long or has control characters",
+    );
     let reasons = (d.images.iter().map(|i| &i.reason))
         .chain(d.queries.iter().chain(&d.actions).map(|c| &c.reason))
         .chain(&d.copies);
-    let texts_ok =
-        d.endings.iter().chain(reasons).all(text_ok) && text_ok(&d.version) && text_ok(&d.summary);
-    let lists_ok = d.endings.len() <= 8
-        && d.images.len() <= 8
-        && d.queries.len() <= 64
-        && d.actions.len() <= 64;
-    if name_ok && texts_ok && lists_ok {
-        Ok(d)
-    } else {
-        Err(LoadError::Unusable("its description breaks the contract's limits".to_owned()))
-    }
+    let said = |t: &String| text_ok(t) && !t.trim().is_empty();
+    need(reasons.into_iter().all(said), "a reason is missing, too long or has control characters");
+    let ending_ok = |e: &String| {
+        (2..=32).contains(&e.len())
+            && e.starts_with('.')
+            && e[1..]
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-' || b == b'_')
+    };
+    need(d.endings.iter().all(ending_ok), "an ending is not a dot and up to 31 letters and digits");
+    need(d.endings.len() <= 8, "it has more than 8 endings");
+    need(d.images.len() <= 2, "it asks for more images than there are roles");
+    need(d.queries.len() <= 64 && d.actions.len() <= 64, "it has more than 64 queries or actions");
+    flaws
 }
 
 /// A loaded plugin.

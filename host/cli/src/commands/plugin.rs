@@ -1,6 +1,8 @@
 //! Plugins: those there are, what they may do, adding and removing them.
 
+mod check;
 mod install;
+mod new;
 mod show;
 mod words;
 
@@ -11,6 +13,11 @@ use snapslot_engine::Engine;
 use crate::args::PluginCommand;
 use crate::output::{Failed, Output};
 
+pub use new::new;
+
+/// The exit code where a plugin is at fault.
+const AT_FAULT: u8 = 7;
+
 pub fn run(engine: &Engine, output: Output, command: &PluginCommand) -> Result<ExitCode, Failed> {
     match command {
         PluginCommand::List => show::list(engine, output),
@@ -19,6 +26,9 @@ pub fn run(engine: &Engine, output: Output, command: &PluginCommand) -> Result<E
             install::add(engine, output, file, without, *yes, *dry_run)
         }
         PluginCommand::Remove { name, yes } => install::remove(engine, output, name, *yes),
+        PluginCommand::Check { file } => check::check(engine, output, file),
+        // Needs no engine.
+        PluginCommand::New { name, place, dir } => new(output, name, *place, dir.as_deref()),
         PluginCommand::Verify { name } => install::verify(engine, output, name.as_deref()),
     }
 }

@@ -19,9 +19,10 @@ use crate::bindings::types::{
     Answer, Argument, Description, Failure, FailureKind, SavedCopy, Saving,
 };
 use crate::call::{Draft, Ended};
+use crate::flaw::Flaw;
 use crate::grants::effective;
 use crate::host::Seen;
-use crate::machine::{LoadFault, Loaded, Machine};
+use crate::machine::{Loaded, Machine};
 use crate::outside::{Grants, Loud, World};
 
 /// Where the socket is: the only descriptor that is handed down.
@@ -119,10 +120,10 @@ impl Worker {
                 self.line.say(&Word::Loaded(loaded));
             }
             Order::Compile { digest, component } => {
-                let compiled = self
-                    .machine
-                    .compile(&component)
-                    .and_then(|(component, code)| Ok((self.machine.link(&component)?, code)));
+                let compiled = match self.machine.compile(&component) {
+                    Ok((component, code)) => self.machine.link(&component).map(|l| (l, code)),
+                    Err(flaw) => Err(vec![flaw]),
+                };
                 let word = match compiled {
                     Ok((loaded, code)) => match self.shelve(digest, Ok(loaded)) {
                         Ok(imports) => {
@@ -156,8 +157,8 @@ impl Worker {
     fn shelve(
         &mut self,
         digest: String,
-        linked: Result<Loaded, LoadFault>,
-    ) -> Result<Vec<String>, LoadFault> {
+        linked: Result<Loaded, Vec<Flaw>>,
+    ) -> Result<Vec<String>, Vec<Flaw>> {
         let loaded = linked?;
         let imports = loaded.imports.clone();
         self.ready.insert(digest, (loaded, Arc::default()));

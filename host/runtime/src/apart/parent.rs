@@ -23,8 +23,8 @@ use super::wire::{Channel, DiskThere, Order, ReadFault, SeenThere, Told, Word};
 use crate::bindings::types::Description;
 use crate::cache::Cache;
 use crate::call::{Call, Draft, Ended, Reply};
+use crate::flaw::{Flaw, in_words};
 use crate::host::Sight;
-use crate::machine::LoadFault;
 use crate::outside::{Outside, World};
 
 /// How long the process may be silent beyond what a plugin may compute: slow storage answers
@@ -73,7 +73,7 @@ impl Apart {
         &self,
         component: &Component,
         cache: &Cache,
-    ) -> Result<Result<Vec<String>, LoadFault>, String> {
+    ) -> Result<Result<Vec<String>, Vec<Flaw>>, String> {
         self.with(|worker| worker.load(component, cache))
     }
 
@@ -95,9 +95,12 @@ impl Apart {
         let patience = self.own_time_max + SILENCE_MAX;
         let called = self.with(|worker| {
             if !worker.loaded.contains(&component.digest)
-                && let Err(fault) = worker.load(component, cache)?
+                && let Err(flaws) = worker.load(component, cache)?
             {
-                return Ok(Err(lost(format!("it cannot be loaded any more: {fault:?}"))));
+                return Ok(Err(lost(format!(
+                    "it cannot be loaded any more: {}",
+                    in_words(&flaws)
+                ))));
             }
             worker.call(component, call, sight, outside, patience)
         });
@@ -157,7 +160,7 @@ impl Worker {
         &mut self,
         component: &Component,
         cache: &Cache,
-    ) -> io::Result<Result<Vec<String>, LoadFault>> {
+    ) -> io::Result<Result<Vec<String>, Vec<Flaw>>> {
         let (key, _) = self.ready()?;
         let digest = || component.digest.clone();
         if let Some(kept) = cache.find(&component.digest, key) {
@@ -185,8 +188,8 @@ impl Worker {
     fn loaded(
         &mut self,
         component: &Component,
-        result: Result<Vec<String>, LoadFault>,
-    ) -> io::Result<Result<Vec<String>, LoadFault>> {
+        result: Result<Vec<String>, Vec<Flaw>>,
+    ) -> io::Result<Result<Vec<String>, Vec<Flaw>>> {
         if result.is_ok() {
             self.loaded.insert(component.digest.clone());
             self.grant(component)?;
@@ -259,7 +262,7 @@ impl Worker {
         let _ = self.child.kill();
         let last = self.child.wait().ok();
         match ended.or(last).filter(|_| !silent) {
-            Some(status) => format!("the process in which it ran {}", in_words(status)),
+            Some(status) => format!("the process in which it ran {}", how(status)),
             None => "the process in which it ran fell silent and was ended".to_owned(),
         }
     }
@@ -276,7 +279,7 @@ impl Drop for Apart {
     }
 }
 
-fn in_words(status: ExitStatus) -> String {
+fn how(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(31), _) => {
             "made a system call that no plugin has reason to make, and was ended".to_owned()

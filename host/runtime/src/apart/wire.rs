@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::sandbox::Confinement;
 use crate::bindings::types::{Answer, Argument, Description, Failure, SavedCopy, Saving};
 use crate::call::{Call, Draft, Ended, Reply};
-use crate::machine::LoadFault;
+use crate::flaw::Flaw;
 use crate::outside::Loud;
 
 /// The largest frame: a plan with all its data, and what it takes to write it down.
@@ -67,7 +67,7 @@ pub(super) enum Word {
         key: u64,
         confinement: Confinement,
     },
-    Loaded(Result<Vec<String>, LoadFault>),
+    Loaded(Result<Vec<String>, Vec<Flaw>>),
     /// The kept code is damaged.
     Damaged,
     Compiled {

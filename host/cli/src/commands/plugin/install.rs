@@ -7,13 +7,11 @@ use std::process::ExitCode;
 use serde_json::json;
 use snapslot_engine::{Candidate, Engine};
 
+use super::AT_FAULT;
 use super::words::grants;
 use crate::ask::{Answer, confirm};
 use crate::output::{Failed, Output};
 use crate::words::quoted;
-
-/// The exit code where a plugin is at fault.
-const AT_FAULT: u8 = 7;
 
 pub fn add(
     engine: &Engine,

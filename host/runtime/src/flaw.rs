@@ -1,0 +1,130 @@
+//! What can be wrong with a component before it was ever asked about a volume.
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that keeps a component from being a plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flaw {
+    /// It is larger than a plugin has reason to be.
+    #[error("it has {size} bytes; at most {limit} are compiled")]
+    TooLarge {
+        /// Its size in bytes.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// It has no bytes at all.
+    #[error("it is empty")]
+    Empty,
+    /// It is not wasm.
+    #[error("it is no WebAssembly: it does not begin as that does")]
+    NotWasm,
+    /// It is wasm written as text.
+    #[error("it is WebAssembly written as text, not a component")]
+    Text,
+    /// It is a module, not a component.
+    #[error("it is a WebAssembly module, not a component")]
+    CoreModule,
+    /// The compiler says no.
+    #[error("it does not compile: {why}")]
+    Compile {
+        /// The compiler's words.
+        why: String,
+    },
+    /// It imports what no plugin is given.
+    #[error("it imports {import}, which no plugin is given")]
+    Import {
+        /// The import.
+        import: String,
+    },
+    /// It speaks another version of the contract.
+    #[error("it speaks {theirs}, and this host speaks snapslot:backend 0.1")]
+    Version {
+        /// What it imports or exports.
+        theirs: String,
+    },
+    /// It lacks an export.
+    #[error("it does not export {export}")]
+    Export {
+        /// The interface or function.
+        export: String,
+    },
+    /// It has what it should, in other shapes.
+    #[error("its imports or exports have other shapes than the contract's: {why}")]
+    Link {
+        /// What does not fit.
+        why: String,
+    },
+    /// It cannot say what it is.
+    #[error("it cannot describe itself: {why}")]
+    Describe {
+        /// What happened.
+        why: String,
+    },
+    /// What it says of itself breaks the contract.
+    #[error("its description breaks the contract: {why}")]
+    Description {
+        /// What is wrong.
+        why: String,
+    },
+    /// It asks for a grant that no person should be asked to approve.
+    #[error("its grant {grant:?} {why}")]
+    Grant {
+        /// The grant's name.
+        grant: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Flaw {
+    /// What its author can do.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Flaw::TooLarge { .. } => {
+                "build with opt-level and strip set, and leave language runtimes out where possible"
+            }
+            Flaw::Empty | Flaw::NotWasm => "name the .wasm file that the build made",
+            Flaw::Text => {
+                "turn it into a component first: `wasm-tools parse`, then `component new`"
+            }
+            Flaw::CoreModule => {
+                "build for wasm32-wasip2, or make a component of it with `wasm-tools component new`"
+            }
+            Flaw::Compile { .. } => "build it anew; the file may be cut off or damaged",
+            Flaw::Import { .. } => {
+                "leave out what opens files, sockets or clocks: a plugin sees volumes only through \
+                 snapslot:backend"
+            }
+            Flaw::Version { .. } => "build it with the SDK and the WIT of this release",
+            Flaw::Export { .. } => "name your type in `export_backend!`, and build it as a cdylib",
+            Flaw::Link { .. } => "generate the bindings anew from this release's WIT",
+            Flaw::Describe { .. } => {
+                "describe() sees nothing and computes nothing: it returns fixed values"
+            }
+            Flaw::Description { .. } => "the limits stand in wit/backend/backend.wit",
+            Flaw::Grant { .. } => "the rules of templates stand in the guide, under Grants",
+        }
+    }
+}
+
+/// All flaws in one sentence.
+pub(crate) fn in_words(flaws: &[Flaw]) -> String {
+    flaws.iter().map(Flaw::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether it can be a component at all, by its first bytes.
+pub(crate) fn shape(bytes: &[u8]) -> Result<(), Flaw> {
+    let starts_as_text = || {
+        let text = bytes.trim_ascii_start();
+        text.starts_with(b"(component") || text.starts_with(b"(module") || text.starts_with(b";;")
+    };
+    match bytes {
+        [] => Err(Flaw::Empty),
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Err(Flaw::CoreModule),
+        [0, b'a', b's', b'm', ..] => Ok(()),
+        _ if starts_as_text() => Err(Flaw::Text),
+        _ => Err(Flaw::NotWasm),
+    }
+}
