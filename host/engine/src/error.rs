@@ -136,7 +136,7 @@ pub enum EngineError {
         why: String,
     },
     /// Installed plugins cannot be read or changed.
-    #[error("installed plugins: {0}")]
+    #[error(transparent)]
     Install(#[from] InstallError),
     /// The record cannot be read or written.
     #[error("the record of slots: {0}")]

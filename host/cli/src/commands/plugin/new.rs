@@ -65,8 +65,6 @@ panic = "abort"
 [workspace]
 "#;
 
-const TOOLCHAIN: &str = "[toolchain]\nchannel = \"1.95\"\ntargets = [\"wasm32-wasip2\"]\n";
-
 pub fn new(
     output: Output,
     name: &str,
@@ -106,6 +104,7 @@ pub fn new(
         "Made the plugin {name} in {root}.\n\
          \x20 cd {root}\n\
          \x20 cargo test                                            # its planner, on this machine\n\
+         \x20 rustup target add wasm32-wasip2                       # once\n\
          \x20 cargo build --release --target wasm32-wasip2          # the component\n\
          \x20 snapslot plugin check {component}\n\
          \x20 snapslot plugin test {component}\n\
@@ -134,7 +133,6 @@ fn project(name: &str, place: NewPlace) -> Vec<(String, String)> {
     };
     let mut files: Vec<(String, String)> = [
         ("Cargo.toml", MANIFEST),
-        ("rust-toolchain.toml", TOOLCHAIN),
         (".gitignore", "/target\n"),
         ("README.md", include_str!("new/readme.md.txt")),
         ("src/lib.rs", source),
