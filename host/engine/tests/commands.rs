@@ -9,172 +9,38 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use snapslot_command::{Answer, Command, Executor, RunError};
 use snapslot_engine::{Asked, Depth, Done, Engine, EngineError, Settings, Tools, Verb};
 use snapslot_slot::State;
-use snapslot_testkit::storage::{lvm, zfs};
+use snapslot_testkit::storage::When;
+use snapslot_testkit::storage::machine::{Kind, Machine as Storage, Trouble};
 
-/// What both models can do.
-#[derive(Clone)]
-enum Storage {
-    Lvm(Arc<lvm::Lvm>),
-    Zfs(Arc<zfs::Model>),
-}
+const KINDS: [Kind; 5] = Kind::ALL;
 
-impl Executor for Storage {
-    fn run(&self, command: &Command) -> Result<Answer, RunError> {
-        match self {
-            Storage::Lvm(model) => model.run(command),
-            Storage::Zfs(model) => model.run(command),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
-    Before,
-    Inside,
-    After,
-}
-
-/// A volume to try on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Thin,
-    Thick,
-    ThickInactive,
-    Zvol,
-    Dataset,
-}
-
-const KINDS: [Kind; 5] = [Kind::Thin, Kind::Thick, Kind::ThickInactive, Kind::Zvol, Kind::Dataset];
-
+/// A volume on modelled storage, and an engine's own state.
 struct Machine {
-    kind: Kind,
     storage: Storage,
+    kind: Kind,
     scratch: tempfile::TempDir,
 }
 
-const BLOCKS: u64 = 6;
+impl std::ops::Deref for Machine {
+    type Target = Storage;
+
+    fn deref(&self) -> &Storage {
+        &self.storage
+    }
+}
 
 impl Machine {
     fn new(kind: Kind) -> Machine {
-        let storage = match kind {
-            Kind::Thin | Kind::Thick | Kind::ThickInactive => {
-                let model = lvm::Lvm::new(7);
-                model.add_group("vg", 1 << 30);
-                if kind == Kind::Thin {
-                    model.stage(
-                        "lvcreate -y --type thin-pool -L 256M --poolmetadatasize 4M -n pool vg",
-                    );
-                    model.stage("lvcreate -y -V 64M --thinpool pool -n vm1 vg");
-                } else {
-                    model.stage("lvcreate -y -L 64M -n vm1 vg");
-                }
-                Storage::Lvm(Arc::new(model))
-            }
-            Kind::Zvol | Kind::Dataset => {
-                let model = zfs::Model::with_tank(7);
-                let how = if kind == Kind::Zvol { "-V 32M" } else { "-o mountpoint=/mnt/vm1" };
-                model.must(&format!("zfs create {how} tank/vm1"));
-                Storage::Zfs(Arc::new(model))
-            }
-        };
-        let machine = Machine { kind, storage, scratch: tempfile::tempdir().expect("a directory") };
-        machine.write(1);
-        if kind == Kind::ThickInactive {
-            machine.hand("lvchange -an vg/vm1");
-        }
-        machine
+        let scratch = tempfile::tempdir().expect("a directory");
+        Machine { storage: Storage::new(kind), kind, scratch }
     }
 
     fn volume(&self) -> &'static str {
         match self.kind {
             Kind::Thin | Kind::Thick | Kind::ThickInactive => "lvm:vg/vm1",
             Kind::Zvol | Kind::Dataset => "zfs:tank/vm1",
-        }
-    }
-
-    fn hand(&self, line: &str) {
-        match &self.storage {
-            Storage::Lvm(model) => model.stage(line),
-            Storage::Zfs(model) => {
-                model.must(line);
-            }
-        }
-    }
-
-    /// The machine writes: every block gets a value of this generation.
-    fn write(&self, generation: u64) {
-        let inactive = match &self.storage {
-            Storage::Lvm(m) => m.field("vg/vm1", "lv_active") != "active",
-            Storage::Zfs(_) => false,
-        };
-        if inactive {
-            self.hand("lvchange -ay vg/vm1");
-        }
-        for block in 0..BLOCKS {
-            let value = generation * 100 + block;
-            match &self.storage {
-                Storage::Lvm(m) => m.guest_write("vg/vm1", block, value).expect("room"),
-                Storage::Zfs(m) => m.guest_write("tank/vm1", block, Some(value)).expect("room"),
-            }
-        }
-        if inactive {
-            self.hand("lvchange -an vg/vm1");
-        }
-    }
-
-    /// The generation of what the machine sees; an error if it is a mixture or nothing.
-    fn sees(&self) -> Result<u64, String> {
-        let content = match &self.storage {
-            Storage::Lvm(m) => m.content("vg/vm1"),
-            Storage::Zfs(m) => m.content("tank/vm1"),
-        };
-        let content = content.ok_or("the volume is not there")?;
-        let mut generations: Vec<u64> =
-            (0..BLOCKS).map(|b| content.get(&b).copied().unwrap_or(0) / 100).collect();
-        generations.dedup();
-        match generations.as_slice() {
-            [one] => Ok(*one),
-            mixed => Err(format!("a mixture of {mixed:?}")),
-        }
-    }
-
-    fn crash_at(&self, n: u64, when: When) {
-        match &self.storage {
-            Storage::Lvm(m) => m.crash_at(
-                n,
-                match when {
-                    When::Before => lvm::When::Before,
-                    When::Inside => lvm::When::Inside,
-                    When::After => lvm::When::After,
-                },
-            ),
-            Storage::Zfs(m) => m.crash_at(
-                n,
-                match when {
-                    When::Before => zfs::When::Before,
-                    When::Inside => zfs::When::Inside,
-                    When::After => zfs::When::After,
-                },
-            ),
-        }
-    }
-
-    /// Whether the crash came to pass; and from here on all is well again.
-    fn restart(&self) -> bool {
-        match &self.storage {
-            Storage::Lvm(m) => {
-                let crashed = m.crashed();
-                m.restart();
-                crashed
-            }
-            Storage::Zfs(m) => {
-                let crashed = m.is_dead();
-                m.restart();
-                crashed
-            }
         }
     }
 
@@ -192,10 +58,7 @@ impl Machine {
     }
 
     fn lines(&self) -> Vec<String> {
-        match &self.storage {
-            Storage::Lvm(m) => m.log(),
-            Storage::Zfs(m) => m.log(),
-        }
+        self.storage.log()
     }
 
     fn log(&self) -> String {
@@ -281,10 +144,7 @@ fn the_whole_life_on_every_kind() {
         machine.run(Verb::Delete, &Asked::default()).unwrap_or_else(|e| panic!("{kind:?}: {e}"));
         assert_eq!((machine.sees(), machine.mark()), (Ok(5), None), "{kind:?}");
         assert_eq!(machine.run(Verb::Restore, &Asked::default()).expect_err("empty").exit(), 4);
-        let names = match &machine.storage {
-            Storage::Lvm(m) => m.names("vg"),
-            Storage::Zfs(m) => m.snapshots("tank/vm1").into_iter().map(|(n, _)| n).collect(),
-        };
+        let names = machine.names();
         assert!(!names.iter().any(|n| n.contains("snapslot")), "{kind:?}: left behind: {names:?}");
     }
 }
@@ -462,19 +322,7 @@ fn a_command_that_fails_changes_nothing() {
             for n in 1.. {
                 let (machine, mark) = ready(kind, act);
                 let (verb, asked) = act.verb();
-                match &machine.storage {
-                    Storage::Lvm(m) => {
-                        m.fault_at(n, lvm::Fault::Fails(5, "  Something is wrong.\n".to_owned()));
-                    }
-                    Storage::Zfs(m) => m.fault_at(
-                        n,
-                        zfs::Fault::Says(Answer {
-                            exit_code: 1,
-                            output: Vec::new(),
-                            errors: b"cannot do it: something is wrong\n".to_vec(),
-                        }),
-                    ),
-                }
+                machine.trouble_at(n, Trouble::Fails);
                 let result = machine.run(verb, &asked);
                 let at = format!("{kind:?} {act:?} {n}");
                 machine.restart();

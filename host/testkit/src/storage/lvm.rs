@@ -47,22 +47,13 @@ use std::time::Duration;
 use snapslot_command::{Answer, Command, Executor, RunError};
 
 pub use content::GuestError;
+
+pub use super::When;
 use options::Line;
 use state::State;
 
 /// Bytes in a block: the unit in which content is kept.
 pub const BLOCK_BYTES: u64 = 4096;
-
-/// How far a command comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum When {
-    /// It is not run.
-    Before,
-    /// It is ended half way; see the table of the module.
-    Inside,
-    /// It is run to its end, and nobody hears of it.
-    After,
-}
 
 /// What may go wrong with one command.
 #[derive(Clone, Debug)]

@@ -23,6 +23,8 @@ mod program;
 mod shape;
 mod show;
 
+pub use super::When;
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -47,17 +49,6 @@ pub enum Access {
     NoDevice,
     /// The kernel's modules are not loaded.
     NoModules,
-}
-
-/// Where in a change the caller dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum When {
-    /// The change is not made.
-    Before,
-    /// It is made or not; chance decides.
-    Inside,
-    /// It is made, and nobody hears of it.
-    After,
 }
 
 /// What goes wrong with a command.
