@@ -4,6 +4,9 @@
 //! (no policy, no locks, no records). A backend runs natively against a file of a
 //! [`World`], so that everything it plans can be crashed at every event.
 
+use std::marker::PhantomData;
+use std::sync::Arc;
+
 use snapslot_capture::journal::{self, Found};
 use snapslot_capture::{
     Mask as CaptureMask, Plan as CapturePlan, PlanBuilder, Redo, Resume, Save, Seal,
@@ -153,16 +156,43 @@ impl Plan for BuiltPlan {
     }
 }
 
+/// Something that looks and plans: a backend, natively or as a component.
+pub trait Planner {
+    /// Looks at the disk.
+    fn inspect(&self, disk: Arc<dyn Disk>) -> Result<Facts, Failure>;
+    /// The plan from what is there to the goal.
+    fn plan(&self, disk: Arc<dyn Disk>, goal: &Goal) -> Result<CapturePlan, Failure>;
+}
+
+/// A backend that runs natively.
+#[derive(Debug)]
+pub struct Native<B>(PhantomData<B>);
+
+/// The backend `B`, natively.
+pub fn native<B: Backend>() -> Native<B> {
+    Native(PhantomData)
+}
+
+impl<B: Backend> Planner for Native<B> {
+    fn inspect(&self, disk: Arc<dyn Disk>) -> Result<Facts, Failure> {
+        B::inspect(&DiskTarget(&*disk))
+    }
+
+    fn plan(&self, disk: Arc<dyn Disk>, goal: &Goal) -> Result<CapturePlan, Failure> {
+        let mut built = BuiltPlan::default();
+        B::plan(&DiskTarget(&*disk), goal, &mut built)?;
+        built.0.finish().map_err(refused)
+    }
+}
+
 /// Looks at the world's image.
-pub fn inspect<B: Backend>(world: &World) -> Result<Facts, Failure> {
-    B::inspect(&DiskTarget(&world.disk(IMAGE)))
+pub fn inspect(planner: &dyn Planner, world: &World) -> Result<Facts, Failure> {
+    planner.inspect(Arc::new(world.disk(IMAGE)))
 }
 
 /// The plan from what is in the world to the goal.
-pub fn plan<B: Backend>(world: &World, goal: &Goal) -> Result<CapturePlan, Failure> {
-    let mut built = BuiltPlan::default();
-    B::plan(&DiskTarget(&world.disk(IMAGE)), goal, &mut built)?;
-    built.0.finish().map_err(refused)
+pub fn plan(planner: &dyn Planner, world: &World, goal: &Goal) -> Result<CapturePlan, Failure> {
+    planner.plan(Arc::new(world.disk(IMAGE)), goal)
 }
 
 /// Why an operation did not come to its end.
@@ -187,9 +217,9 @@ impl std::fmt::Display for RunError {
 }
 
 /// Inspect, plan, check, commit, execute, forget the journal. Gives the plan that was run.
-pub fn run<B: Backend>(world: &World, goal: &Goal) -> Result<CapturePlan, RunError> {
-    inspect::<B>(world).map_err(RunError::Refused)?;
-    let plan = plan::<B>(world, goal).map_err(RunError::Refused)?;
+pub fn run(planner: &dyn Planner, world: &World, goal: &Goal) -> Result<CapturePlan, RunError> {
+    inspect(planner, world).map_err(RunError::Refused)?;
+    let plan = plan(planner, world, goal).map_err(RunError::Refused)?;
     if plan.is_empty() {
         return Ok(plan);
     }

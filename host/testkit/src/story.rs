@@ -1,12 +1,12 @@
 //! A qcow2 image's life: guest writes by QEMU, and the three verbs, each crashed everywhere.
 
-use snapslot_plugin_sdk::{Backend, Goal, NewSnapshot};
+use snapslot_plugin_sdk::{Goal, NewSnapshot};
 
 use crate::crash::Files;
 use crate::qcow2_judge::Qcow2Judge;
 use crate::qcow2_model::Qcow2;
 use crate::qemu::Bench;
-use crate::sim_host::{IMAGE, RunError, inspect};
+use crate::sim_host::{IMAGE, Planner, RunError, inspect};
 use crate::trial::{Depth, Tally, crash, faults};
 
 /// What happens in a life.
@@ -36,6 +36,8 @@ pub enum Came {
 /// An image on its way through a life.
 #[derive(Clone)]
 pub struct Story<'a> {
+    /// Who plans.
+    pub planner: &'a dyn Planner,
     /// Who judges.
     pub judge: &'a Qcow2Judge,
     /// The image now.
@@ -61,8 +63,13 @@ fn foreign(
 
 impl<'a> Story<'a> {
     /// A life that begins with this image.
-    pub fn new(judge: &'a Qcow2Judge, image: Vec<u8>, depth: Depth) -> Self {
-        Story { judge, image, depth, faults: false, tally: Tally::default(), takes: 0 }
+    pub fn new(
+        planner: &'a dyn Planner,
+        judge: &'a Qcow2Judge,
+        image: Vec<u8>,
+        depth: Depth,
+    ) -> Self {
+        Story { planner, judge, image, depth, faults: false, tally: Tally::default(), takes: 0 }
     }
 
     fn active(&self) -> Result<Vec<u8>, String> {
@@ -70,21 +77,21 @@ impl<'a> Story<'a> {
     }
 
     /// The slot's snapshot as the backend reports it: identity and mark.
-    fn slot<B: Backend>(&self) -> Result<Option<(String, String)>, String> {
+    fn slot(&self) -> Result<Option<(String, String)>, String> {
         let files = Files::from([(IMAGE.to_owned(), self.image.clone())]);
         let world = snapslot_disk::sim::World::new(files);
-        let facts = inspect::<B>(&world).map_err(|f| f.message)?;
+        let facts = inspect(self.planner, &world).map_err(|f| f.message)?;
         let mut found = facts.snapshots.into_iter();
         Ok(found.find_map(|s| Some((s.identity, s.mark?))))
     }
 
     /// Does one thing. The error tells a fault.
-    pub fn act<B: Backend>(&mut self, act: Act) -> Result<Came, String> {
-        self.try_act::<B>(act).map_err(|e| format!("{act:?}: {e}"))
+    pub fn act(&mut self, act: Act) -> Result<Came, String> {
+        self.try_act(act).map_err(|e| format!("{act:?}: {e}"))
     }
 
-    fn try_act<B: Backend>(&mut self, act: Act) -> Result<Came, String> {
-        let held = self.slot::<B>()?;
+    fn try_act(&mut self, act: Act) -> Result<Came, String> {
+        let held = self.slot()?;
         let nothing = || Came::Refused("slot".to_owned());
         let goal = match (act, held) {
             (Act::Guest(command), _) => return self.guest(&[command]),
@@ -106,14 +113,15 @@ impl<'a> Story<'a> {
         };
         let active = self.active()?;
         let others = foreign(self.judge, &self.image)?;
-        let outcome = match crash::<B, _>(self.judge, &self.image, &goal, &self.depth)? {
+        let outcome = match crash(self.planner, self.judge, &self.image, &goal, &self.depth)? {
             Ok(outcome) => outcome,
             Err(RunError::Refused(failure)) => return Ok(Came::Refused(failure.code)),
             Err(error) => return Err(error.to_string()),
         };
         self.tally += outcome.tally;
         if self.faults && !outcome.plan.is_empty() {
-            self.tally += faults::<B, _>(self.judge, &self.image, &goal, self.depth.states.seed)?;
+            self.tally +=
+                faults(self.planner, self.judge, &self.image, &goal, self.depth.states.seed)?;
         }
         self.image = outcome.after;
         self.reached(act, &active)?;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use snapslot_capture::{Plan, PlanView};
 use snapslot_disk::Disk;
 use snapslot_disk::sim::{Event, Fate, Fault, World};
-use snapslot_plugin_sdk::{Backend, Goal};
+use snapslot_plugin_sdk::Goal;
 
 use crate::crash::{Choice, Count, Files, History, Options};
 use crate::rng::Rng;
-use crate::sim_host::{IMAGE, JOURNAL, Recovered, RunError, recover, run};
+use crate::sim_host::{IMAGE, JOURNAL, Planner, Recovered, RunError, recover, run};
 
 /// Who says what is right.
 pub trait Judge {
@@ -151,13 +151,14 @@ fn image(files: &Files) -> Result<&[u8], String> {
 }
 
 /// Runs the operation once, undisturbed. `Err(Ok(error))`: refused, and nothing was touched.
-fn undisturbed<'a, B: Backend, J: Judge>(
+fn undisturbed<'a, J: Judge>(
+    planner: &dyn Planner,
     judge: &J,
     before: &'a [u8],
     goal: &Goal,
 ) -> Result<Ends<'a, J::Picture>, Result<RunError, String>> {
     let world = World::new(files(before));
-    let planned = match run::<B>(&world, goal) {
+    let planned = match run(planner, &world, goal) {
         Ok(plan) => plan,
         Err(error @ (RunError::Refused(_) | RunError::Check(_))) if world.log().is_empty() => {
             return Err(Ok(error));
@@ -194,13 +195,14 @@ fn undisturbed<'a, B: Backend, J: Judge>(
 }
 
 /// Crashes the operation everywhere. `Ok(Err(error))`: it was refused and touched nothing.
-pub fn crash<B: Backend, J: Judge>(
+pub fn crash<J: Judge>(
+    planner: &dyn Planner,
     judge: &J,
     before: &[u8],
     goal: &Goal,
     depth: &Depth,
 ) -> Result<Result<Outcome, RunError>, String> {
-    let ends = match undisturbed::<B, J>(judge, before, goal) {
+    let ends = match undisturbed(planner, judge, before, goal) {
         Ok(ends) => ends,
         Err(Ok(refusal)) => return Ok(Err(refusal)),
         Err(Err(fault)) => return Err(fault),
@@ -318,14 +320,15 @@ fn settles<J: Judge>(
 }
 
 /// EIO and ENOSPC at every event, once and for ever, of the operation and of its recovery.
-pub fn faults<B: Backend, J: Judge>(
+pub fn faults<J: Judge>(
+    planner: &dyn Planner,
     judge: &J,
     before: &[u8],
     goal: &Goal,
     seed: u64,
 ) -> Result<Tally, String> {
     const ERRORS: [i32; 2] = [5, 28];
-    let ends = match undisturbed::<B, J>(judge, before, goal) {
+    let ends = match undisturbed(planner, judge, before, goal) {
         Ok(ends) => ends,
         Err(Ok(refusal)) => return Err(refusal.to_string()),
         Err(Err(fault)) => return Err(fault),
@@ -336,7 +339,7 @@ pub fn faults<B: Backend, J: Judge>(
         for (errno, for_ever) in ERRORS.into_iter().flat_map(|e| [(e, false), (e, true)]) {
             let world = World::new(files(before));
             world.fail_at(Some(Fault { at, for_ever, errno }));
-            let result = run::<B>(&world, goal);
+            let result = run(planner, &world, goal);
             let tell = |e: String| {
                 let history = History::new(files(before), world.log());
                 format!(

@@ -11,7 +11,7 @@ use snapslot_testkit::crash::Options;
 use snapslot_testkit::qcow2_judge::Qcow2Judge;
 use snapslot_testkit::qcow2_model;
 use snapslot_testkit::qemu::{Bench, world_files};
-use snapslot_testkit::sim_host::{IMAGE, run};
+use snapslot_testkit::sim_host::{IMAGE, native, run};
 use snapslot_testkit::story::{Act, Came, Story};
 use snapslot_testkit::trial::Depth;
 
@@ -55,11 +55,12 @@ fn life(options: &str, size: &str, foreign: bool, acts: &[Act]) {
 fn live(bench: Bench, options: &str, backing: Vec<u8>, depth: Depth, acts: &[Act]) {
     let image = bench.read("a.qcow2");
     let judge = Qcow2Judge::new(bench, &image, backing);
-    let mut story = Story::new(&judge, image, depth);
+    let planner = native::<Qcow2>();
+    let mut story = Story::new(&planner, &judge, image, depth);
     // Each event fails in four ways: not where there are hundreds of them.
     story.faults = depth.states.singles == usize::MAX;
     for act in acts {
-        let came = story.act::<Qcow2>(*act).unwrap_or_else(|e| panic!("{options}: {e}"));
+        let came = story.act(*act).unwrap_or_else(|e| panic!("{options}: {e}"));
         assert_eq!(came, Came::Done, "{options}: {act:?}");
     }
     println!("{options}: {}", story.tally);
@@ -191,7 +192,7 @@ fn refcount_table_grows() {
             room: None,
             full_copy: false,
         });
-        run::<Qcow2>(&world, &goal).unwrap_or_else(|e| panic!("{filled} clusters: {e}"));
+        run(&native::<Qcow2>(), &world, &goal).unwrap_or_else(|e| panic!("{filled} clusters: {e}"));
         let table = |bytes: &[u8]| {
             let image = qcow2_model::Qcow2::read(bytes).expect("readable");
             image.header().refcount_table_offset

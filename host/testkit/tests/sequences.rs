@@ -7,6 +7,7 @@ use snapslot_plugin_qcow2::Qcow2;
 use snapslot_testkit::crash::Options;
 use snapslot_testkit::qcow2_judge::Qcow2Judge;
 use snapslot_testkit::qemu::Bench;
+use snapslot_testkit::sim_host::native;
 use snapslot_testkit::story::{Act, Came, Story};
 use snapslot_testkit::trial::{Depth, Tally};
 
@@ -36,7 +37,7 @@ impl Walk {
             let mut next = story.clone();
             next.tally = Tally::default();
             path.push(act);
-            let came = next.act::<Qcow2>(act).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            let came = next.act(act).unwrap_or_else(|e| panic!("{path:?}: {e}"));
             match came {
                 Came::Done => {
                     self.sequences += 1;
@@ -65,11 +66,12 @@ fn walk(options: &str, foreign: bool, first: &[Act]) {
     let image = bench.read("a.qcow2");
     let judge = Qcow2Judge::new(bench, &image, Vec::new());
     let depth = Depth::new(Options::from_environment(6, 5));
-    let mut story = Story::new(&judge, image, Depth { opinion_every: 0, ..depth });
+    let planner = native::<Qcow2>();
+    let mut story = Story::new(&planner, &judge, image, Depth { opinion_every: 0, ..depth });
     let mut path = Vec::new();
     for act in first {
         path.push(*act);
-        story.act::<Qcow2>(*act).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+        story.act(*act).unwrap_or_else(|e| panic!("{path:?}: {e}"));
     }
     let mut walk = Walk::default();
     walk.on(&story, &mut path, 3);

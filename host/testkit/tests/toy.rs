@@ -4,6 +4,7 @@
 
 use snapslot_plugin_sdk::{Goal, NewSnapshot};
 use snapslot_testkit::crash::Options;
+use snapslot_testkit::sim_host::native;
 use snapslot_testkit::toy::{Toy, ToyJudge, fault, image};
 use snapslot_testkit::trial::{Depth, Tally, crash, faults};
 
@@ -28,11 +29,11 @@ fn life<const FAULT: u8>(with_faults: bool) -> Result<Tally, String> {
         if let Goal::Restored(_) = goal {
             now[1024 + 100..1024 + 900].fill(9);
         }
-        let outcome =
-            crash::<Toy<FAULT>, _>(&ToyJudge, &now, &goal, &depth)?.map_err(|e| e.to_string())?;
+        let outcome = crash(&native::<Toy<FAULT>>(), &ToyJudge, &now, &goal, &depth)?
+            .map_err(|e| e.to_string())?;
         tally += outcome.tally;
         if with_faults {
-            tally += faults::<Toy<FAULT>, _>(&ToyJudge, &now, &goal, 3)?;
+            tally += faults(&native::<Toy<FAULT>>(), &ToyJudge, &now, &goal, 3)?;
         }
         now = outcome.after;
     }
