@@ -125,6 +125,11 @@ impl<'a> Story<'a> {
         }
         self.image = outcome.after;
         self.reached(act, &active)?;
+        if let Goal::Held(new) = &goal
+            && self.slot()?.is_none_or(|(_, mark)| mark != new.mark)
+        {
+            return Err("the snapshot does not bear the mark that was asked for".to_owned());
+        }
         if foreign(self.judge, &self.image)? != others {
             return Err("a foreign snapshot changed".to_owned());
         }
