@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::TypedValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use snapslot_engine::Room;
 
@@ -284,6 +285,13 @@ into the state directory: what happens to FILE afterwards does not matter.")]
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Try a plugin on simulated storage: every verb, every crash, every fault
+    #[command(after_help = "Examples:
+  snapslot plugin test ./x.wasm
+  snapslot plugin test ./vhd.wasm --image sample.vhd
+  snapslot plugin test lvm --report report.html --report report.xml
+  snapslot plugin test qcow2 --states 1000             # a deeper look")]
+    Test(TestArgs),
     /// Remove an installed plugin that no machine needs
     Remove {
         /// Its name
@@ -297,6 +305,28 @@ into the state directory: what happens to FILE afterwards does not matter.")]
         /// Its name; all installed plugins if left out
         name: Option<String>,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct TestArgs {
+    /// The component, a .wasm file; or the name of a built-in or installed plugin
+    #[arg(value_name = "PLUGIN")]
+    pub plugin: String,
+    /// A sample image to begin with, for plugins whose volumes are files; repeat for several
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
+    /// Seed of all choices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Random states at each boundary of a crash, besides those listed in full
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100_000).map(|n| n as usize))]
+    pub states: usize,
+    /// Only cases whose names begin so
+    #[arg(long, value_name = "NAME")]
+    pub only: Option<String>,
+    /// Write a report; .json, .xml (JUnit) or .html; repeat for several
+    #[arg(long, value_name = "FILE")]
+    pub report: Vec<PathBuf>,
 }
 
 /// What the volumes of a new plugin are.
@@ -351,6 +381,7 @@ impl Command {
             Command::Plugin { command: PluginCommand::Add { .. } } => "plugin add",
             Command::Plugin { command: PluginCommand::New { .. } } => "plugin new",
             Command::Plugin { command: PluginCommand::Check { .. } } => "plugin check",
+            Command::Plugin { command: PluginCommand::Test(_) } => "plugin test",
             Command::Plugin { command: PluginCommand::Remove { .. } } => "plugin remove",
             Command::Plugin { command: PluginCommand::Verify { .. } } => "plugin verify",
             Command::Completions { .. } => "completions",

@@ -106,8 +106,8 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
 }
 
 fn is_of_strangers(command: &Command) -> bool {
-    use PluginCommand::{Add, Check};
-    matches!(command, Command::Plugin { command: Add { .. } | Check { .. } })
+    use PluginCommand::{Add, Check, Test};
+    matches!(command, Command::Plugin { command: Add { .. } | Check { .. } | Test(_) })
 }
 
 fn manual(dir: Option<&std::path::Path>, output: Output) -> Result<ExitCode, Failed> {

@@ -1,7 +1,7 @@
 //! The engine: settings, record, plugins, and which machine is meant.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -86,6 +86,16 @@ impl Engine {
     /// What holds plugins besides wasm.
     pub fn confinement(&self) -> Confinement {
         self.runtime.confinement()
+    }
+
+    /// The compiled plugins' directory.
+    pub fn cache_dir(&self) -> &Path {
+        &self.settings.cache_dir
+    }
+
+    /// Where plugins run.
+    pub fn confine(&self) -> &Confine {
+        &self.settings.confine
     }
 
     /// The backends there are.

@@ -184,6 +184,16 @@ impl Engine {
         Ok(plugin)
     }
 
+    /// The component of a built-in plugin.
+    pub fn built_in(&self, name: &str) -> Option<&'static [u8]> {
+        snapslot_builtin::PLUGINS.iter().find(|b| b.name == name).map(|b| b.component)
+    }
+
+    /// The component of an installed plugin, as it was approved.
+    pub fn installed_component(&self, plugin: &Installed) -> Result<Vec<u8>, EngineError> {
+        Ok(self.shelf.component(plugin)?)
+    }
+
     /// The plugins that were installed.
     pub fn installed(&self) -> Result<Vec<Installed>, EngineError> {
         Ok(self.shelf.read()?)

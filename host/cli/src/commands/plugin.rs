@@ -4,6 +4,7 @@ mod check;
 mod install;
 mod new;
 mod show;
+mod test;
 mod words;
 
 use std::process::ExitCode;
@@ -27,6 +28,10 @@ pub fn run(engine: &Engine, output: Output, command: &PluginCommand) -> Result<E
         }
         PluginCommand::Remove { name, yes } => install::remove(engine, output, name, *yes),
         PluginCommand::Check { file } => check::check(engine, output, file),
+        PluginCommand::Test(args) => {
+            let (cache_dir, confine) = (engine.cache_dir().to_owned(), engine.confine().clone());
+            test::test(engine, output, args, cache_dir, confine)
+        }
         // Needs no engine.
         PluginCommand::New { name, place, dir } => new(output, name, *place, dir.as_deref()),
         PluginCommand::Verify { name } => install::verify(engine, output, name.as_deref()),
