@@ -363,6 +363,11 @@ fn room(text: &str) -> Result<Room, String> {
 }
 
 impl Command {
+    /// Whether it makes faults on purpose.
+    pub fn is_noisy(&self) -> bool {
+        matches!(self, Command::Plugin { command: PluginCommand::Test(_) })
+    }
+
     /// The verb, as `--json` names it.
     pub fn verb(&self) -> &'static str {
         match self {

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return output::usage(&error),
     };
-    output::start_log(args.common.verbose, args.common.color);
+    output::start_log(args.common.verbose, args.command.is_noisy(), args.common.color);
     commands::run(args)
 }
 

@@ -13,15 +13,17 @@ use crate::args::Color;
 /// The shape of the JSON; a change that could break a reader makes it `snapslot/2`.
 const SCHEMA: &str = "snapslot/1";
 
-pub fn start_log(verbose: u8, color: Color) {
+/// `noisy`: faults are made on purpose, and what is said of them is no news.
+pub fn start_log(verbose: u8, noisy: bool, color: Color) {
     let level = match verbose {
+        0 if noisy => "error",
         0 => "warn",
         1 => "info",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("SNAPSLOT_LOG").unwrap_or_else(|_| {
         EnvFilter::new(format!(
-            "warn,snapslot={level},snapslot_runtime={level},snapslot_engine={level}"
+            "{level},snapslot={level},snapslot_runtime={level},snapslot_engine={level}"
         ))
     });
     tracing_subscriber::fmt()

@@ -328,8 +328,18 @@ impl<'e> Context<'e> {
             copies.settle(&Watch::NONE).map_err(failed)?;
             return Ok((volume.inspect(plugin)?, true));
         }
-        if plugin.description().actions.is_empty() || facts.unfinished.is_none() {
-            return Ok((facts, false));
+        let Some(unfinished) = &facts.unfinished else { return Ok((facts, false)) };
+        if plugin.description().actions.is_empty() {
+            // It has nothing to end it with; and what an image has half done is in our journal.
+            let name = plugin.description().name.clone();
+            return Err(EngineError::Plugin {
+                volume: volume.locator.to_string(),
+                cause: format!(
+                    "the plugin {name} finds something half done ({unfinished}) and cannot end it"
+                ),
+                plugin: name,
+                log: Vec::new(),
+            });
         }
         let rest = self.plan_one(volume, plugin, facts, Goal::Settled)?;
         rest.run_rest()?;

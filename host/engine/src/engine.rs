@@ -55,7 +55,7 @@ impl fmt::Debug for Tools {
 pub struct Engine {
     pub(crate) settings: Settings,
     pub(crate) store: Box<dyn SlotStore>,
-    pub(crate) runtime: Runtime,
+    pub(crate) runtime: Arc<Runtime>,
     pub(crate) commands: Arc<dyn Executor>,
     pub(crate) shelf: Shelf,
     known: Vec<Known>,
@@ -69,6 +69,11 @@ impl Engine {
         let runtime =
             Runtime::new(&settings.cache_dir, settings.plugin_time_max, &settings.confine)
                 .map_err(|e| EngineError::load("any", &e))?;
+        Self::open_sharing(settings, Arc::new(runtime))
+    }
+
+    /// The same, with machinery that other engines share.
+    pub fn open_sharing(settings: Settings, runtime: Arc<Runtime>) -> Result<Engine, EngineError> {
         let store = Box::new(SqliteStore::open(&settings.state_dir)?);
         let commands = match &settings.tools {
             Some(tools) => tools.0.clone(),

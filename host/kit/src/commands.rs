@@ -1,5 +1,7 @@
 //! Storage that is changed by commands: a crash, or trouble, at every one.
 
+use std::time::Instant;
+
 use snapslot_engine::{Asked, Verb};
 use snapslot_testkit::storage::When;
 use snapslot_testkit::storage::machine::{Kind, Trouble};
@@ -84,9 +86,10 @@ pub fn crashes(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
                     any = true;
                     continue;
                 }
+                let begun = Instant::now();
                 let outcome = tried();
                 if reached || outcome.is_err() {
-                    cases.run(&name, || outcome);
+                    cases.ran(&name, outcome, begun.elapsed());
                     any |= reached;
                 }
             }
@@ -161,11 +164,12 @@ pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
                     }
                     judged(&live, act, held.as_ref()).map_err(|e| told(&live, e))
                 };
+                let begun = Instant::now();
                 let outcome = tried();
                 if !failed && outcome.is_ok() {
                     break;
                 }
-                cases.run(&name, || outcome);
+                cases.ran(&name, outcome, begun.elapsed());
             }
         }
     }

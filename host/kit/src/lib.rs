@@ -21,9 +21,11 @@ mod life;
 mod report;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use snapslot_engine::{Confine, Depth, Engine, EngineError, Known, PlaceKind, Settings, Tools};
-use snapslot_runtime::{LoadError, Plugin, Runtime};
+use snapslot_runtime::{CallError, LoadError, Plugin, Runtime, Sight, View};
 use snapslot_testkit::storage::machine::Kind;
 
 pub use report::{Case, Outcome, Report};
@@ -76,11 +78,12 @@ impl std::error::Error for KitError {}
 
 /// Runs all cases.
 pub fn run(subject: &Subject, options: &Options<'_>) -> Result<Report, KitError> {
-    let runtime =
-        Runtime::new(&options.cache_dir, None, &options.confine).map_err(KitError::Load)?;
+    let runtime = Runtime::new(&options.cache_dir, None, &options.confine);
+    let runtime = Arc::new(runtime.map_err(KitError::Load)?);
     let plugin = runtime.load(&subject.component).map_err(KitError::Load)?;
     let scratch = tempfile::tempdir().map_err(|e| KitError::Kit(e.to_string()))?;
-    let bench = Bench { subject, options, plugin: &plugin, scratch: scratch.path() };
+    let bench =
+        Bench { subject, options, runtime: &runtime, plugin: &plugin, scratch: scratch.path() };
     let mut cases = Cases { options, cases: Vec::new() };
     cases.run("describe/the-same-every-time", || {
         for _ in 0..3 {
@@ -130,6 +133,7 @@ pub fn run(subject: &Subject, options: &Options<'_>) -> Result<Report, KitError>
 struct Bench<'a> {
     subject: &'a Subject,
     options: &'a Options<'a>,
+    runtime: &'a Arc<Runtime>,
     plugin: &'a Plugin<'a>,
     scratch: &'a Path,
 }
@@ -144,7 +148,7 @@ impl Bench<'_> {
         let d = self.plugin.description();
         let known =
             Known { name: d.name.clone(), place: d.place.into(), endings: d.endings.clone() };
-        Engine::open(Settings {
+        let settings = Settings {
             state_dir: state_dir.to_owned(),
             cache_dir: self.options.cache_dir.clone(),
             rehearsal: Depth::Full,
@@ -156,7 +160,14 @@ impl Bench<'_> {
             plugin_time_max: None,
             confine: self.options.confine.clone(),
             tools,
-        })
+        };
+        Engine::open_sharing(settings, self.runtime.clone())
+    }
+
+    /// Whether it can say where content is; otherwise all bytes of an image are its content.
+    fn lists_extents(&self, sight: &Sight) -> bool {
+        let asked = self.plugin.extents(sight, &View::Current, 0, 1);
+        !matches!(asked, Err(CallError::Refused(f)) if f.code == "no-extents")
     }
 
     fn directory(&self) -> Result<tempfile::TempDir, String> {
@@ -181,22 +192,28 @@ impl Cases<'_> {
         if !self.wants(name) {
             return;
         }
-        let begun = std::time::Instant::now();
-        let outcome = match f() {
+        let begun = Instant::now();
+        let result = f();
+        self.ran(name, result, begun.elapsed());
+    }
+
+    /// One that was run already.
+    fn ran(&mut self, name: &str, result: Result<(), String>, took: Duration) {
+        let outcome = match result {
             Ok(()) => Outcome::Held,
             Err(why) => Outcome::Failed { why },
         };
-        self.add(name, outcome, begun.elapsed());
+        self.add(name, outcome, took);
     }
 
     fn not_tried(&mut self, name: &str, why: &str) {
         if self.wants(name) {
             let why = why.to_owned();
-            self.add(name, Outcome::NotTried { why }, std::time::Duration::ZERO);
+            self.add(name, Outcome::NotTried { why }, Duration::ZERO);
         }
     }
 
-    fn add(&mut self, name: &str, outcome: Outcome, took: std::time::Duration) {
+    fn add(&mut self, name: &str, outcome: Outcome, took: Duration) {
         let case = Case {
             name: name.to_owned(),
             outcome,

@@ -175,9 +175,10 @@ pub(crate) fn limit(what: &str, limit: u64, asked: u64) -> Failure {
 /// Something the plugin has no grant for.
 pub(crate) fn not_granted(kind: &str, name: &str) -> Failure {
     let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
-    let message = format!("the plugin has no grant for the {kind} {name}");
-    Failure::new(FailureKind::NotGranted, "not-granted", message)
-        .with("grant", format!("{kind} {name}"))
+    let grant = format!("{kind} {name}");
+    let grant = grant.trim();
+    let message = format!("the plugin has no grant for the {grant}");
+    Failure::new(FailureKind::NotGranted, "not-granted", message).with("grant", grant)
 }
 
 fn unfillable(error: &FillError) -> Failure {

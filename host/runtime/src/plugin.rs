@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use snapslot_capture::Plan;
+use snapslot_slot::is_mark;
 
 use crate::apart::{Apart, Component, Confinement};
 use crate::approved::Approved;
-use crate::bindings::types::{Answer, Change, Description, ExtentPage, Facts, Failure, Goal, View};
+use crate::bindings::types::{
+    Answer, Change, Description, ExtentPage, Facts, Failure, Finding, Goal, Snapshot, View,
+};
 use crate::cache::Cache;
 use crate::call::{Call, Ended, Reply};
 use crate::fault::{CallError, LoadError};
@@ -295,10 +298,7 @@ impl Plugin<'_> {
         let Reply::Facts(facts) = self.call(&Call::Inspect, Some(sight))? else {
             return Err(self.confused("inspect"));
         };
-        if facts.snapshots.len() > 65_536 || facts.findings.len() > 64 {
-            return Err(self.fault("inspect", "it reports more than the contract allows", vec![]));
-        }
-        Ok(facts)
+        fit(facts).map_err(|why| self.fault("inspect", why, vec![]))
     }
 
     /// Asks for the steps to the goal.
@@ -406,6 +406,53 @@ impl Plugin<'_> {
             }
         })
     }
+}
+
+/// Facts as they may be shown and kept: within the contract's limits, and without anything that a
+/// terminal would act on. What cannot be mended is the plugin's fault.
+fn fit(facts: Facts) -> Result<Facts, &'static str> {
+    // What identifies is compared, so it is refused rather than changed.
+    let plain = |t: &str, most: usize| t.len() <= most && !t.chars().any(char::is_control);
+    let words = |t: &str| t.chars().filter(|c| !c.is_control()).take(4096).collect::<String>();
+    if facts.snapshots.len() > 65_536 || facts.findings.len() > 64 {
+        return Err("it reports more than the contract allows");
+    }
+    if i64::try_from(facts.virtual_size).is_err()
+        || facts.snapshots.iter().any(|s| i64::try_from(s.virtual_size).is_err())
+    {
+        return Err("it reports a size that no disk has");
+    }
+    if !facts.identity.iter().all(|i| plain(i, 512))
+        || !facts.snapshots.iter().all(|s| plain(&s.identity, 512) && s.name.len() <= 4096)
+    {
+        return Err("it reports an identity or name that is too long or has control characters");
+    }
+    if !facts.snapshots.iter().filter_map(|s| s.mark.as_ref()).all(|m| is_mark(m)) {
+        return Err("it reports a mark that is none");
+    }
+    let mut marks: Vec<&String> = facts.snapshots.iter().filter_map(|s| s.mark.as_ref()).collect();
+    marks.sort_unstable();
+    if marks.windows(2).any(|two| two[0] == two[1]) {
+        return Err("it reports two snapshots with one mark");
+    }
+    let snapshots = facts.snapshots.into_iter().map(|s| Snapshot { name: words(&s.name), ..s });
+    let findings = facts.findings.into_iter().map(|f| Finding {
+        code: f
+            .code
+            .chars()
+            .filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-')
+            .take(64)
+            .collect(),
+        message: words(&f.message),
+        ..f
+    });
+    Ok(Facts {
+        format: words(&facts.format),
+        unfinished: facts.unfinished.map(|u| words(&u)),
+        snapshots: snapshots.collect(),
+        findings: findings.collect(),
+        ..facts
+    })
 }
 
 /// A failure as a plugin worded it, fit to be shown.

@@ -4,8 +4,9 @@
 //! the disk. Under the name `sound` it does what it should.
 
 use snapslot_plugin_sdk::{
-    Argument, Backend, Content, Description, Extent, ExtentPage, Facts, Failure, FailureKind, Goal,
-    ImageGrant, Level, PlaceKind, Plan, Role, Snapshot, Target, View, log,
+    Argument, Backend, Change, CommandGrant, Content, Description, Extent, ExtentPage, Facts,
+    Failure, FailureKind, Fill, Finding, Goal, Grammar, Guard, Hole, ImageGrant, Level, Mask,
+    PlaceKind, Plan, Role, Snapshot, Target, View, log,
 };
 
 const SECTOR: u64 = 512;
@@ -34,7 +35,7 @@ fn deep(n: u64) -> u64 {
 
 impl Backend for Hostile {
     fn describe() -> Description {
-        Description {
+        described(Description {
             name: "hostile".to_owned(),
             version: "0".to_owned(),
             summary: "misbehaves as it is told".to_owned(),
@@ -48,7 +49,7 @@ impl Backend for Hostile {
             copies: None,
             queries: Vec::new(),
             actions: Vec::new(),
-        }
+        })
     }
 
     fn inspect(target: &dyn Target) -> Result<Facts, Failure> {
@@ -81,6 +82,36 @@ impl Backend for Hostile {
             "inspect-wants-the-backing-file" => {
                 target.image(Role::Backing)?;
             }
+            "inspect-reads-four-gibibytes" => {
+                target.image(Role::Disk)?.read_at(0, u32::MAX)?;
+            }
+            "inspect-reads-too-many-ranges" => {
+                target.image(Role::Disk)?.read_ranges(&vec![(0, 1); 65_537])?;
+            }
+            "inspect-reads-too-much-in-ranges" => {
+                target.image(Role::Disk)?.read_ranges(&vec![(0, 1 << 20); 9])?;
+            }
+            "inspect-wants-copies" => {
+                target.copies()?;
+            }
+            "inspect-wants-to-know-what-a-copy-costs" => {
+                target.saving()?;
+            }
+            "inspect-forges-a-handle" => raw::forged(9999),
+            "inspect-uses-the-volume-as-an-image" => raw::forged(1),
+            "inspect-drops-a-handle-twice" => raw::dropped_twice(),
+            "inspect-uses-a-dropped-handle" => raw::used_after_drop(),
+            "inspect-complains-for-ever" => {
+                let words = "\x1b]0;mine\x07 no ".repeat(200_000);
+                return Err(Failure::new(FailureKind::Corrupt, "\x1b[31m", words));
+            }
+            "inspect-gives-a-million-figures" => {
+                let mut failure = Failure::new(FailureKind::Corrupt, "figures", "many");
+                for n in 0..100_000 {
+                    failure = failure.with("\x1b[2J", n);
+                }
+                return Err(failure);
+            }
             "inspect-asks" => {
                 let argument = Argument { hole: "v".to_owned(), value: "--help".to_owned() };
                 target.ask("rm", &[argument])?;
@@ -104,14 +135,16 @@ impl Backend for Hostile {
         } else {
             Vec::new()
         };
-        Ok(Facts {
+        let mut facts = Facts {
             identity: None,
             virtual_size: image.size() - SECTOR,
             format: "hostile".to_owned(),
             snapshots,
             findings: Vec::new(),
             unfinished: None,
-        })
+        };
+        lie(&told(target), &mut facts);
+        Ok(facts)
     }
 
     fn plan(target: &dyn Target, goal: &Goal, plan: &mut dyn Plan) -> Result<(), Failure> {
@@ -155,6 +188,49 @@ impl Backend for Hostile {
                 let _ = plan.write(300, &[1; 8]);
                 let _ = plan.barrier("again");
             },
+            "plan-masks-unaligned" => plan.mask(vec![mask(3, 1, 8, Vec::new())])?,
+            "plan-masks-past-everything" => {
+                plan.mask(vec![mask(u64::MAX - 7, u32::MAX, 16, Vec::new())])?;
+            }
+            "plan-masks-by-a-stride-of-none" => plan.mask(vec![mask(0, 8, 0, Vec::new())])?,
+            "plan-masks-no-words" => plan.mask(vec![mask(0, 0, 8, Vec::new())])?,
+            "plan-chooses-words-that-are-not-there" => {
+                plan.mask(vec![mask(0, 8, 8, vec![0xff; 100])])?;
+            }
+            "plan-fills-with-nothing" => plan.fill(vec![fill(0, 512, Vec::new())])?,
+            "plan-fills-with-too-much" => plan.fill(vec![fill(0, 34, vec![1; 17])])?,
+            "plan-fills-a-part-of-a-pattern" => plan.fill(vec![fill(0, 511, vec![1, 2])])?,
+            "plan-fills-past-everything" => {
+                plan.fill(vec![fill(u64::MAX - 511, 1024, vec![1, 2])])?;
+            }
+            "plan-seals-twice" => {
+                plan.seal(256, 1)?;
+                plan.seal(264, 1)?;
+            }
+            "plan-seals-nothing" => plan.seal(256, 0)?,
+            "plan-names-another-snapshot" => head[4..].copy_from_slice(b"0000000000000000"),
+            "plan-saves-a-copy" => match goal {
+                Goal::Held(new) => plan.save(new)?,
+                _ => return Ok(()),
+            },
+            "plan-puts-back-a-copy" => plan.put_back("0000000000000000")?,
+            "plan-removes-a-copy" => plan.discard("../../etc/passwd")?,
+            "plan-talks-for-ever" => {
+                for n in 0..1000 {
+                    plan.note(&format!("\x1b[2J{n}"))?;
+                }
+            }
+            "plan-blames-itself" => {
+                return Err(Failure::new(FailureKind::Internal, "\0", "\x1b[31mred\x07"));
+            }
+            "plan-says-no-in-colours" => {
+                return Err(Failure::new(FailureKind::Unsupported, "no", "\x1b[31mno\x07"));
+            }
+            "plan-changes-all-at-once" => {
+                for at in 0..2000 {
+                    plan.write(512 + at * 1024, &[0; 512])?;
+                }
+            }
             "plan-acts" => plan.act("rm", &[])?,
             "plan-floods-the-log" => {
                 for _ in 0..1000 {
@@ -178,6 +254,17 @@ impl Backend for Hostile {
         let told = told(target);
         let extent = match told.as_str() {
             "extents-overlap" => Extent { start: 0, length: u64::MAX, content: Content::Data(9) },
+            "extents-trap" => panic!("as told"),
+            "extents-loop" => forever(),
+            "extents-of-no-length" => Extent { start: cursor, length: 0, content: Content::Zero },
+            "extents-go-back" => {
+                let extent = Extent { start: cursor, length: 512, content: Content::Zero };
+                return Ok(ExtentPage { extents: vec![extent], next: Some(0) });
+            }
+            "extents-without-end" => {
+                let extent = Extent { start: cursor, length: 1, content: Content::Zero };
+                return Ok(ExtentPage { extents: vec![extent; 400_000], next: None });
+            }
             "extents-never-end" => {
                 return Ok(ExtentPage { extents: Vec::new(), next: Some(cursor) });
             }
@@ -189,6 +276,157 @@ impl Backend for Hostile {
         };
         Ok(ExtentPage { extents: vec![extent], next: None })
     }
+
+    fn measure(target: &dyn Target, _identity: &str) -> Result<Change, Failure> {
+        match told(target).as_str() {
+            "measure-traps" => panic!("as told"),
+            "measure-loops" => forever(),
+            _ => Ok(Change { changed_bytes: u64::MAX, held_bytes: u64::MAX }),
+        }
+    }
+}
+
+fn mask(offset: u64, count: u32, stride: u32, select: Vec<u8>) -> Mask {
+    Mask { offset, count, stride, clear: 0, set: u64::MAX, select }
+}
+
+fn fill(offset: u64, length: u64, pattern: Vec<u8>) -> Fill {
+    Fill { offset, length, pattern }
+}
+
+/// Facts that are none.
+fn lie(told: &str, facts: &mut Facts) {
+    let snapshot = |identity: &str, mark: Option<&str>| Snapshot {
+        identity: identity.to_owned(),
+        name: "\x1b[2Jname".to_owned(),
+        mark: mark.map(str::to_owned),
+        taken_seconds: u64::MAX,
+        taken_nanoseconds: u32::MAX,
+        virtual_size: facts.virtual_size,
+        vm_state_size: u64::MAX,
+        lost: false,
+    };
+    match told {
+        "facts-too-many-snapshots" => facts.snapshots = vec![snapshot("1", None); 65_537],
+        "facts-too-many-findings" => {
+            let finding = Finding { code: "x".to_owned(), message: "x".to_owned(), blocks: false };
+            facts.findings = vec![finding; 65];
+        }
+        "facts-of-a-huge-disk" => facts.virtual_size = u64::MAX,
+        "facts-with-a-long-identity" => facts.snapshots = vec![snapshot(&"i".repeat(513), None)],
+        "facts-with-an-identity-in-colours" => facts.identity = Some("\x1b[31m".to_owned()),
+        "facts-with-a-mark-that-is-none" => facts.snapshots = vec![snapshot("1", Some("../../x"))],
+        "facts-with-one-mark-twice" => {
+            let mark = Some("00000000000000aa");
+            facts.snapshots = vec![snapshot("1", mark), snapshot("2", mark)];
+        }
+        "facts-that-block-in-colours" => facts.findings.push(Finding {
+            code: "\x1b[31m".to_owned(),
+            message: "\x1b]0;mine\x07blocked".to_owned(),
+            blocks: true,
+        }),
+        "facts-that-are-half-done-for-ever" => {
+            facts.unfinished = Some("\x1b[2Jhalf done".to_owned());
+        }
+        _ => {}
+    }
+}
+
+/// Handles as no binding would use them.
+mod raw {
+    #[cfg(target_arch = "wasm32")]
+    use snapslot_plugin_sdk::bindings::snapslot::backend::sight::Image;
+
+    #[cfg(target_arch = "wasm32")]
+    fn of(handle: u32) -> Image {
+        // SAFETY: it is not, and that is the point: the host has to see to it.
+        unsafe { Image::from_handle(handle) }
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    pub fn forged(handle: u32) {
+        std::hint::black_box(of(handle).size());
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    pub fn dropped_twice() {
+        for handle in 1..100 {
+            drop(of(handle));
+            drop(of(handle));
+        }
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    pub fn used_after_drop() {
+        for handle in 1..100 {
+            drop(of(handle));
+            forged(handle);
+        }
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn forged(_: u32) {}
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn dropped_twice() {}
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn used_after_drop() {}
+}
+
+/// Which of the descriptions below is given. The test writes another number into the component.
+static DESCRIPTION: [u8; 24] = *b"@@hostile-description:00";
+
+fn described(mut d: Description) -> Description {
+    // SAFETY: it is a static; read like this the compiler cannot know what is in it.
+    let text = unsafe { std::ptr::read_volatile(&raw const DESCRIPTION) };
+    let grant = |name: &str, words: &[&str]| CommandGrant {
+        name: name.to_owned(),
+        template: words.iter().map(|w| (*w).to_owned()).collect(),
+        holes: Vec::new(),
+        input: None,
+        guard: None,
+        deadline_seconds: 10,
+        reason: "to try".to_owned(),
+    };
+    let look = || grant("look", &["zfs", "list"]);
+    let hole = |name: &str| Hole { name: name.to_owned(), grammar: Grammar::Number };
+    match (text[22] - b'0') * 10 + (text[23] - b'0') {
+        1 => forever(),
+        2 => panic!("as told"),
+        3 => {
+            deep(1);
+        }
+        4 => d.name = "../../hostile".to_owned(),
+        5 => d.name = String::new(),
+        6 => d.summary = "\x1b[2Jhostile".to_owned(),
+        7 => d.images[0].reason = " ".to_owned(),
+        8 => d.endings = vec![String::new()],
+        9 => d.endings = (0..9).map(|n| format!(".x{n}")).collect(),
+        10 => d.queries = vec![grant("look", &["rm", "-rf", "/"])],
+        11 => d.actions = vec![grant("run", &["/bin/sh", "-c", "id"])],
+        12 => d.queries = vec![grant("look", &["zfs", "destroy", "-r", "tank"])],
+        13 => d.queries = vec![look(), look()],
+        14 => d.actions = vec![grant("run", &[])],
+        15 => d.actions = vec![grant("run", &["zfs", "destroy", "a\nb"])],
+        16 => d.actions = vec![grant("run", &["zfs", "destroy", "{where}"])],
+        17 => d.actions = vec![CommandGrant { holes: vec![hole("unused")], ..look() }],
+        18 => d.actions = vec![CommandGrant { holes: vec![hole("--help")], ..look() }],
+        19 => {
+            let template = vec!["zfs".to_owned(), "destroy".to_owned(), "tank".to_owned()];
+            let guard = Some(Guard { template, equals: "guid".to_owned() });
+            d.actions = vec![CommandGrant { holes: vec![hole("guid")], guard, ..look() }];
+        }
+        20 => d.actions = vec![CommandGrant { deadline_seconds: 0, ..look() }],
+        21 => d.actions = vec![CommandGrant { deadline_seconds: u32::MAX, ..look() }],
+        22 => d.actions = vec![CommandGrant { input: Some("x".repeat(20_000)), ..look() }],
+        23 => {
+            d.queries = (0..65).map(|n| CommandGrant { name: format!("l{n}"), ..look() }).collect()
+        }
+        24 => d.images = vec![d.images[0].clone(); 100_000],
+        25 => d.actions = vec![grant("run", &["zfs;id", "list"])],
+        26 => d.summary = "x".repeat(1 << 20),
+        _ => {}
+    }
+    d
 }
 
 snapslot_plugin_sdk::export_backend!(crate::Hostile);

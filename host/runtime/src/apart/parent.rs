@@ -4,7 +4,7 @@
 //! The process is started before it is needed and readies itself meanwhile. If it dies or falls silent
 //! the call at hand fails as the plugin's fault, and the next call gets a new process.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -46,7 +46,8 @@ struct Worker {
     child: Child,
     channel: Channel,
     ready: Option<(u64, Confinement)>,
-    loaded: HashSet<String>,
+    /// By digest, what each component that is ready imports.
+    loaded: HashMap<String, Vec<String>>,
 }
 
 /// A component, and what is granted to it: enough to make it ready in a new process.
@@ -94,7 +95,7 @@ impl Apart {
         let lost = |cause| Ended::Fault { cause, trace: Vec::new() };
         let patience = self.own_time_max + SILENCE_MAX;
         let called = self.with(|worker| {
-            if !worker.loaded.contains(&component.digest)
+            if !worker.loaded.contains_key(&component.digest)
                 && let Err(flaws) = worker.load(component, cache)?
             {
                 return Ok(Err(lost(format!(
@@ -142,7 +143,7 @@ impl Worker {
             .spawn()?;
         let mut channel = Channel::new(ours);
         channel.send(&Order::Begin { own_time_max }, None)?;
-        Ok(Worker { child, channel, ready: None, loaded: HashSet::new() })
+        Ok(Worker { child, channel, ready: None, loaded: HashMap::new() })
     }
 
     fn ready(&mut self) -> io::Result<(u64, Confinement)> {
@@ -161,6 +162,10 @@ impl Worker {
         component: &Component,
         cache: &Cache,
     ) -> io::Result<Result<Vec<String>, Vec<Flaw>>> {
+        if let Some(imports) = self.loaded.get(&component.digest).cloned() {
+            self.grant(component)?;
+            return Ok(Ok(imports));
+        }
         let (key, _) = self.ready()?;
         let digest = || component.digest.clone();
         if let Some(kept) = cache.find(&component.digest, key) {
@@ -190,8 +195,8 @@ impl Worker {
         component: &Component,
         result: Result<Vec<String>, Vec<Flaw>>,
     ) -> io::Result<Result<Vec<String>, Vec<Flaw>>> {
-        if result.is_ok() {
-            self.loaded.insert(component.digest.clone());
+        if let Ok(imports) = &result {
+            self.loaded.insert(component.digest.clone(), imports.clone());
             self.grant(component)?;
         }
         Ok(result)

@@ -5,8 +5,8 @@
 //! 3. The user: root becomes nobody, without groups.
 //! 4. By limits: memory, processor time, files written (none), descriptors, core dumps.
 //! 5. Once wasm is ready and its clock runs, by seccomp: every system call but some thirty that compute,
-//!    read and talk on the socket. Among those left is none that opens, writes to a file, makes a
-//!    process or a socket. Another one ends the process.
+//!    read and talk on the socket. Among those left is none that writes to a file, makes a process or a
+//!    socket. Opening is refused; any other call ends the process.
 //!
 //! What a kernel does not have is left out and told; the rest holds.
 
@@ -16,7 +16,7 @@ use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetSt
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
 use serde::{Deserialize, Serialize};
 
 /// Memory: a plan's gigabyte of data, in the plan and on its way, and that of the plugin.
@@ -123,13 +123,24 @@ fn landlocked() -> Result<RulesetStatus, landlock::RulesetError> {
 /// Step 5, for all threads there are.
 pub(super) fn give_up_calls() -> bool {
     let Ok(arch) = std::env::consts::ARCH.try_into() else { return false };
-    let allowed: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        CALLS.iter().map(|call| (*call, Vec::new())).collect();
-    let filter =
-        SeccompFilter::new(allowed, SeccompAction::KillProcess, SeccompAction::Allow, arch);
-    let program: Result<BpfProgram, _> = filter.and_then(TryInto::try_into);
-    program.is_ok_and(|program| seccompiler::apply_filter_all_threads(&program).is_ok())
+    let list = |calls: &[i64]| calls.iter().map(|call| (*call, Vec::new())).collect();
+    let apply = |calls: BTreeMap<i64, Vec<SeccompRule>>, others, these| {
+        let filter = SeccompFilter::new(calls, others, these, arch);
+        let program: Result<BpfProgram, _> = filter.and_then(TryInto::try_into);
+        program.is_ok_and(|program| seccompiler::apply_filter_all_threads(&program).is_ok())
+    };
+    // Of two filters the stricter answer holds.
+    let denied = SeccompAction::Errno(libc::EACCES.unsigned_abs());
+    apply(list(DENIED), SeccompAction::Allow, denied)
+        && apply(list(&[CALLS, DENIED].concat()), SeccompAction::KillProcess, SeccompAction::Allow)
 }
+
+/// What the C library tries by itself (how many processors are there?) and does without.
+const DENIED: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    libc::SYS_openat,
+];
 
 const CALLS: &[i64] = &[
     // Memory; code that was compiled is made executable.
@@ -163,6 +174,7 @@ const CALLS: &[i64] = &[
     libc::SYS_nanosleep,
     libc::SYS_futex,
     libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
     libc::SYS_gettid,
     libc::SYS_getpid,
     libc::SYS_rt_sigaction,

@@ -1,0 +1,243 @@
+//! Goal: a plugin of a third party can be begun, checked, tried, approved, used, held to what was
+//! approved, and removed, as the guide says; and what is not as it was approved is refused. Method: a
+//! project made by the command itself, the VHD example, and files changed behind the host's back.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use snapslot_test_support::{Scratch, Snapslot, qemu_img};
+
+use crate::{snapslot, words};
+
+/// Where components are built, once for all tests.
+fn target() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("plugins")
+}
+
+/// Builds a project for wasm, and gives the component.
+fn built(project: &Path, component: &str) -> PathBuf {
+    let run = Command::new(env!("CARGO"))
+        .current_dir(project)
+        .args(["build", "--quiet", "--release", "--target", "wasm32-wasip2", "--target-dir"])
+        .arg(target())
+        .status();
+    assert!(run.is_ok_and(|s| s.success()), "{} does not build", project.display());
+    target().join("wasm32-wasip2/release").join(component)
+}
+
+/// The VHD example.
+fn vhd() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/examples/vhd");
+        built(&project, "snapslot_example_vhd.wasm")
+    })
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("text")
+}
+
+fn add(snapslot: &Snapslot, more: &[&str]) -> (i32, String, String) {
+    words(snapslot, &[&["plugin", "add", text(vhd())], more].concat())
+}
+
+#[test]
+fn a_new_project_builds_passes_its_tests_and_the_kit() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    for (place, name, component) in
+        [("image", "my-format", "my_format.wasm"), ("zfs-dataset", "my-zfs", "my_zfs.wasm")]
+    {
+        let directory = scratch.join(name);
+        let arguments = ["plugin", "new", name, "--place", place, "--dir", text(&directory)];
+        let (code, said, _) = words(&snapslot, &arguments);
+        assert_eq!(code, 0, "{said}");
+        let (code, _, said) = words(&snapslot, &arguments);
+        assert!(code == 2 && said.contains("there already"), "{code}: {said}");
+        let tested = Command::new(env!("CARGO"))
+            .current_dir(&directory)
+            .args(["test", "--quiet", "--release", "--lib", "--target-dir"])
+            .arg(target())
+            .output()
+            .expect("cargo");
+        assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
+        let component = built(&directory, component);
+        let (code, said, _) = words(&snapslot, &["plugin", "check", text(&component)]);
+        assert!(code == 0 && said.contains("Nothing is wrong with it"), "{code}: {said}");
+        // Of the kit what takes seconds: all of it is run on the built-in plugins.
+        let only = if place == "image" { "life" } else { "crash/Zvol/restore" };
+        let report = scratch.join("report.html");
+        let arguments =
+            ["plugin", "test", text(&component), "--only", only, "--report", text(&report)];
+        let (code, said, error) = words(&snapslot, &arguments);
+        assert!(code == 0 && said.contains(" 0 failed"), "{code}: {said}{error}");
+        assert!(fs::read_to_string(&report).expect("a report").contains("held"));
+    }
+}
+
+#[test]
+fn a_plugin_of_a_third_party_serves_volumes() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    assert_eq!(add(&snapslot, &["--yes"]).0, 0);
+    let disk = scratch.join("vm.vhd");
+    assert_eq!(qemu_img(["create", "-q", "-f", "vpc", text(&disk), "16M"]).code, Some(0));
+    let write = |pattern: &str| {
+        let done = Command::new("qemu-io")
+            .args(["-f", "vpc", "-c", &format!("write -q -P {pattern} 1M 3M"), text(&disk)])
+            .status();
+        assert!(done.is_ok_and(|s| s.success()));
+    };
+    write("1");
+    let then = scratch.join("then.vhd");
+    fs::copy(&disk, &then).expect("a copy");
+    snapslot.verb("take", &disk, &["--full-copy"]).expect(0);
+    write("2");
+    snapslot.verb("restore", &disk, &[]).expect(0);
+    assert_eq!(
+        qemu_img(["compare", "-f", "vpc", "-F", "vpc", text(&disk), text(&then)]).code,
+        Some(0)
+    );
+    // A volume with a slot needs its plugin.
+    let (code, _, said) = words(&snapslot, &["plugin", "remove", "vhd", "--yes"]);
+    assert!(code == 6 && said.contains("vm.vhd"), "{code}: {said}");
+    snapslot.verb("delete", &disk, &[]).expect(0);
+    snapslot.verb("disable", &disk, &[]).expect(0);
+    assert_eq!(words(&snapslot, &["plugin", "remove", "vhd", "--yes"]).0, 0);
+    let (code, _, said) = words(&snapslot, &["take", &format!("vhd:{}", disk.display())]);
+    assert!(code == 2 && said.contains("no backend"), "{code}: {said}");
+    let left: Vec<_> = fs::read_dir(scratch.join("state/plugins")).expect("it").flatten().collect();
+    assert!(!left.iter().any(|e| text(&e.path()).ends_with(".wasm")), "{left:?}");
+}
+
+#[test]
+fn nothing_is_installed_that_nobody_approved() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let (code, _, said) = add(&snapslot, &[]);
+    assert_eq!(code, 6, "{said}");
+    for word in ["read the disk's image", "whole copies", "sha256", "--dry-run", "--yes"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    let (code, shown, _) = add(&snapslot, &["--dry-run"]);
+    assert!(code == 0 && shown.contains("Nothing was added"), "{shown}");
+    let (_, list, _) = words(&snapslot, &["plugin", "list"]);
+    assert!(!list.contains("vhd"), "{list}");
+}
+
+#[test]
+fn what_was_denied_is_not_had() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let (code, _, said) = add(&snapslot, &["--yes", "--without", "action frob"]);
+    assert!(code == 2 && said.contains("copies"), "{code}: {said}");
+    assert_eq!(add(&snapslot, &["--yes", "--without", "copies"]).0, 0);
+    let (_, shown, _) = words(&snapslot, &["plugin", "show", "vhd"]);
+    assert!(shown.contains("NOT approved: have whole copies"), "{shown}");
+    let disk = scratch.join("vm.vhd");
+    assert_eq!(qemu_img(["create", "-q", "-f", "vpc", text(&disk), "16M"]).code, Some(0));
+    let before = fs::read(&disk).expect("it");
+    let (code, _, said) = words(&snapslot, &["take", text(&disk), "--full-copy"]);
+    assert!(code == 7 && said.contains("no grant for the copies"), "{code}: {said}");
+    assert!(fs::read(&disk).expect("it") == before);
+    // Nothing at all approved: nothing at all can be done, and that is said.
+    assert_eq!(add(&snapslot, &["--yes", "--without", "copies", "--without", "image disk"]).0, 0);
+    let (_, shown, _) = words(&snapslot, &["plugin", "show", "vhd"]);
+    assert!(shown.contains("Nothing was approved"), "{shown}");
+}
+
+#[test]
+fn what_changed_since_it_was_approved_is_refused() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    assert_eq!(add(&snapslot, &["--yes"]).0, 0);
+    let disk = scratch.join("vm.vhd");
+    assert_eq!(qemu_img(["create", "-q", "-f", "vpc", text(&disk), "16M"]).code, Some(0));
+    let lock = scratch.join("state/plugins/lock.json");
+    let component = (fs::read_dir(scratch.join("state/plugins")).expect("it").flatten())
+        .map(|e| e.path())
+        .find(|p| text(p).ends_with(".wasm"))
+        .expect("the component");
+    let (good_lock, good) = (fs::read(&lock).expect("it"), fs::read(&component).expect("it"));
+    let refused = |what: &str, words_of_it: &str| {
+        for arguments in [&["plugin", "verify"][..], &["take", text(&disk), "--full-copy"]] {
+            let (code, out, error) = words(&snapslot, arguments);
+            assert_eq!(code, 7, "{what}, {arguments:?}: {out}{error}");
+            assert!(format!("{out}{error}").contains(words_of_it), "{what}: {out}{error}");
+        }
+    };
+    let (code, said, _) = words(&snapslot, &["plugin", "verify"]);
+    assert!(code == 0 && said.contains("as it was approved"), "{said}");
+
+    let mut other = good.clone();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    fs::write(&component, &other).expect("written");
+    refused("another component", "has changed since");
+    fs::write(&component, &good).expect("written");
+
+    let more = String::from_utf8(good_lock.clone()).expect("text");
+    let narrowed = more.replace("whole copies of VHD", "whole copies of vhd").replace(
+        "the snapshot is a copy of the image: VHD has none within",
+        "another reason than was shown",
+    );
+    assert_ne!(narrowed, more);
+    fs::write(&lock, narrowed).expect("written");
+    refused("it asks for what was not approved", "what nobody approved: copies");
+
+    fs::write(&lock, b"{ \"version\": 1, \"plugins\": [ {").expect("written");
+    refused("half a lock file", "cannot be read as a list");
+    fs::write(&lock, b"{ \"version\": 9, \"plugins\": [] }").expect("written");
+    refused("a lock file of the future", "version 9");
+    fs::write(&lock, &good_lock).expect("written");
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o666)).expect("changed");
+    refused("a lock file that others may write", "others may write it");
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o600)).expect("changed");
+    assert_eq!(words(&snapslot, &["plugin", "verify"]).0, 0);
+
+    // What a crash left is told, and goes with the next change.
+    let orphan = lock.with_file_name(format!("{}.wasm", "0".repeat(64)));
+    fs::write(&orphan, b"half").expect("written");
+    let (code, said, _) = words(&snapslot, &["plugin", "verify"]);
+    assert!(code == 7 && said.contains("belongs to no plugin"), "{said}");
+    assert_eq!(add(&snapslot, &["--yes", "--without", "copies"]).0, 0);
+    assert!(!orphan.exists());
+}
+
+#[test]
+fn what_is_no_plugin_is_told_why() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let file = scratch.join("x.wasm");
+    let good = fs::read(vhd()).expect("it");
+    let module = b"\0asm\x01\0\0\0".to_vec();
+    // A component that exports nothing at all.
+    let empty = b"\0asm\x0d\0\x01\0".to_vec();
+    for (bytes, said) in [
+        (Vec::new(), "it is empty"),
+        (b"MZ what is this".to_vec(), "no WebAssembly"),
+        (b"(component)".to_vec(), "written as text"),
+        (module, "a WebAssembly module, not a component"),
+        (empty, "does not export snapslot:backend/backend@0.1"),
+        (good[..good.len() / 2].to_vec(), "does not compile"),
+    ] {
+        fs::write(&file, &bytes).expect("written");
+        let (code, out, _) = words(&snapslot, &["plugin", "check", text(&file)]);
+        assert!(code == 7 && out.contains(said), "{said}: {code}: {out}");
+        let (code, _, out) = words(&snapslot, &["plugin", "add", "--yes", text(&file)]);
+        assert!(code == 7 && out.contains(said), "{said}: {code}: {out}");
+    }
+    let file = fs::File::create(&file).expect("made");
+    file.set_len(1 << 30).expect("grown");
+    let big = scratch.join("x.wasm");
+    let (code, out, _) = words(&snapslot, &["plugin", "check", text(&big)]);
+    assert!(code == 7 && out.contains("at most 67108864"), "{code}: {out}");
+    let (code, _, out) = words(&snapslot, &["plugin", "check", text(&scratch.join("none.wasm"))]);
+    assert!(code == 1 && out.contains("cannot open"), "{code}: {out}");
+    let (code, _, out) = words(&snapslot, &["plugin", "check", "/dev/zero"]);
+    assert!(code == 2 && out.contains("not a file"), "{code}: {out}");
+}
