@@ -241,3 +241,37 @@ fn what_is_no_plugin_is_told_why() {
     let (code, _, out) = words(&snapslot, &["plugin", "check", "/dev/zero"]);
     assert!(code == 2 && out.contains("not a file"), "{code}: {out}");
 }
+
+#[test]
+fn a_recorded_conversation_is_held_again_without_the_storage() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let image = crate::image(&scratch, "disk.qcow2");
+    let file = scratch.join("bug.jsonl");
+    let disk = text(image.path()).to_owned();
+    let (code, _, said) = words(&snapslot, &["--record", text(&file), "take", &disk]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(fs::metadata(&file).expect("it").permissions().mode() & 0o777, 0o600);
+    // Never over something that is there.
+    let (code, _, said) = words(&snapslot, &["--record", text(&file), "status", &disk]);
+    assert!(code == 2 && said.contains("nothing can be recorded"), "{code}: {said}");
+    fs::remove_file(image.path()).expect("removed");
+    let replayed = snapslot.run(["plugin", "replay", text(&file)]);
+    let calls = replayed.expect(0)["calls"].as_array().expect("calls").clone();
+    let kinds: Vec<&str> = calls.iter().filter_map(|c| c["call"].as_str()).collect();
+    for call in ["inspect", "plan", "extents"] {
+        assert!(kinds.contains(&call), "{call} is not in {kinds:?}");
+    }
+    // What was heard otherwise is answered otherwise; what is no recording is told.
+    let recorded = fs::read_to_string(&file).expect("text");
+    let other = scratch.join("other.jsonl");
+    fs::write(&other, recorded.replace("\"virtual_size\":8388608", "\"virtual_size\":5"))
+        .expect("it");
+    assert_eq!(words(&snapslot, &["plugin", "replay", text(&other)]).0, 7);
+    let half: String = recorded.chars().take(recorded.len() / 2).collect();
+    for rubbish in ["", "{}\n", "what\n", &half] {
+        fs::write(&other, rubbish).expect("it");
+        let (code, _, said) = words(&snapslot, &["plugin", "replay", text(&other)]);
+        assert!(code == 2 && said.contains("other.jsonl"), "{rubbish:.20}: {code}: {said}");
+    }
+}

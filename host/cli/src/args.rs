@@ -74,6 +74,9 @@ pub struct Common {
         hide_env_values = true
     )]
     pub confine: Confine,
+    /// Write all that plugins ask, hear and answer into this new file, for a bug report
+    #[arg(long, global = true, value_name = "FILE")]
+    pub record: Option<PathBuf>,
     /// Say more; twice for plugins' debug lines
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -292,6 +295,18 @@ into the state directory: what happens to FILE afterwards does not matter.")]
   snapslot plugin test lvm --report report.html --report report.xml
   snapslot plugin test qcow2 --states 1000             # a deeper look")]
     Test(TestArgs),
+    /// Ask a plugin again what it was asked in a recording, without the storage
+    #[command(after_help = "Examples:
+  snapslot --record bug.jsonl take lvm:vg0/vm1
+  snapslot plugin replay bug.jsonl                      # does it answer the same?
+  snapslot plugin replay bug.jsonl --plugin fixed.wasm  # and one that was mended?")]
+    Replay {
+        /// A file made with --record
+        file: PathBuf,
+        /// The component to ask, or the name of a plugin [default: the one that was recorded]
+        #[arg(long, value_name = "PLUGIN")]
+        plugin: Option<String>,
+    },
     /// Remove an installed plugin that no machine needs
     Remove {
         /// Its name
@@ -386,6 +401,7 @@ impl Command {
             Command::Plugin { command: PluginCommand::Add { .. } } => "plugin add",
             Command::Plugin { command: PluginCommand::New { .. } } => "plugin new",
             Command::Plugin { command: PluginCommand::Check { .. } } => "plugin check",
+            Command::Plugin { command: PluginCommand::Replay { .. } } => "plugin replay",
             Command::Plugin { command: PluginCommand::Test(_) } => "plugin test",
             Command::Plugin { command: PluginCommand::Remove { .. } } => "plugin remove",
             Command::Plugin { command: PluginCommand::Verify { .. } } => "plugin verify",

@@ -101,6 +101,7 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
             }
             args::Confine::Never => Confine::Here,
         },
+        record: args.common.record.clone(),
         tools: None,
     })
 }

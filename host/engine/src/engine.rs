@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use snapslot_command::{Executor, PlaceKind, Runner};
-use snapslot_runtime::{Confine, Confinement, Plugin, Runtime};
+use snapslot_runtime::{Confine, Confinement, Plugin, Recording, Runtime};
 use snapslot_slot::{Moment, Refusal, Request, State, decide};
 
 use crate::error::EngineError;
@@ -37,6 +37,8 @@ pub struct Settings {
     pub plugin_time_max: Option<Duration>,
     /// Where plugins run.
     pub confine: Confine,
+    /// A new file in which every call of a plugin is written down.
+    pub record: Option<PathBuf>,
     /// What runs the storage's own commands; none: this machine's programs.
     pub tools: Option<Tools>,
 }
@@ -69,7 +71,12 @@ impl Engine {
         let runtime =
             Runtime::new(&settings.cache_dir, settings.plugin_time_max, &settings.confine)
                 .map_err(|e| EngineError::load("any", &e))?;
-        Self::open_sharing(settings, Arc::new(runtime))
+        let recording = settings.record.as_deref().map(Recording::begin).transpose();
+        let recording = recording.map_err(|e| {
+            let path = settings.record.as_deref().unwrap_or(Path::new("")).display();
+            EngineError::Usage(format!("nothing can be recorded in {path}: {e}"))
+        })?;
+        Self::open_sharing(settings, Arc::new(runtime.recording(recording)))
     }
 
     /// The same, with machinery that other engines share.

@@ -33,10 +33,10 @@ pub use recover::Recovered;
 pub use rehearse::Depth;
 pub use snapslot_command::PlaceKind;
 pub use snapslot_disk::{Holder, Users};
-pub use snapslot_runtime::Flaw;
 pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,
 };
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
+pub use snapslot_runtime::{Flaw, Recorded, read_recording};
 pub use status::{FoundSnapshot, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};

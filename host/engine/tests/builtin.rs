@@ -31,6 +31,7 @@ fn engine(scratch: &tempfile::TempDir) -> Engine {
         more_plugins: Vec::new(),
         plugin_time_max: None,
         confine: snapslot_engine::Confine::Here,
+        record: None,
         tools: None,
     })
     .expect("an engine")

@@ -76,6 +76,7 @@ fn engine(scratch: &Path, storage: Storage) -> Engine {
         more_plugins: Vec::new(),
         plugin_time_max: None,
         confine: snapslot_engine::Confine::Here,
+        record: None,
         tools: Some(Tools(Arc::new(storage))),
     })
     .expect("an engine")

@@ -136,6 +136,7 @@ fn engine(scratch: &Path, component: Vec<u8>, confine: Confine) -> Result<Engine
         more_plugins: vec![(known(), component)],
         plugin_time_max: Some(Duration::from_millis(500)),
         confine,
+        record: None,
         tools: None,
     })
 }

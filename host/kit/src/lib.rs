@@ -159,6 +159,7 @@ impl Bench<'_> {
             },
             plugin_time_max: None,
             confine: self.options.confine.clone(),
+            record: None,
             tools,
         };
         Engine::open_sharing(settings, self.runtime.clone())

@@ -124,3 +124,14 @@ impl From<PlaceKind> for command::PlaceKind {
         }
     }
 }
+
+impl From<command::PlaceKind> for PlaceKind {
+    fn from(kind: command::PlaceKind) -> Self {
+        match kind {
+            command::PlaceKind::Image => PlaceKind::Image,
+            command::PlaceKind::LvmVolume => PlaceKind::LvmVolume,
+            command::PlaceKind::ZfsDataset => PlaceKind::ZfsDataset,
+            command::PlaceKind::Directory => PlaceKind::Directory,
+        }
+    }
+}

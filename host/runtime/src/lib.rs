@@ -18,6 +18,7 @@ mod machine;
 mod memory;
 mod outside;
 mod plugin;
+mod record;
 
 pub use apart::{ARGUMENT, Confinement, give_up_all, serve};
 pub use approved::Approved;
@@ -31,3 +32,4 @@ pub use flaw::Flaw;
 pub use host::{CopiesView, Sight};
 pub use outside::not_run;
 pub use plugin::{COMPONENT_MAX, Confine, Plugin, Runtime};
+pub use record::{Recorded, Recording, read_recording};

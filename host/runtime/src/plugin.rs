@@ -22,6 +22,7 @@ use crate::grants::effective;
 use crate::host::{Seen, Sight};
 use crate::machine::{Loaded, Machine, OWN_TIME_MAX};
 use crate::outside::{Grants, Outside, World};
+use crate::record::{Ears, Recorded, Recording, answer};
 
 /// A component of plain code has 50 KiB to a few MiB; one with a language runtime some 20 MiB.
 pub const COMPONENT_MAX: usize = 64 << 20;
@@ -42,6 +43,7 @@ pub enum Confine {
 pub struct Runtime {
     home: Home,
     cache: Cache,
+    recording: Option<Recording>,
 }
 
 enum Home {
@@ -85,7 +87,7 @@ impl Runtime {
             }
         };
         // Opened while the process readies itself.
-        let runtime = Runtime { home, cache: Cache::open(cache) };
+        let runtime = Runtime { home, cache: Cache::open(cache), recording: None };
         if matches!(confine, Confine::Strictly(_)) {
             let held = runtime.confinement();
             if !held.is_whole() {
@@ -93,6 +95,13 @@ impl Runtime {
             }
         }
         Ok(runtime)
+    }
+
+    /// Writes every call of every plugin down, from now on.
+    #[must_use]
+    pub fn recording(mut self, recording: Option<Recording>) -> Self {
+        self.recording = recording;
+        self
     }
 
     /// What holds plugins besides wasm.
@@ -367,8 +376,25 @@ impl Plugin<'_> {
         }
     }
 
-    /// One call, wherever plugins run.
+    /// Holds a recorded call again, and gives what it answers now.
+    pub fn replay(&self, then: &Recorded) -> serde_json::Value {
+        answer(&self.call_unheard(&then.asked, then.sight.as_ref()))
+    }
+
+    /// One call, and written down if that is wanted.
     fn call(&self, call: &Call, sight: Option<&Sight>) -> Result<Reply<Plan>, CallError> {
+        // What it says of itself is asked when it is loaded, and hears nothing.
+        let recording = self.runtime.recording.as_ref().filter(|_| !matches!(call, Call::Describe));
+        let Some(recording) = recording else { return self.call_unheard(call, sight) };
+        let ears = Ears::default();
+        let heard = sight.map(|s| ears.at(s));
+        let result = self.call_unheard(call, heard.as_ref());
+        recording.write((&self.description.name, &self.digest), call, sight, &ears, &result);
+        result
+    }
+
+    /// One call, wherever plugins run.
+    fn call_unheard(&self, call: &Call, sight: Option<&Sight>) -> Result<Reply<Plan>, CallError> {
         let mut outside = Outside::new(&self.description.name, self.grants.clone(), sight);
         let (result, mut lines) = match (&self.runtime.home, &self.code) {
             (Home::Here(machine), Code::Here(loaded)) => {

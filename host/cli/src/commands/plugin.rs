@@ -3,6 +3,7 @@
 mod check;
 mod install;
 mod new;
+mod replay;
 mod show;
 mod test;
 mod words;
@@ -19,6 +20,17 @@ pub use new::new;
 /// The exit code where a plugin is at fault.
 const AT_FAULT: u8 = 7;
 
+/// The component of a built-in or installed plugin, or of a file; and whether it is built in.
+fn component(engine: &Engine, text: &str) -> Result<(Vec<u8>, bool), Failed> {
+    if let Some(bytes) = engine.built_in(text) {
+        return Ok((bytes.to_vec(), true));
+    }
+    if let Some(plugin) = engine.installed()?.iter().find(|p| p.name == text) {
+        return Ok((engine.installed_component(plugin)?, false));
+    }
+    Ok((snapslot_engine::read_component(std::path::Path::new(text))?, false))
+}
+
 pub fn run(engine: &Engine, output: Output, command: &PluginCommand) -> Result<ExitCode, Failed> {
     match command {
         PluginCommand::List => show::list(engine, output),
@@ -28,6 +40,9 @@ pub fn run(engine: &Engine, output: Output, command: &PluginCommand) -> Result<E
         }
         PluginCommand::Remove { name, yes } => install::remove(engine, output, name, *yes),
         PluginCommand::Check { file } => check::check(engine, output, file),
+        PluginCommand::Replay { file, plugin } => {
+            replay::replay(engine, output, file, plugin.as_deref())
+        }
         PluginCommand::Test(args) => {
             let (cache_dir, confine) = (engine.cache_dir().to_owned(), engine.confine().clone());
             test::test(engine, output, args, cache_dir, confine)

@@ -11,7 +11,7 @@ use serde_json::json;
 use snapslot_engine::{Confine, Engine, EngineError};
 use snapslot_kit::{Case, KitError, Options, Outcome, Report, Subject};
 
-use super::AT_FAULT;
+use super::{AT_FAULT, component};
 use crate::args::TestArgs;
 use crate::output::{Failed, Output};
 use crate::words::quoted;
@@ -104,17 +104,6 @@ fn written_as(path: &Path) -> Result<&'static str, Failed> {
         ))
         .into()),
     }
-}
-
-/// The component of a built-in or installed plugin, or of a file.
-fn component(engine: &Engine, text: &str) -> Result<(Vec<u8>, bool), Failed> {
-    if let Some(bytes) = engine.built_in(text) {
-        return Ok((bytes.to_vec(), true));
-    }
-    if let Some(plugin) = engine.installed()?.iter().find(|p| p.name == text) {
-        return Ok((engine.installed_component(plugin)?, false));
-    }
-    Ok((snapslot_engine::read_component(Path::new(text))?, false))
 }
 
 fn in_words(args: &TestArgs, report: &Report) -> String {
