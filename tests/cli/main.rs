@@ -6,6 +6,7 @@
 mod asking;
 mod contract;
 mod faults;
+mod guide;
 mod machines;
 mod plugins;
 mod raw;

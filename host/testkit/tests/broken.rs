@@ -89,7 +89,7 @@ const FAULTS: &[(&str, In, Fault)] = &[
 
 /// Counts of 16 bits each: no other write of these plans has a length like that.
 fn is_counts(data: &[u8]) -> bool {
-    data.len() < 64 && data.len() % 8 != 0
+    data.len() < 64 && !data.len().is_multiple_of(8)
 }
 
 /// A table of one entry.

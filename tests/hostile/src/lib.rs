@@ -86,10 +86,11 @@ impl Backend for Hostile {
                 target.image(Role::Disk)?.read_at(0, u32::MAX)?;
             }
             "inspect-reads-too-many-ranges" => {
-                target.image(Role::Disk)?.read_ranges(&vec![(0, 1); 65_537])?;
+                let many = vec![(0, 1); 65_537];
+                target.image(Role::Disk)?.read_ranges(&many)?;
             }
             "inspect-reads-too-much-in-ranges" => {
-                target.image(Role::Disk)?.read_ranges(&vec![(0, 1 << 20); 9])?;
+                target.image(Role::Disk)?.read_ranges(&[(0, 1 << 20); 9])?;
             }
             "inspect-wants-copies" => {
                 target.copies()?;
