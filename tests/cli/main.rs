@@ -7,6 +7,7 @@ mod asking;
 mod contract;
 mod faults;
 mod machines;
+mod plugins_operator;
 mod raw;
 
 use std::process::Command;
