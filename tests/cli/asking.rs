@@ -8,7 +8,7 @@ use snapslot_test_support::{Scratch, Snapslot};
 use crate::{image, snapslot, words};
 
 /// Runs the binary on a terminal of its own, with `typed` typed in; exit code and screen.
-fn on_a_terminal(snapslot: &Snapslot, arguments: &str, typed: &str) -> (i32, String) {
+pub fn on_a_terminal(snapslot: &Snapslot, arguments: &str, typed: &str) -> (i32, String) {
     let line = format!("'{}' {arguments}", env!("CARGO_BIN_EXE_snapslot"));
     let mut script = Command::new("script")
         .args(["--quiet", "--return", "--command", &line, "/dev/null"])

@@ -216,7 +216,7 @@ fn the_json_of_every_command_keeps_its_keys() {
         &[
             "name version summary source endings place copies images images.role images.changes images.reason \
          queries actions digest imports confinement confinement.process confinement.files \
-         confinement.calls confinement.user denied added user",
+         confinement.calls confinement.user denied effective added user",
         ],
     );
     check(snapslot.verb("disable", path, &[]), &["machine changed slot slot.state"]);

@@ -9,6 +9,7 @@ mod faults;
 mod guide;
 mod machines;
 mod plugins;
+mod plugins_operator;
 mod raw;
 
 use std::process::Command;

@@ -62,6 +62,11 @@ pub struct Engine {
     pub(crate) shelf: Shelf,
     known: Vec<Known>,
     installed: Vec<Installed>,
+    unreadable: bool,
+}
+
+fn is_built_in(name: &str) -> bool {
+    snapslot_builtin::PLUGINS.iter().any(|b| b.name == name)
 }
 
 impl Engine {
@@ -87,12 +92,19 @@ impl Engine {
             None => Arc::new(Runner::default()),
         };
         let shelf = Shelf::of(&settings.state_dir);
-        let installed = shelf.read()?;
+        // Machines on built-in plugins are served whatever befell the installed ones.
+        let read = shelf.read();
+        if let Err(error) = &read {
+            tracing::warn!("{error}; until then there are built-in plugins only");
+        }
+        let unreadable = read.is_err();
+        let mut installed = read.unwrap_or_default();
+        installed.retain(|p| !is_built_in(&p.name));
         let known = (snapslot_builtin::PLUGINS.iter().map(builtin))
             .chain(settings.more_plugins.iter().map(|(known, _)| known.clone()))
             .chain(installed.iter().map(plugins::known))
             .collect();
-        Ok(Engine { settings, store, runtime, commands, shelf, known, installed })
+        Ok(Engine { settings, store, runtime, commands, shelf, known, installed, unreadable })
     }
 
     /// What holds plugins besides wasm.
@@ -115,6 +127,24 @@ impl Engine {
         &self.known
     }
 
+    /// Whether the plugin of this name is built in. Then it is the one that is used, even if an
+    /// installed one, from before this release, has its name.
+    pub fn is_built_in(&self, name: &str) -> bool {
+        is_built_in(name)
+    }
+
+    /// The volume that is meant.
+    fn located(&self, text: &str) -> Result<Locator, EngineError> {
+        Locator::parse(text, self.backends()).or_else(|error| {
+            let unknown = matches!(error, LocatorError::Backend { .. } | LocatorError::Form { .. });
+            if unknown && self.unreadable {
+                // It may be a volume of a plugin that cannot be known: that is the news.
+                self.shelf.read()?;
+            }
+            Err(error.into())
+        })
+    }
+
     /// The plugin of this name.
     pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
         if let Some(plugin) = self.installed.iter().find(|p| p.name == name) {
@@ -124,6 +154,9 @@ impl Engine {
         let more = self.settings.more_plugins.iter().find(|(known, _)| known.name == name);
         let more = more.map(|(_, bytes)| bytes.as_slice());
         let Some(bytes) = builtin.map(|b| b.component).or(more) else {
+            if self.unreadable {
+                self.shelf.read()?;
+            }
             return Err(LocatorError::Backend { backend: name.to_owned() }.into());
         };
         self.runtime.load(bytes).map_err(|e| EngineError::load(name, &e))
@@ -131,7 +164,7 @@ impl Engine {
 
     /// How deep plans of this plugin are rehearsed: in full where it is not one of ours.
     pub(crate) fn rehearsal_of(&self, name: &str) -> Depth {
-        match snapslot_builtin::PLUGINS.iter().any(|b| b.name == name) {
+        match is_built_in(name) {
             true => self.settings.rehearsal,
             false => Depth::Full,
         }
@@ -154,7 +187,7 @@ impl Engine {
         if is_machine_name(text, self.backends()) {
             return Err(EngineError::NoMachine { name: text.to_owned() });
         }
-        let locator = Locator::parse(text, self.backends())?.to_string();
+        let locator = self.located(text)?.to_string();
         if let Some(machine) = self.store.machine_of(&locator)? {
             return Ok((machine, true));
         }
@@ -170,7 +203,7 @@ impl Engine {
 
     /// The volumes of a machine, as locators.
     pub(crate) fn locators(&self, machine: &Machine) -> Result<Vec<Locator>, EngineError> {
-        machine.volumes.iter().map(|v| Ok(Locator::parse(v, self.backends())?)).collect()
+        machine.volumes.iter().map(|v| self.located(v)).collect()
     }
 
     /// Makes an empty slot for a machine with these volumes. `name` may be a volume itself.
@@ -197,7 +230,7 @@ impl Engine {
         }
         let mut locators = Vec::new();
         for volume in volumes {
-            let locator = Locator::parse(volume, self.backends())?.to_string();
+            let locator = self.located(volume)?.to_string();
             if locators.contains(&locator) {
                 return Err(EngineError::Usage(format!("{locator} is named twice")));
             }
@@ -214,7 +247,7 @@ impl Engine {
         let mut files = Vec::new();
         for locator in locators {
             // What cannot be looked at cannot have a slot: say so now, not at the first take.
-            let file = self.look(&Locator::parse(locator, self.backends())?)?;
+            let file = self.look(&self.located(locator)?)?;
             if file.is_some() && files.contains(&file) {
                 return Err(EngineError::Usage(format!(
                     "{locator} is another volume's file by another name"

@@ -14,7 +14,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -64,9 +64,11 @@ pub enum InstallError {
         source: io::Error,
     },
     /// A file cannot be believed.
-    #[error("{path} is not used: {why}")]
+    #[error(
+        "{path} is not used: {why}; put it right, or move it away and add its plugins anew from files you trust"
+    )]
     Untrusted {
-        /// The file.
+        /// The file or directory.
         path: String,
         /// Why.
         why: String,
@@ -136,8 +138,30 @@ impl Shelf {
         self.0.join(format!("{digest}.wasm"))
     }
 
+    /// Whether the directory is there. Refused if others can write it: they could put an older
+    /// list of ours back, or take one away.
+    fn is_there(&self) -> Result<bool, InstallError> {
+        let meta = match fs::symlink_metadata(&self.0) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(failed("look at", &self.0)(e)),
+        };
+        let ours = [nix::unistd::Uid::effective().as_raw(), 0].contains(&meta.uid());
+        let why = match (meta.is_dir(), ours, meta.mode() & 0o022) {
+            (false, ..) => "it is not a directory",
+            (_, false, _) => "it belongs to somebody else",
+            (.., 1..) => "others may write it",
+            _ => return Ok(true),
+        };
+        let path = self.0.display().to_string();
+        Err(InstallError::Untrusted { path, why: why.to_owned() })
+    }
+
     /// What is installed, by name.
     pub fn read(&self) -> Result<Vec<Installed>, InstallError> {
+        if !self.is_there()? {
+            return Ok(Vec::new());
+        }
         let path = self.lock_file();
         let Some(bytes) = trusted(&path, LOCK_MAX)? else { return Ok(Vec::new()) };
         let wrong = |why: String| InstallError::Untrusted { path: path.display().to_string(), why };
@@ -150,8 +174,7 @@ impl Shelf {
             )));
         }
         for (i, plugin) in lock.plugins.iter().enumerate() {
-            let digest_ok = plugin.digest.len() == 64
-                && plugin.digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            let digest_ok = is_digest(&plugin.digest);
             let twice = lock.plugins[..i].iter().any(|p| p.name == plugin.name);
             if !digest_ok || twice || plugin.name != plugin.approved.declared.name {
                 return Err(wrong(format!("what it says of {:?} contradicts itself", plugin.name)));
@@ -177,22 +200,30 @@ impl Shelf {
         Ok(bytes)
     }
 
-    /// Components that no plugin names: what a crash left.
+    /// Components that no plugin names, and halves of files: what a crash left. What does not look
+    /// as if we had made it is not ours to tell of or to remove.
     pub fn orphans(&self, installed: &[Installed]) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
         let named = |name: &str| installed.iter().any(|p| name == format!("{}.wasm", p.digest));
         (entries.flatten().map(|e| e.path()))
             .filter(|path| {
                 let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-                (name.ends_with(".wasm") && !named(name)) || name.ends_with(".part")
+                let half = name.strip_suffix(".part");
+                half.is_some_and(|stem| stem == "lock" || is_digest(stem))
+                    || (name.strip_suffix(".wasm").is_some_and(is_digest) && !named(name))
             })
             .collect()
     }
 
     /// Takes the right to change it; fails if somebody else has it.
     pub fn change(&self) -> Result<Changing<'_>, InstallError> {
-        (fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0))
-            .map_err(failed("make", &self.0))?;
+        if !self.is_there()? {
+            let above = self.0.parent().unwrap_or(Path::new("/"));
+            (fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0))
+                // Its name is durable before anything in it is said to be.
+                .and_then(|()| File::open(above)?.sync_all())
+                .map_err(failed("make", &self.0))?;
+        }
         let path = self.0.join("lock");
         let file = OpenOptions::new()
             .write(true)
@@ -215,9 +246,11 @@ impl Changing<'_> {
     pub fn add(&self, plugin: Installed, component: &[u8]) -> Result<(), InstallError> {
         let mut plugins = self.shelf.read()?;
         plugins.retain(|p| p.name != plugin.name);
-        self.write(&self.shelf.component_file(&plugin.digest), component)?;
+        let file = self.shelf.component_file(&plugin.digest);
         plugins.push(plugin);
-        self.commit(plugins)
+        let text = self.text(&mut plugins)?;
+        self.write(&file, component)?;
+        self.commit(&plugins, &text)
     }
 
     /// Removes a plugin.
@@ -228,18 +261,27 @@ impl Changing<'_> {
         if plugins.len() == before {
             return Err(InstallError::Missing { name: name.to_owned() });
         }
-        self.commit(plugins)
+        let text = self.text(&mut plugins)?;
+        self.commit(&plugins, &text)
     }
 
-    fn commit(&self, mut plugins: Vec<Installed>) -> Result<(), InstallError> {
+    /// The list as it is written: in order, and never longer than what is read again.
+    fn text(&self, plugins: &mut [Installed]) -> Result<Vec<u8>, InstallError> {
         plugins.sort_by(|a, b| a.name.cmp(&b.name));
         let path = self.shelf.lock_file();
         let mut text =
-            serde_json::to_vec_pretty(&Lock { version: VERSION, plugins: plugins.clone() })
+            serde_json::to_vec_pretty(&Lock { version: VERSION, plugins: plugins.to_vec() })
                 .map_err(|e| failed("write", &path)(e.into()))?;
         text.push(b'\n');
-        self.write(&path, &text)?;
-        for orphan in self.shelf.orphans(&plugins) {
+        if text.len() as u64 > LOCK_MAX {
+            return Err(failed("write", &path)(io::ErrorKind::FileTooLarge.into()));
+        }
+        Ok(text)
+    }
+
+    fn commit(&self, plugins: &[Installed], text: &[u8]) -> Result<(), InstallError> {
+        self.write(&self.shelf.lock_file(), text)?;
+        for orphan in self.shelf.orphans(plugins) {
             // It is not named any more; one that stays is told by `verify`.
             let _ = fs::remove_file(orphan);
         }
@@ -257,6 +299,10 @@ impl Changing<'_> {
             .and_then(|()| File::open(&self.shelf.0)?.sync_all())
             .map_err(failed("write", path))
     }
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// The sha256 of these bytes, in hexadecimal.

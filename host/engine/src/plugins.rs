@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use serde::Serialize;
@@ -24,6 +24,8 @@ pub struct Candidate {
     pub imports: Vec<String>,
     /// The plugin of the same name that it would take the place of.
     pub replaces: Option<Installed>,
+    /// Whether the component that is installed is still what was approved.
+    whole: bool,
     component: Vec<u8>,
 }
 
@@ -34,9 +36,21 @@ impl Candidate {
         before.map_or_else(|| self.description.grant_names(), |b| self.description.more_than(b))
     }
 
-    /// Whether it is installed already, as it is.
+    /// Whether it is installed already, as it is, and undamaged.
     pub fn is_there(&self) -> bool {
-        self.replaces.as_ref().is_some_and(|p| p.digest == self.digest)
+        self.whole && self.replaces.as_ref().is_some_and(|p| p.digest == self.digest)
+    }
+
+    /// Refuses names of grants that it does not ask for.
+    pub fn check_denied(&self, denied: &[String]) -> Result<(), EngineError> {
+        let names = self.description.grant_names();
+        match denied.iter().find(|d| !names.contains(d)) {
+            None => Ok(()),
+            Some(unknown) => Err(EngineError::Usage(format!(
+                "it asks for no {unknown:?}; its grants are {}",
+                names.join(", ")
+            ))),
+        }
     }
 }
 
@@ -130,7 +144,7 @@ impl Engine {
         let description = loaded.description().clone();
         let (name, digest) = (description.name.clone(), loaded.digest().to_owned());
         let imports = loaded.imports().to_vec();
-        if snapslot_builtin::PLUGINS.iter().any(|b| b.name == name) {
+        if self.is_built_in(&name) {
             return Err(InstallError::Taken(format!(
                 "{} calls itself {name}, and that is a built-in plugin",
                 path.display()
@@ -139,18 +153,56 @@ impl Engine {
         }
         let installed = self.installed()?;
         let replaces = installed.iter().find(|p| p.name == name).cloned();
-        let others = self.backends().iter().filter(|k| k.name != name);
-        for known in others {
-            if let Some(ending) = known.endings.iter().find(|e| description.endings.contains(e)) {
-                return Err(InstallError::Taken(format!(
-                    "{} serves paths that end in {ending}, and so does the plugin {}",
-                    path.display(),
-                    known.name
-                ))
-                .into());
+        self.not_taken(&description, &installed)?;
+        let whole = replaces.as_ref().is_some_and(|p| self.shelf.component(p).is_ok());
+        Ok(Candidate { description, digest, imports, replaces, whole, component })
+    }
+
+    /// Refuses a plugin that serves what another one serves, or that leaves volumes unserved.
+    fn not_taken(
+        &self,
+        description: &Description,
+        installed: &[Installed],
+    ) -> Result<(), EngineError> {
+        let name = &description.name;
+        let built_in = self.backends().iter().filter(|k| self.is_built_in(&k.name)).cloned();
+        let others = built_in.chain(installed.iter().map(known)).filter(|k| k.name != *name);
+        for other in others {
+            for ending in &description.endings {
+                // A path that ends in the longer one ends in the shorter one too.
+                let same = |e: &&String| e.ends_with(ending.as_str()) || ending.ends_with(*e);
+                if let Some(theirs) = other.endings.iter().find(same) {
+                    return Err(InstallError::Taken(format!(
+                        "{name} serves paths that end in {ending}, and the plugin {} those that end in {theirs}",
+                        other.name
+                    ))
+                    .into());
+                }
             }
         }
-        Ok(Candidate { description, digest, imports, replaces, component })
+        let before = installed.iter().find(|p| p.name == *name).map(|p| p.approved.declared.place);
+        let machines = self.machines_on(name)?;
+        match before {
+            Some(before) if before != description.place && !machines.is_empty() => {
+                Err(InstallError::Taken(format!(
+                    "{name} as it is serves {}, as {} needs, and this one {}; disable those first",
+                    before.word(),
+                    machines.join(", "),
+                    description.place.word()
+                ))
+                .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The machines with a volume of this plugin.
+    fn machines_on(&self, name: &str) -> Result<Vec<String>, EngineError> {
+        let prefix = format!("{name}:");
+        Ok((self.store.machines()?.into_iter())
+            .filter(|m| m.volumes.iter().any(|v| v.starts_with(&prefix)))
+            .map(|m| m.name)
+            .collect())
     }
 
     /// Installs it, but for the grants of these names.
@@ -159,20 +211,16 @@ impl Engine {
         candidate: Candidate,
         denied: &[String],
     ) -> Result<Installed, EngineError> {
-        let names = candidate.description.grant_names();
-        if let Some(unknown) = denied.iter().find(|d| !names.contains(d)) {
-            return Err(EngineError::Usage(format!(
-                "it asks for no {unknown:?}; its grants are {}",
-                names.join(", ")
-            )));
-        }
+        candidate.check_denied(denied)?;
         let changing = self.shelf.change()?;
-        // Somebody may have been quicker: then what was shown is not what would be replaced.
-        let now_there =
-            self.shelf.read()?.into_iter().find(|p| p.name == candidate.description.name);
-        if now_there != candidate.replaces {
+        // Somebody may have been quicker: then what was shown is not what would be replaced, or
+        // another plugin serves its endings now.
+        let installed = self.shelf.read()?;
+        let now_there = installed.iter().find(|p| p.name == candidate.description.name);
+        if now_there != candidate.replaces.as_ref() {
             return Err(InstallError::Busy.into());
         }
+        self.not_taken(&candidate.description, &installed)?;
         let plugin = Installed {
             name: candidate.description.name.clone(),
             digest: candidate.digest,
@@ -206,19 +254,30 @@ impl Engine {
 
     /// Removes a plugin that no machine with a slot needs.
     pub fn uninstall(&self, name: &str) -> Result<(), EngineError> {
-        if snapslot_builtin::PLUGINS.iter().any(|b| b.name == name) {
-            return Err(InstallError::Taken(format!("{name} is built in and stays")).into());
-        }
+        self.may_uninstall(name)?;
         let changing = self.shelf.change()?;
-        let prefix = format!("{name}:");
-        let machines: Vec<String> = (self.store.machines()?.into_iter())
-            .filter(|m| m.volumes.iter().any(|v| v.starts_with(&prefix)))
-            .map(|m| m.name)
-            .collect();
-        if !machines.is_empty() {
-            return Err(InstallError::Needed { name: name.to_owned(), machines }.into());
-        }
+        // A slot may have come meanwhile.
+        self.may_uninstall(name)?;
         Ok(changing.remove(name)?)
+    }
+
+    /// Refuses as `uninstall` would, and changes nothing.
+    pub fn may_uninstall(&self, name: &str) -> Result<(), EngineError> {
+        let there = self.installed()?.iter().any(|p| p.name == name);
+        if self.is_built_in(name) {
+            // One from before this release may have its name. It is not used, and may go.
+            return match there {
+                true => Ok(()),
+                false => Err(InstallError::Taken(format!("{name} is built in and stays")).into()),
+            };
+        }
+        if !there {
+            return Err(InstallError::Missing { name: name.to_owned() }.into());
+        }
+        match self.machines_on(name)? {
+            machines if machines.is_empty() => Ok(()),
+            machines => Err(InstallError::Needed { name: name.to_owned(), machines }.into()),
+        }
     }
 
     /// Holds installed plugins, or the one of this name, against what was approved.
@@ -231,10 +290,16 @@ impl Engine {
         }
         let mut all = Vec::new();
         for plugin in installed.iter().filter(|p| name.is_none_or(|n| p.name == n)) {
-            let problems = match self.load_installed(plugin) {
+            let mut problems = match self.load_installed(plugin) {
                 Ok(_) => Vec::new(),
                 Err(error) => vec![error.to_string()],
             };
+            if self.is_built_in(&plugin.name) {
+                problems.push(format!(
+                    "a built-in plugin has its name now and is used in its place; `snapslot plugin remove {}` removes it",
+                    plugin.name
+                ));
+            }
             all.push(Verified {
                 name: plugin.name.clone(),
                 digest: Some(plugin.digest.clone()),
@@ -242,7 +307,7 @@ impl Engine {
             });
         }
         if name.is_none() {
-            all.extend(self.shelf.orphans(&installed).into_iter().map(|path| Verified {
+            all.extend(self.left_over(&installed).into_iter().map(|path| Verified {
                 name: path.display().to_string(),
                 digest: None,
                 problems: vec![
@@ -251,6 +316,23 @@ impl Engine {
             }));
         }
         Ok(all)
+    }
+
+    /// What an interrupted change left; not what one that runs is about to name.
+    fn left_over(&self, installed: &[Installed]) -> Vec<PathBuf> {
+        let found = self.shelf.orphans(installed);
+        if found.is_empty() {
+            return found;
+        }
+        match self.shelf.change() {
+            Ok(_held) => match self.shelf.read() {
+                Ok(now) => self.shelf.orphans(&now),
+                Err(_) => found,
+            },
+            Err(InstallError::Busy) => Vec::new(),
+            // Who may not change anything may be told all the same.
+            Err(_) => found,
+        }
     }
 
     pub(crate) fn load_installed(&self, plugin: &Installed) -> Result<Plugin<'_>, EngineError> {

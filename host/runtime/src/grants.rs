@@ -48,6 +48,9 @@ pub(crate) fn effective(description: &Description) -> Result<Grants, Vec<Flaw>> 
 /// of the others' commands that list.
 fn only_looks(template: &[String]) -> bool {
     let words: Vec<&str> = template.iter().map(String::as_str).collect();
+    if matches!(words.first(), Some(&"lvs" | &"vgs")) && !only_shapes_reports(&words) {
+        return false;
+    }
     matches!(
         words.as_slice(),
         ["lvs" | "vgs", ..]
@@ -55,6 +58,25 @@ fn only_looks(template: &[String]) -> bool {
             | ["btrfs", "subvolume", "list" | "show" | "get-default", ..]
             | ["btrfs", "filesystem", "usage" | "show" | "df", ..]
     )
+}
+
+/// Whether all that a report of LVM's is configured with is the report's shape. Any other setting
+/// could have it write: `log/file` names a file that root makes. LVM takes options cut short too.
+fn only_shapes_reports(words: &[&str]) -> bool {
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        let sound = match *word {
+            "--config" => rest.next().is_some_and(|setting| {
+                let inside = setting.strip_prefix("report{").and_then(|s| s.strip_suffix('}'));
+                inside.is_some_and(|s| !s.contains(['{', '}', '/', '#']))
+            }),
+            _ => !["--con", "--prof", "--comm"].iter().any(|option| word.starts_with(option)),
+        };
+        if !sound {
+            return false;
+        }
+    }
+    true
 }
 
 fn grant(declared: &CommandGrant) -> command::Grant {
@@ -132,6 +154,46 @@ impl From<command::PlaceKind> for PlaceKind {
             command::PlaceKind::LvmVolume => PlaceKind::LvmVolume,
             command::PlaceKind::ZfsDataset => PlaceKind::ZfsDataset,
             command::PlaceKind::Directory => PlaceKind::Directory,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: what is declared as a look can change nothing.
+
+    use super::*;
+
+    #[test]
+    fn looks_are_only_looks() {
+        let looks =
+            |line: &str| only_looks(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        for good in [
+            "lvs --reportformat json --config report{time_format=\"%s\"} {group}/{volume}",
+            "vgs -o vg_free {group}",
+            "zfs get -Hp all {dataset}",
+            "zfs list -Hp {dataset}",
+            "btrfs subvolume show {path}",
+        ] {
+            assert!(looks(good), "{good}");
+        }
+        // Story: `lvs` with a setting of its own wrote a log to any file, as root, while a status
+        // was looked at.
+        for bad in [
+            "lvs --config log{file=\"/etc/cron.d/x\"}",
+            "lvs --config=log/file=\"/etc/cron.d/x\"",
+            "lvs --conf log{file=\"/x\"}",
+            "lvs --config report{x=1}log{file=\"/x\"}",
+            "lvs --config report{x=1}log/file=\"/x\"report{}",
+            "vgs --config",
+            "vgs --commandprofile x",
+            "vgs --profile x",
+            "lvremove vg/x",
+            "zfs set x=y {dataset}",
+            "btrfs subvolume delete {path}",
+            "",
+        ] {
+            assert!(!looks(bad), "{bad}");
         }
     }
 }

@@ -12,7 +12,8 @@ use snapslot_slot::is_mark;
 use crate::apart::{Apart, Component, Confinement};
 use crate::approved::Approved;
 use crate::bindings::types::{
-    Answer, Change, Description, ExtentPage, Facts, Failure, Finding, Goal, Snapshot, View,
+    Answer, Change, CommandGrant, Description, ExtentPage, Facts, Failure, Finding, Goal, Snapshot,
+    View,
 };
 use crate::cache::Cache;
 use crate::call::{Call, Ended, Reply};
@@ -247,16 +248,29 @@ fn broken_limits(d: &Description) -> Vec<Flaw> {
         && d.name.starts_with(|c: char| c.is_ascii_lowercase())
         && d.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     need(name_ok, "its name is not 1 to 32 of a-z, 0-9 and -, beginning with a letter");
-    let text_ok = |t: &String| t.len() <= 4096 && !t.chars().any(char::is_control);
+    let shown_ok = |t: &String| !t.chars().any(|c| c.is_control() || deceives(c));
+    let text_ok = |t: &String| t.len() <= 4096 && shown_ok(t);
     need(
         text_ok(&d.version) && text_ok(&d.summary),
-        "its version or summary is too long or has control characters",
+        "its version or summary is too long or has control or invisible characters",
     );
     let reasons = (d.images.iter().map(|i| &i.reason))
         .chain(d.queries.iter().chain(&d.actions).map(|c| &c.reason))
         .chain(&d.copies);
     let said = |t: &String| text_ok(t) && !t.trim().is_empty();
-    need(reasons.into_iter().all(said), "a reason is missing, too long or has control characters");
+    need(
+        reasons.into_iter().all(said),
+        "a reason is missing, too long or has control or invisible characters",
+    );
+    // A command is read by who approves it: it must be what it looks like.
+    let mut commands = d.queries.iter().chain(&d.actions);
+    let plain = |c: &CommandGrant| {
+        let guard = c.guard.iter().flat_map(|g| &g.template);
+        let input = c.input.iter().flat_map(|i| i.chars()).filter(|c| !matches!(c, '\n' | '\t'));
+        c.template.iter().chain(guard).all(shown_ok)
+            && !input.into_iter().any(|c| c.is_control() || deceives(c))
+    };
+    need(commands.all(plain), "a command or its input has control or invisible characters");
     let ending_ok = |e: &String| {
         (2..=32).contains(&e.len())
             && e.starts_with('.')
@@ -269,6 +283,16 @@ fn broken_limits(d: &Description) -> Vec<Flaw> {
     need(d.images.len() <= 2, "it asks for more images than there are roles");
     need(d.queries.len() <= 64 && d.actions.len() <= 64, "it has more than 64 queries or actions");
     flaws
+}
+
+/// Whether a character shows as nothing, or reorders what is shown around it: what a person reads is
+/// then not what is there.
+fn deceives(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// A loaded plugin.
@@ -498,5 +522,39 @@ fn cleaned(failure: Failure) -> Failure {
         data: (failure.data.iter().take(16))
             .map(|(key, value)| (clean(key, 64), clean(value, 4096)))
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: what a person is shown of a plugin is what is there.
+
+    use super::*;
+
+    #[test]
+    fn what_deceives_a_reader_is_refused() {
+        let flaws = |summary: &str, word: &str, input: Option<&str>| {
+            let action = CommandGrant {
+                name: "drop".to_owned(),
+                template: vec!["zfs".to_owned(), word.to_owned()],
+                holes: Vec::new(),
+                input: input.map(str::to_owned),
+                guard: None,
+                deadline_seconds: 1,
+                reason: "why not".to_owned(),
+            };
+            broken_limits(&Description {
+                name: "x".to_owned(),
+                summary: summary.to_owned(),
+                actions: vec![action],
+                ..Description::unknown()
+            })
+        };
+        assert_eq!(flaws("für alle", "destroy", Some("if x then\n\ty()\nend")), Vec::new());
+        for bad in ["\u{202e}yortsed", "a\u{200b}b", "\u{1b}[2K", "a\u{2028}b", "x\u{e0041}"] {
+            assert_eq!(flaws(bad, "list", None).len(), 1, "{bad:?} as summary");
+            assert_eq!(flaws("s", bad, None).len(), 1, "{bad:?} as a word");
+            assert_eq!(flaws("s", "list", Some(bad)).len(), 1, "{bad:?} as input");
+        }
     }
 }

@@ -48,6 +48,8 @@ struct Worker {
     ready: Option<(u64, Confinement)>,
     /// By digest, what each component that is ready imports.
     loaded: HashMap<String, Vec<String>>,
+    /// Whether code of a plugin's has run in it.
+    called: bool,
 }
 
 /// A component, and what is granted to it: enough to make it ready in a new process.
@@ -75,7 +77,16 @@ impl Apart {
         component: &Component,
         cache: &Cache,
     ) -> Result<Result<Vec<String>, Vec<Flaw>>, String> {
-        self.with(|worker| worker.load(component, cache))
+        self.with(|worker| {
+            let (key, _) = worker.ready()?;
+            if worker.called && cache.keeps() && cache.find(&component.digest, key).is_none() {
+                // What is compiled here is kept, and is run as it is from then on. So it is never
+                // made where a plugin has run: one that got out of wasm could make it its own.
+                let fresh = Worker::start(&self.program, self.own_time_max)?;
+                std::mem::replace(worker, fresh).stop();
+            }
+            worker.load(component, cache)
+        })
     }
 
     /// Tells what is granted to it.
@@ -143,7 +154,7 @@ impl Worker {
             .spawn()?;
         let mut channel = Channel::new(ours);
         channel.send(&Order::Begin { own_time_max }, None)?;
-        Ok(Worker { child, channel, ready: None, loaded: HashMap::new() })
+        Ok(Worker { child, channel, ready: None, loaded: HashMap::new(), called: false })
     }
 
     fn ready(&mut self) -> io::Result<(u64, Confinement)> {
@@ -180,7 +191,7 @@ impl Worker {
         self.channel.send(&order, None)?;
         match self.channel.receive(Some(COMPILING_MAX))?.0 {
             Word::Compiled { imports, code } => {
-                if let Some(code) = code {
+                if let Some(code) = code.filter(|_| !self.called) {
                     cache.keep(&component.digest, key, &code);
                 }
                 self.loaded(component, Ok(imports))
@@ -233,6 +244,7 @@ impl Worker {
                 (Some(_), None) => DiskThere::Socket,
             },
         });
+        self.called = true;
         let order = Order::Call { digest: component.digest.clone(), call: call.clone(), seen };
         self.channel.send(&order, image.as_ref().map(AsFd::as_fd))?;
         loop {
@@ -256,6 +268,12 @@ impl Worker {
         }
     }
 
+    /// Ends the process. It holds nothing: there is nothing to end in order.
+    fn stop(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Ends the process for good, and says how it was lost.
     fn end(mut self, error: &io::Error) -> String {
         let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
@@ -276,10 +294,8 @@ impl Worker {
 impl Drop for Apart {
     fn drop(&mut self) {
         let worker = self.worker.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mut worker) = worker.take() {
-            // It holds nothing: there is nothing to end in order.
-            let _ = worker.child.kill();
-            let _ = worker.child.wait();
+        if let Some(worker) = worker.take() {
+            worker.stop();
         }
     }
 }

@@ -22,6 +22,7 @@ pub fn add(
     dry_run: bool,
 ) -> Result<ExitCode, Failed> {
     let candidate = engine.consider(file)?;
+    candidate.check_denied(without)?;
     let shown = in_words(&candidate, without);
     let data = json!({
         "name": candidate.description.name, "version": candidate.description.version,
@@ -40,10 +41,9 @@ pub fn add(
         let words = format!("{name} is installed already, with this digest and these grants.\n");
         return finished(output, data, "added", false, &words);
     }
+    // Nobody approves what they did not see: with `--json` too, where standard output is not theirs.
     if !yes {
-        if !output.json {
-            eprint!("{shown}");
-        }
+        eprint!("{shown}");
         match confirm(&format!("Give {name} these grants?")) {
             Answer::Yes => {}
             Answer::No => return Err(Failed::NotConfirmed(format!("{name} was not added"))),
@@ -65,8 +65,9 @@ pub fn add(
         "zfs-dataset" => "tank/vm1",
         _ => "/srv/vm1",
     };
+    let seen = if yes { shown.as_str() } else { "" };
     let words = format!(
-        "{name} {did} (sha256 {}).\nIts volumes are {name}:PLACE, as in `snapslot take {name}:{example}`; \
+        "{seen}{name} {did} (sha256 {}).\nIts volumes are {name}:PLACE, as in `snapslot take {name}:{example}`; \
          `snapslot plugin show {name}` shows what it may do.\n",
         plugin.digest
     );
@@ -108,6 +109,7 @@ fn in_words(candidate: &Candidate, without: &[String]) -> String {
 }
 
 pub fn remove(engine: &Engine, output: Output, name: &str, yes: bool) -> Result<ExitCode, Failed> {
+    engine.may_uninstall(name)?;
     if !yes {
         match confirm(&format!("Remove the plugin {name}?")) {
             Answer::Yes => {}

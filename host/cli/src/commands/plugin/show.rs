@@ -18,7 +18,7 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
     let mut words = String::new();
     let mut rows = Vec::new();
     for known in engine.backends() {
-        let of = installed.iter().find(|p| p.name == known.name);
+        let of = (installed.iter()).find(|p| p.name == known.name && !engine.is_built_in(&p.name));
         let source = if of.is_some() { "installed" } else { "built-in" };
         // One that cannot be loaded is in the list all the same: with what is wrong with it.
         match engine.plugin(&known.name) {
@@ -47,7 +47,11 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
 }
 
 pub fn show(engine: &Engine, output: Output, name: &str) -> Result<ExitCode, Failed> {
-    let installed = engine.installed()?.into_iter().find(|p| p.name == name);
+    // What befell the installed ones does not keep a built-in one from being shown.
+    let installed = match engine.is_built_in(name) {
+        true => None,
+        false => engine.installed()?.into_iter().find(|p| p.name == name),
+    };
     let plugin = engine.plugin(name)?;
     // What it has is a part of what it asks for.
     let has = plugin.description();
@@ -77,6 +81,7 @@ pub fn show(engine: &Engine, output: Output, name: &str) -> Result<ExitCode, Fai
             "endings": d.endings, "place": d.place.word(), "copies": d.copies, "images": d.images,
             "queries": d.queries, "actions": d.actions, "digest": plugin.digest(),
             "imports": plugin.imports(), "confinement": held, "denied": denied,
+            "effective": has.grant_names(),
             "added": installed.as_ref().map(|p| p.added), "user": installed.as_ref().map(|p| p.user),
         }),
         &words,

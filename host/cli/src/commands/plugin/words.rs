@@ -23,7 +23,11 @@ pub fn grants(d: &Description, denied: &[String]) -> String {
         let reason = &grant.reason;
         let _ = writeln!(words, "  {}read {what}: {reason}", not(&format!("image {role}")));
         if grant.changes {
-            let not = not(&format!("change of image {role}"));
+            // What cannot be read cannot be changed either.
+            let not = match not(&format!("image {role}")) {
+                "" => not(&format!("change of image {role}")),
+                denied => denied,
+            };
             let _ = writeln!(words, "  {not}plan changes of {what}: {reason}");
         }
     }
