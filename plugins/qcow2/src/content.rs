@@ -37,8 +37,15 @@ pub(crate) fn extents(
     let nothing = if volume.header.has_backing() { Content::Backing } else { Content::Zero };
     while page.at < size {
         let index = page.at / span;
+        // Behind the table's end there is nothing, however large the disk claims to be.
+        let Some(entry) = usize::try_from(index).ok().and_then(|i| l1.get(i)) else {
+            if !page.push(size, nothing) {
+                break;
+            }
+            continue;
+        };
         let table_end = (index + 1).saturating_mul(span);
-        let offset = l1.get(index as usize).map_or(0, |e| e & OFFSET_MASK);
+        let offset = entry & OFFSET_MASK;
         if offset == 0 {
             if !page.push(table_end, nothing) {
                 break;
