@@ -139,7 +139,7 @@ impl Runtime {
                     Component { digest: digest.clone(), bytes: bytes.into(), granted: None };
                 let loaded = apart.load(&component, &self.cache).map_err(LoadError::Host)?;
                 let imports = loaded.map_err(flawed)?;
-                (Code::Apart(component), imports)
+                (Code::Apart(Box::new(component)), imports)
             }
         };
         let mut plugin = Plugin {
@@ -296,7 +296,7 @@ pub struct Plugin<'r> {
 
 enum Code {
     Here(Box<Loaded>),
-    Apart(Component),
+    Apart(Box<Component>),
 }
 
 impl Plugin<'_> {
