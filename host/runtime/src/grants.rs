@@ -66,10 +66,7 @@ fn only_shapes_reports(words: &[&str]) -> bool {
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         let sound = match *word {
-            "--config" => rest.next().is_some_and(|setting| {
-                let inside = setting.strip_prefix("report{").and_then(|s| s.strip_suffix('}'));
-                inside.is_some_and(|s| !s.contains(['{', '}', '/', '#']))
-            }),
+            "--config" => rest.next().is_some_and(|setting| shapes_a_report(setting)),
             _ => !["--con", "--prof", "--comm"].iter().any(|option| word.starts_with(option)),
         };
         if !sound {
@@ -77,6 +74,27 @@ fn only_shapes_reports(words: &[&str]) -> bool {
         }
     }
     true
+}
+
+/// `report/name="text"`, once or more, with a space between: nothing that could end the section.
+fn shapes_a_report(setting: &str) -> bool {
+    let mut left = setting;
+    loop {
+        let Some((name, rest)) = left.strip_prefix("report/").and_then(|s| s.split_once("=\""))
+        else {
+            return false;
+        };
+        let Some((text, rest)) = rest.split_once('"') else { return false };
+        let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        if !named || text.contains(['\\', '{', '}']) {
+            return false;
+        }
+        if rest.is_empty() {
+            return true;
+        }
+        let Some(rest) = rest.strip_prefix(' ') else { return false };
+        left = rest;
+    }
 }
 
 fn grant(declared: &CommandGrant) -> command::Grant {
@@ -167,30 +185,34 @@ mod tests {
     #[test]
     fn looks_are_only_looks() {
         let looks =
-            |line: &str| only_looks(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+            |line: &str| only_looks(&line.split('~').map(str::to_owned).collect::<Vec<_>>());
         for good in [
-            "lvs --reportformat json --config report{time_format=\"%s\"} {group}/{volume}",
-            "vgs -o vg_free {group}",
-            "zfs get -Hp all {dataset}",
-            "zfs list -Hp {dataset}",
-            "btrfs subvolume show {path}",
+            "lvs~--reportformat~json~--config~report/time_format=\"%s\" report/list_item_separator=\",\"~{group}",
+            "vgs~-o~vg_free~{group}",
+            "zfs~get~-Hp~all~{dataset}",
+            "zfs~list~-Hp~{dataset}",
+            "btrfs~subvolume~show~{path}",
         ] {
             assert!(looks(good), "{good}");
         }
         // Story: `lvs` with a setting of its own wrote a log to any file, as root, while a status
         // was looked at.
         for bad in [
-            "lvs --config log{file=\"/etc/cron.d/x\"}",
-            "lvs --config=log/file=\"/etc/cron.d/x\"",
-            "lvs --conf log{file=\"/x\"}",
-            "lvs --config report{x=1}log{file=\"/x\"}",
-            "lvs --config report{x=1}log/file=\"/x\"report{}",
-            "vgs --config",
-            "vgs --commandprofile x",
-            "vgs --profile x",
-            "lvremove vg/x",
-            "zfs set x=y {dataset}",
-            "btrfs subvolume delete {path}",
+            "lvs~--config~log{file=\"/etc/cron.d/x\"}",
+            "lvs~--config~log/file=\"/etc/cron.d/x\"",
+            "lvs~--config=log/file=\"/etc/cron.d/x\"",
+            "lvs~--conf~log{file=\"/x\"}",
+            "lvs~--config~report/x=\"1\" log/file=\"/x\"",
+            "lvs~--config~report/x=\"1\"log/file=\"/x\"",
+            "lvs~--config~report/x=\"1\\\" log/file=\"/x\"",
+            "lvs~--config~report/x=\"1",
+            "lvs~--config~report{x=1}log{file=\"/x\"}",
+            "vgs~--config",
+            "vgs~--commandprofile~x",
+            "vgs~--profile~x",
+            "lvremove~vg/x",
+            "zfs~set~x=y~{dataset}",
+            "btrfs~subvolume~delete~{path}",
             "",
         ] {
             assert!(!looks(bad), "{bad}");

@@ -6,7 +6,7 @@
 //! plan as touching bytes twice, so the slot of a large fragmented image could not be emptied.
 
 use snapslot_plugin_sdk::double::{MemoryImage, MemoryTarget, Recorded, RecordedPlan};
-use snapslot_plugin_sdk::{Backend, Goal, NewSnapshot};
+use snapslot_plugin_sdk::{Backend, Goal, NewSnapshot, View};
 use snapslot_test_support::{Image, Scratch, SplitMix64};
 
 use crate::Qcow2;
@@ -103,4 +103,28 @@ fn several_windows_of_counts() {
         walk(&["cluster_size=512,refcount_bits=64,compat=1.1"], seed);
         walk(&["cluster_size=512,compat=0.10"], seed);
     }
+}
+
+/// Story, found by fuzzing: a snapshot that claimed a disk of 25 PB, in an image of 9 KB, was listed
+/// table by table, 800 thousand million of them; whoever asked where its content is waited for ever.
+#[test]
+fn a_snapshot_that_claims_a_huge_disk_is_listed_at_once() {
+    let scratch = Scratch::new();
+    let image = Image::create(scratch.join("a.qcow2"), &["cluster_size=512"], 64 << 10);
+    image.guest(["write -q -P 1 0 3k"]);
+    image.qemu_img(&["snapshot", "-c", "s"], &[]);
+    let mut bytes = image.bytes();
+    let word = |bytes: &[u8], at: usize| {
+        u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+    };
+    // The snapshot's extra data: bytes of machine memory, then of the disk.
+    let disk_size = word(&bytes, 64) as usize + 40 + 8;
+    assert_eq!(word(&bytes, disk_size), 64 << 10);
+    bytes[disk_size..disk_size + 8].copy_from_slice(&(91 << 48_u64).to_be_bytes());
+    let target = MemoryTarget { disk: MemoryImage(bytes), ..MemoryTarget::default() };
+    let facts = Qcow2::inspect(&target).expect("facts");
+    let view = View::Snapshot(facts.snapshots[0].identity.clone());
+    let page = Qcow2::extents(&target, &view, 0, 100).expect("extents");
+    let end = page.extents.last().map(|e| e.start + e.length);
+    assert_eq!((end, page.next), (Some(91 << 48), None));
 }

@@ -302,8 +302,10 @@ impl Drop for Apart {
 
 fn how(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
+        // A failed allocation would say so on standard error, and that call is one it has given up.
         (Some(31), _) => {
-            "made a system call that no plugin has reason to make, and was ended".to_owned()
+            "used up its memory, or made a system call that no plugin has reason to make, and was ended"
+                .to_owned()
         }
         (Some(24), _) => "ran out of processor time and was ended".to_owned(),
         (Some(signal), _) => format!("was ended by signal {signal}"),
