@@ -120,7 +120,7 @@ fn a_snapshot_that_claims_a_huge_disk_is_listed_at_once() {
     // The snapshot's extra data: bytes of machine memory, then of the disk.
     let disk_size = word(&bytes, 64) as usize + 40 + 8;
     assert_eq!(word(&bytes, disk_size), 64 << 10);
-    bytes[disk_size..disk_size + 8].copy_from_slice(&(91 << 48_u64).to_be_bytes());
+    bytes[disk_size..disk_size + 8].copy_from_slice(&(91_u64 << 48).to_be_bytes());
     let target = MemoryTarget { disk: MemoryImage(bytes), ..MemoryTarget::default() };
     let facts = Qcow2::inspect(&target).expect("facts");
     let view = View::Snapshot(facts.snapshots[0].identity.clone());
