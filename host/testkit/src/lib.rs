@@ -10,6 +10,7 @@ pub mod qcow2_judge;
 pub mod qcow2_model;
 pub mod qemu;
 pub mod rng;
+pub mod sim_commands;
 pub mod sim_host;
 pub mod storage;
 pub mod story;
