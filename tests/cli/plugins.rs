@@ -275,3 +275,38 @@ fn a_recorded_conversation_is_held_again_without_the_storage() {
         assert!(code == 2 && said.contains("other.jsonl"), "{rubbish:.20}: {code}: {said}");
     }
 }
+
+#[test]
+fn the_built_in_plugins_pass_the_kit() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    for (plugin, least) in [("lvm", 500), ("zfs", 200), ("qcow2", 40), ("raw", 10)] {
+        let tested = snapslot.run(["plugin", "test", plugin]);
+        let found = tested.expect(0);
+        let failed: Vec<_> = (found["cases"].as_array().expect("cases").iter())
+            .filter(|c| c["outcome"] == "failed")
+            .collect();
+        assert!(failed.is_empty(), "{plugin}: {failed:?}");
+        let held = found["held"].as_u64().expect("a number");
+        println!("{plugin}: {held} cases");
+        assert!(held >= least, "{plugin}: only {held} cases");
+    }
+}
+
+#[test]
+fn one_seed_gives_one_run_of_the_kit() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let run = |seed: &str| {
+        let tested =
+            snapslot.run(["plugin", "test", "zfs", "--only", "crash/Zvol", "--seed", seed]);
+        let found = tested.expect(0);
+        let cases = found["cases"].as_array().expect("cases").iter();
+        cases.map(|c| (c["name"].clone(), c["outcome"].clone())).collect::<Vec<_>>()
+    };
+    let first = run("7");
+    assert!(first.len() > 10 && first == run("7"));
+    // A name that no case has is no success.
+    let (code, _, said) = words(&snapslot, &["plugin", "test", "zfs", "--only", "crash/nothing"]);
+    assert!(code == 2 && said.contains("no case"), "{code}: {said}");
+}

@@ -84,6 +84,7 @@ pub fn on_storage(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
         Ok(live) => {
             script(&prefix, &live, cases);
             plans(bench, &format!("plan/{kind:?}"), &live, cases);
+            drift(&prefix, &live, cases);
         }
         Err(why) => cases.not_tried(&prefix, &why),
     }
@@ -237,6 +238,30 @@ fn script(prefix: &str, live: &dyn Live, cases: &mut Cases<'_>) {
     step("nothing-of-ours-is-left", &mut || match live.left().as_slice() {
         [] => Ok(()),
         left => Err(format!("left behind: {}", left.join(", "))),
+    });
+}
+
+/// Somebody deletes the snapshot by hand: it is told as that, and never as a slot that is held.
+fn drift(prefix: &str, live: &StorageMachine<'_>, cases: &mut Cases<'_>) {
+    cases.run(&format!("{prefix}/what-others-delete-is-told"), || {
+        done(live, Verb::Take, Asked::default())?;
+        let names = live.left();
+        let [name] = names.as_slice() else {
+            return Err(format!("a take left {names:?}"));
+        };
+        let by_hand = match live.storage.kind() {
+            Kind::Thin | Kind::Thick | Kind::ThickInactive => format!("lvremove -y vg/{name}"),
+            Kind::Zvol | Kind::Dataset => {
+                format!("zfs destroy tank/vm1@{}", name.rsplit('@').next().unwrap_or(name))
+            }
+        };
+        let before = live.sees()?;
+        live.storage.hand(&by_hand);
+        refused(operate(live, Verb::Restore, Asked::default()), 8)?;
+        same(&live.sees()?, &before)?;
+        done(live, Verb::Delete, Asked::default())?;
+        done(live, Verb::Take, Asked::default())?;
+        done(live, Verb::Delete, Asked::default()).map(|_| ())
     });
 }
 

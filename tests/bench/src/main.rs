@@ -138,6 +138,16 @@ fn startup(bench: &Bench, report: &mut Report) -> Result<(), Failure> {
         report.tiny_take.push(bench.snapslot_verb(Verb::Take, &path)?);
         bench.snapslot_verb(Verb::Delete, &path)?;
     }
+    progress("confinement", "take and delete, plugins confined and not, in turn");
+    for _ in 0..20 {
+        for (confine, samples) in
+            [("auto", &mut report.confined), ("never", &mut report.not_confined)]
+        {
+            for verb in [Verb::Take, Verb::Delete] {
+                samples.push(bench.snapslot_verb_confined(verb, &path, confine)?);
+            }
+        }
+    }
     Ok(())
 }
 

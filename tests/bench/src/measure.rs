@@ -263,11 +263,22 @@ impl Bench {
 
     /// One verb of snapslot, and a look at whether it did what it was measured for.
     pub(crate) fn snapslot_verb(&self, verb: Verb, path: &Path) -> Result<Sample, Failure> {
+        self.snapslot_verb_confined(verb, path, "auto")
+    }
+
+    /// The same, with plugins confined or not.
+    pub(crate) fn snapslot_verb_confined(
+        &self,
+        verb: Verb,
+        path: &Path,
+        confine: &str,
+    ) -> Result<Sample, Failure> {
         let (name, flags, state): (_, &[&str], _) = match verb {
             Verb::Take => ("take", &[], "held"),
             Verb::RestoreUnchanged | Verb::RestoreWritten => ("restore", &["--yes"], "held"),
             Verb::Delete => ("delete", &["--yes"], "empty"),
         };
+        let flags = &[flags, &["--confine", confine][..]].concat();
         let (run, said) = self.snapslot_run(name, flags, path)?;
         if said["slot"]["state"] != state {
             return Err(Failure(format!(

@@ -45,6 +45,9 @@ pub(crate) struct Report {
     pub(crate) first_take: Option<Sample>,
     /// Take of an empty image, when all is prepared.
     pub(crate) tiny_take: Vec<Sample>,
+    /// Takes and deletes of it with plugins in a process of their own, and without.
+    pub(crate) confined: Vec<Sample>,
+    pub(crate) not_confined: Vec<Sample>,
     images: Vec<ImageResult>,
 }
 
@@ -81,6 +84,8 @@ impl Report {
             startup: Vec::new(),
             first_take: None,
             tiny_take: Vec::new(),
+            confined: Vec::new(),
+            not_confined: Vec::new(),
             images: Vec::new(),
         })
     }
@@ -139,6 +144,15 @@ impl Report {
             writeln!(out, "the first take, empty image, empty cache {:.1}", ms(&first))?;
             if let Some(tiny) = milliseconds(&self.tiny_take) {
                 writeln!(out, "take of an empty image after that {tiny}")?;
+            }
+            if let (Some(with), Some(without)) =
+                (milliseconds(&self.confined), milliseconds(&self.not_confined))
+            {
+                writeln!(
+                    out,
+                    "take or delete of it, plugins confined {with}, not confined {without}: {:.1} more",
+                    with.median - without.median
+                )?;
             }
         }
         for image in &self.images {
@@ -239,6 +253,8 @@ impl Report {
             "start-up": samples_json(&self.startup),
             "first-take": self.first_take.map(|sample| ms(&sample)),
             "tiny-take": samples_json(&self.tiny_take),
+            "confined": samples_json(&self.confined),
+            "not-confined": samples_json(&self.not_confined),
             "images": images,
             "targets": targets,
         })
