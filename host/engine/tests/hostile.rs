@@ -41,7 +41,7 @@ const CASES: [(&str, u8); 71] = [
     ("facts-with-a-long-identity", 7),
     ("facts-with-an-identity-in-colours", 7),
     ("facts-with-a-mark-that-is-none", 7),
-    ("facts-with-one-mark-twice", 7),
+    ("facts-with-one-mark-twice", 3),
     ("facts-that-block-in-colours", 6),
     ("facts-that-are-half-done-for-ever", 7),
     ("plan-traps", 7),

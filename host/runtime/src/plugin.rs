@@ -473,19 +473,21 @@ fn fit(facts: Facts) -> Result<Facts, &'static str> {
         return Err("it reports a size that no disk has");
     }
     if !facts.identity.iter().all(|i| plain(i, 512))
-        || !facts.snapshots.iter().all(|s| plain(&s.identity, 512) && s.name.len() <= 4096)
+        || !facts.snapshots.iter().all(|s| plain(&s.identity, 512))
     {
-        return Err("it reports an identity or name that is too long or has control characters");
+        return Err("it reports an identity that is too long or has control characters");
     }
     if !facts.snapshots.iter().filter_map(|s| s.mark.as_ref()).all(|m| is_mark(m)) {
         return Err("it reports a mark that is none");
     }
-    let mut marks: Vec<&String> = facts.snapshots.iter().filter_map(|s| s.mark.as_ref()).collect();
-    marks.sort_unstable();
-    if marks.windows(2).any(|two| two[0] == two[1]) {
-        return Err("it reports two snapshots with one mark");
-    }
-    let snapshots = facts.snapshots.into_iter().map(|s| Snapshot { name: words(&s.name), ..s });
+    // Of two with one mark (somebody copied a name or a tag) the first is ours, the other another's.
+    let mut marks = std::collections::HashSet::new();
+    let mut ours = |mark: Option<String>| mark.filter(|m| marks.insert(m.clone()));
+    let snapshots = facts.snapshots.into_iter().map(|s| Snapshot {
+        name: words(&s.name),
+        mark: ours(s.mark.clone()),
+        ..s
+    });
     let findings = facts.findings.into_iter().map(|f| Finding {
         code: f
             .code

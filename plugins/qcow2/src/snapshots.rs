@@ -20,6 +20,8 @@ const TABLE_BYTES_MAX: usize = 64 << 20;
 const NAMES_MAX: usize = 4 << 20;
 /// QEMU keeps this much extra data.
 const EXTRA_MAX: usize = 1024;
+/// The contract's limit.
+const IDENTITY_MAX: usize = 512;
 /// Our snapshots' names begin with this, the mark follows.
 const NAME_PREFIX: &str = "snapslot-";
 
@@ -49,7 +51,8 @@ impl Entry {
     /// What the host remembers: number, moment and name. A snapshot made anew under the same
     /// name differs in one of them.
     pub fn identity(&self) -> String {
-        format!("{}@{}.{:09}:{}", self.id, self.seconds, self.nanoseconds, self.name)
+        let whole = format!("{}@{}.{:09}:{}", self.id, self.seconds, self.nanoseconds, self.name);
+        plain(&whole)
     }
 
     /// The slot's mark, if this is a snapshot of ours.
@@ -57,6 +60,27 @@ impl Entry {
         let mark = self.name.strip_prefix(NAME_PREFIX)?;
         is_mark(mark).then(|| mark.to_owned())
     }
+}
+
+/// An identity as the contract wants it: at most 512 bytes, no control characters. Guests and
+/// other tools choose names; one that is out of bounds is shortened, and told apart by a digest.
+fn plain(whole: &str) -> String {
+    if whole.len() <= IDENTITY_MAX && !whole.chars().any(char::is_control) {
+        return whole.to_owned();
+    }
+    // FNV-1a: who makes two snapshots with one identity harms only their own image, and takes and
+    // deletes of ours go by names of ours.
+    let digest = whole.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut short = String::new();
+    for c in whole.chars().map(|c| if c.is_control() { '.' } else { c }) {
+        if short.len() + c.len_utf8() + 17 > IDENTITY_MAX {
+            break;
+        }
+        short.push(c);
+    }
+    format!("{short}#{digest:016x}")
 }
 
 impl Snapshots {
