@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use snapslot_engine::{Asked, Done, Engine, EngineError, Tools, Verb};
 use snapslot_runtime::{Goal, NewSnapshot, Sight};
 use snapslot_slot::State;
+use snapslot_testkit::rng::Rng;
+use snapslot_testkit::storage::When;
 use snapslot_testkit::storage::machine::{Kind, Machine};
 
 use crate::files::{FileMachine, Sample};
@@ -77,7 +79,8 @@ impl Live for StorageMachine<'_> {
 
 pub fn on_storage(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
     let prefix = format!("life/{kind:?}");
-    if !cases.wants(&prefix) && !cases.wants(&format!("plan/{kind:?}")) {
+    let names = [&prefix, &format!("plan/{kind:?}"), &format!("crash/{kind:?}/sequences")];
+    if !names.iter().any(|name| cases.wants(name)) {
         return;
     }
     match StorageMachine::new(bench, kind) {
@@ -85,6 +88,7 @@ pub fn on_storage(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
             script(&prefix, &live, cases);
             plans(bench, &format!("plan/{kind:?}"), &live, cases);
             drift(&prefix, &live, cases);
+            sequences(bench, kind, cases);
         }
         Err(why) => cases.not_tried(&prefix, &why),
     }
@@ -238,6 +242,107 @@ fn script(prefix: &str, live: &dyn Live, cases: &mut Cases<'_>) {
     step("nothing-of-ours-is-left", &mut || match live.left().as_slice() {
         [] => Ok(()),
         left => Err(format!("left behind: {}", left.join(", "))),
+    });
+}
+
+/// All sequences of up to three verbs, the guest writing between them, against a slot of paper; then each
+/// once more with a crash in it, at a command that the seed chooses.
+fn sequences(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
+    const VERBS: [(Verb, bool); 5] = [
+        (Verb::Take, false),
+        (Verb::Take, true),
+        (Verb::Restore, false),
+        (Verb::Restore, true),
+        (Verb::Delete, false),
+    ];
+    let all = (1..=3_u32).flat_map(|length| (0..5_usize.pow(length)).map(move |n| (length, n)));
+    let all: Vec<Vec<(Verb, bool)>> = all
+        .map(|(length, n)| (0..length).map(|i| VERBS[n / 5_usize.pow(i) % 5]).collect())
+        .collect();
+    cases.run(&format!("life/{kind:?}/sequences"), || {
+        for verbs in &all {
+            let live = StorageMachine::new(bench, kind)?;
+            let (mut sees, mut held): (u64, Option<u64>) = (1, None);
+            for (n, (verb, also)) in verbs.iter().enumerate() {
+                let at = |e: String| format!("{verbs:?}, at the {}. verb: {e}", n + 1);
+                let asked = Asked {
+                    replace: *verb == Verb::Take && *also,
+                    consume: *verb == Verb::Restore && *also,
+                    ..Asked::default()
+                };
+                let expected = match (verb, held, also) {
+                    (Verb::Take, Some(_), false) => 3,
+                    (Verb::Restore | Verb::Delete, None, _) => 4,
+                    _ => 0,
+                };
+                let result = operate(&live, *verb, asked);
+                let exit = result.as_ref().err().map_or(0, EngineError::exit);
+                if exit != expected {
+                    return Err(at(format!("exit code {exit}, not {expected}: {result:?}")));
+                }
+                match (verb, held, also) {
+                    _ if exit != 0 => {}
+                    (Verb::Take, ..) => held = Some(sees),
+                    (Verb::Restore, Some(then), consume) => {
+                        (sees, held) = (then, held.filter(|_| !consume));
+                    }
+                    _ => held = None,
+                }
+                let (found, there) = (live.storage.sees().map_err(at)?, mark(&live)?.is_some());
+                if (found, there) != (sees, held.is_some()) {
+                    return Err(at(format!(
+                        "the guest sees {found} and the slot is held: {there}; it should be {sees} and {}",
+                        held.is_some()
+                    )));
+                }
+                sees = 10 + n as u64;
+                live.storage.write(sees);
+            }
+        }
+        Ok(())
+    });
+    let mut rng = Rng::new(bench.options.seed);
+    cases.run(&format!("crash/{kind:?}/sequences"), || {
+        for verbs in &all {
+            let live = StorageMachine::new(bench, kind)?;
+            let when = [When::Before, When::Inside, When::After][rng.below(3) as usize];
+            let (n, which) = (1 + rng.below(8), rng.below(verbs.len() as u64) as usize);
+            let at = |e: String| {
+                format!(
+                    "{verbs:?}, crashed in the {}. verb at its command {n}, {when:?}: {e}",
+                    which + 1
+                )
+            };
+            let mut then = Vec::new();
+            for (i, (verb, also)) in verbs.iter().enumerate() {
+                then.push(live.storage.sees().map_err(at)?);
+                if i == which {
+                    live.storage.crash_at(n, when);
+                }
+                let asked = Asked {
+                    replace: *verb == Verb::Take && *also,
+                    consume: *verb == Verb::Restore && *also,
+                    ..Asked::default()
+                };
+                let result = operate(&live, *verb, asked);
+                if live.storage.restart() {
+                    let engine = live.engine().map_err(|e| at(e.to_string()))?;
+                    engine
+                        .recover(&live.volume())
+                        .map_err(|e| at(format!("recovery fails: {e}")))?;
+                } else if let Err(error) = result
+                    && !matches!(error.exit(), 3 | 4)
+                {
+                    return Err(at(error.to_string()));
+                }
+                let sees = live.storage.sees().map_err(at)?;
+                if !then.contains(&sees) {
+                    return Err(at(format!("the guest sees {sees}, which it never wrote then")));
+                }
+                live.storage.write(20 + i as u64);
+            }
+        }
+        Ok(())
     });
 }
 

@@ -13,7 +13,7 @@ use snapslot_disk::Disk;
 use snapslot_disk::sim::{Event, Fate, Fault, World};
 use snapslot_plugin_sdk::Goal;
 
-use crate::crash::{Choice, Count, Files, History, Options};
+use crate::crash::{Arrived, Choice, Count, Files, History, Options};
 use crate::rng::Rng;
 use crate::sim_host::{IMAGE, JOURNAL, Planner, Recovered, RunError, recover, run};
 
@@ -212,6 +212,8 @@ pub fn crash<J: Judge>(
         tally.states.distinct += 1;
         one_state(judge, &ends, &crashed, depth, &mut tally).map_err(|fault| {
             let seed = depth.states.seed;
+            let (choice, fault) = shrunk(judge, &ends, choice, fault, depth);
+            let crashed = ends.history.state(&choice);
             let kept = keep(before, &crashed);
             format!(
                 "seed {seed}, crashed {choice}:\n  {fault}\n  the history was\n{}{kept}",
@@ -221,6 +223,30 @@ pub fn crash<J: Judge>(
     })?;
     tally.states = states;
     Ok(Ok(Outcome { after: ends.after, plan: ends.plan, tally }))
+}
+
+/// The same crash with as little lost as still shows a fault: which writes matter is what one wants to
+/// know first. Gives also what is wrong then.
+fn shrunk<J: Judge>(
+    judge: &J,
+    ends: &Ends<'_, J::Picture>,
+    choice: &Choice,
+    fault: String,
+    depth: &Depth,
+) -> (Choice, String) {
+    let (mut least, mut fault) = (choice.clone(), fault);
+    for i in 0..least.pending.len() {
+        if least.pending[i].1 == Arrived::Kept {
+            continue;
+        }
+        let mut less = least.clone();
+        less.pending[i].1 = Arrived::Kept;
+        let files = ends.history.state(&less);
+        if let Err(still) = one_state(judge, ends, &files, depth, &mut Tally::default()) {
+            (least, fault) = (less, still);
+        }
+    }
+    (least, fault)
 }
 
 fn one_state<J: Judge>(
