@@ -44,6 +44,8 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
     }
     // Never dropped: the process ends with it, and the system clears up faster.
     let engine = ManuallyDrop::new(Engine::open(settings(&args)?)?);
+    // But for the process that runs plugins: in a container nobody else may take note of its end.
+    let _ended = EndPlugins(&engine);
     match args.command {
         Command::Enable { name, volumes } => slot::enable(&engine, output, &name, &volumes),
         Command::Disable { machine } => slot::disable(&engine, output, &machine),
@@ -67,6 +69,15 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
         }
         Command::Plugin { command } => plugin::run(&engine, output, &command),
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Ends the process that runs plugins when a command is done.
+struct EndPlugins<'e>(&'e Engine);
+
+impl Drop for EndPlugins<'_> {
+    fn drop(&mut self) {
+        self.0.end_plugins();
     }
 }
 

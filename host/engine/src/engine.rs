@@ -107,6 +107,11 @@ impl Engine {
         Ok(Engine { settings, store, runtime, commands, shelf, known, installed, unreadable })
     }
 
+    /// Ends the process that runs plugins, for who ends without dropping the engine.
+    pub fn end_plugins(&self) {
+        self.runtime.end();
+    }
+
     /// What holds plugins besides wasm.
     pub fn confinement(&self) -> Confinement {
         self.runtime.confinement()

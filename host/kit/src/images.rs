@@ -19,6 +19,8 @@ use crate::convert::{Component, sight};
 use crate::files::{NoCopies, Sample, content, qemu_is_there};
 use crate::{Bench, Cases};
 
+/// Reads that fail in turn, at most.
+const READS_MAX: u64 = 500;
 /// Damaged images that are tried.
 const DAMAGED: usize = 200;
 
@@ -78,8 +80,18 @@ pub fn crashes(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
     if bench.name() == "qcow2" && qemu_is_there() {
         let judge = Qcow2Judge::new(qemu::Bench::new(), &sample.bytes, Vec::new());
         verbs(bench, &prefix, &judge, &sample.bytes, cases);
+        // QEMU writes as the guest between the verbs.
+        let guest = |image: Vec<u8>, n: usize| {
+            let tools = qemu::Bench::new();
+            tools.write("guest", &image);
+            tools.io("guest", &[&format!("write -q -P {} {}k 9k", n + 2, 20 * n + 3)]);
+            tools.read("guest")
+        };
+        sequences(bench, &prefix, &judge, &sample.bytes, &guest, cases);
     } else {
         verbs(bench, &prefix, &ByExtents(bench), &sample.bytes, cases);
+        // How a guest writes in this format is not known: it writes nothing.
+        sequences(bench, &prefix, &ByExtents(bench), &sample.bytes, &|image, _| image, cases);
     }
 }
 
@@ -100,8 +112,7 @@ fn verbs<J: Judge>(
         tears: true,
         seed: options.seed,
     };
-    let mut depth = Depth::new(states);
-    depth.opinion_every = 0;
+    let depth = Depth::new(states);
     let mut image = first.to_vec();
     for verb in ["take", "restore", "delete"] {
         let goal = match goal_of(bench, verb, &image) {
@@ -133,6 +144,45 @@ fn verbs<J: Judge>(
     }
 }
 
+/// All sequences of up to three verbs, each crashed, not as deep as one by one.
+fn sequences<J: Judge>(
+    bench: &Bench<'_>,
+    prefix: &str,
+    judge: &J,
+    first: &[u8],
+    guest: &dyn Fn(Vec<u8>, usize) -> Vec<u8>,
+    cases: &mut Cases<'_>,
+) {
+    const VERBS: [&str; 3] = ["take", "restore", "delete"];
+    let planner = Component(bench.plugin);
+    let seed = bench.options.seed;
+    let states = States { seeded: 2, exhaustive: 2, singles: 2, tears: false, seed };
+    let mut depth = Depth::new(states);
+    depth.opinion_every = 0;
+    cases.run(&format!("{prefix}/sequences"), || {
+        for length in 1..=3_u32 {
+            for number in 0..3_usize.pow(length) {
+                let verbs: Vec<&str> =
+                    (0..length).map(|i| VERBS[number / 3_usize.pow(i) % 3]).collect();
+                let (mut image, mut held) = (first.to_vec(), false);
+                for (n, verb) in verbs.iter().enumerate() {
+                    // What the slot's rule refuses never comes to the plugin.
+                    if held == (*verb == "take") {
+                        continue;
+                    }
+                    let at = |e: String| format!("{verbs:?}, at the {}. verb: {e}", n + 1);
+                    let goal = goal_of(bench, verb, &image).map_err(at)?;
+                    let outcome = crash(&planner, judge, &image, &goal, &depth).map_err(at)?;
+                    image = outcome.map_err(|e| at(e.to_string()))?.after;
+                    held = *verb != "delete";
+                    image = guest(image, n);
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
 fn goal_of(bench: &Bench<'_>, verb: &str, image: &[u8]) -> Result<sdk::Goal, String> {
     let facts = bench.plugin.inspect(&sight_of(disk_of(image))).map_err(|e| e.to_string())?;
     let mine = facts.snapshots.iter().find(|s| s.mark.is_some()).map(|s| s.identity.clone());
@@ -152,19 +202,37 @@ fn goal_of(bench: &Bench<'_>, verb: &str, image: &[u8]) -> Result<sdk::Goal, Str
 
 pub fn troubles(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
     cases.run(&format!("trouble/{}/reads-that-fail", sample.name), || {
-        for n in 0.. {
-            let disk = Arc::new(Failing {
-                inner: disk_of(&sample.bytes),
-                reads: AtomicU64::new(0),
-                at: n,
-            });
-            all_calls(bench, disk.clone()).map_err(|e| format!("read {n} fails: {e}"))?;
-            if disk.reads.load(Ordering::Relaxed) <= n || n > 500 {
-                break;
+        for for_ever in [false, true] {
+            for n in 0..=READS_MAX {
+                let disk = Arc::new(Failing {
+                    inner: disk_of(&sample.bytes),
+                    reads: AtomicU64::new(0),
+                    at: n,
+                    for_ever,
+                });
+                let how = if for_ever { ", and all after it" } else { "" };
+                all_calls(bench, disk.clone()).map_err(|e| format!("read {n}{how} fails: {e}"))?;
+                if disk.reads.load(Ordering::Relaxed) <= n {
+                    break;
+                }
             }
         }
         Ok(())
     });
+    if bench.name() == "qcow2" {
+        cases.run(&format!("trouble/{}/every-header-field", sample.name), || {
+            for (field, at, width) in QCOW2_FIELDS {
+                for value in boundaries(width) {
+                    let mut bytes = sample.bytes.clone();
+                    let Some(room) = bytes.get_mut(at..at + width) else { continue };
+                    room.copy_from_slice(&value.to_be_bytes()[8 - width..]);
+                    all_calls(bench, disk_of(&bytes))
+                        .map_err(|e| format!("{field} = {value:#x}: {e}"))?;
+                }
+            }
+            Ok(())
+        });
+    }
     cases.run(&format!("trouble/{}/damaged-bytes", sample.name), || {
         let mut rng = Rng::new(bench.options.seed);
         for n in 0..DAMAGED {
@@ -184,6 +252,41 @@ pub fn troubles(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
         }
         Ok(())
     });
+}
+
+/// Fields of a qcow2 header: name, offset, bytes (the specification, "Header" and "Header extensions").
+const QCOW2_FIELDS: [(&str, usize, usize); 21] = [
+    ("magic", 0, 4),
+    ("version", 4, 4),
+    ("backing_file_offset", 8, 8),
+    ("backing_file_size", 16, 4),
+    ("cluster_bits", 20, 4),
+    ("size", 24, 8),
+    ("crypt_method", 32, 4),
+    ("l1_size", 36, 4),
+    ("l1_table_offset", 40, 8),
+    ("refcount_table_offset", 48, 8),
+    ("refcount_table_clusters", 56, 4),
+    ("nb_snapshots", 60, 4),
+    ("snapshots_offset", 64, 8),
+    ("incompatible_features", 72, 8),
+    ("compatible_features", 80, 8),
+    ("autoclear_features", 88, 8),
+    ("refcount_order", 96, 4),
+    ("header_length", 100, 4),
+    ("compression_type", 104, 1),
+    ("extension type", 112, 4),
+    ("extension length", 116, 4),
+];
+
+/// Values at which arithmetic and limits break.
+fn boundaries(width: usize) -> impl Iterator<Item = u64> {
+    let bits = 8 * width as u32;
+    let all = u64::MAX >> (64 - bits);
+    let powers = [1, 9, 12, 16, 21, 31, 32, 48, 55, 56, 62, 63];
+    let powers = powers.into_iter().filter(move |p| *p < bits);
+    let around = powers.flat_map(|p| [(1_u64 << p) - 1, 1 << p, (1 << p) + 1]);
+    [0, all, all - 1, all >> 1].into_iter().chain(around)
 }
 
 /// Every call; any of them may say no, none may break down.
@@ -220,11 +323,12 @@ fn all_calls(bench: &Bench<'_>, disk: Arc<dyn Disk>) -> Result<(), String> {
     sound(bench.plugin.measure(&sight, &identity).map(|_| ()))
 }
 
-/// A disk one read of which fails.
+/// A disk one read of which fails, or all from one on.
 struct Failing {
     inner: Arc<dyn Disk>,
     reads: AtomicU64,
     at: u64,
+    for_ever: bool,
 }
 
 impl Disk for Failing {
@@ -233,7 +337,8 @@ impl Disk for Failing {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
-        if self.reads.fetch_add(1, Ordering::Relaxed) == self.at {
+        let n = self.reads.fetch_add(1, Ordering::Relaxed);
+        if n == self.at || (self.for_ever && n > self.at) {
             let error = std::io::Error::from_raw_os_error(5);
             return Err(DiskError::io("simulated", Doing::Read, error));
         }

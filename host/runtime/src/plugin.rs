@@ -105,6 +105,13 @@ impl Runtime {
         self
     }
 
+    /// Ends the process that runs plugins, if there is one; another call would start it again.
+    pub fn end(&self) {
+        if let Home::Apart(apart) = &self.home {
+            apart.end();
+        }
+    }
+
     /// What holds plugins besides wasm.
     pub fn confinement(&self) -> Confinement {
         match &self.home {

@@ -67,6 +67,10 @@ pub fn serve() -> ! {
     unsafe {
         libc::syscall(libc::SYS_close_range, SOCKET + 1, u32::MAX, 0);
     }
+    // SAFETY: it only sets the name that `ps` shows, from a text that ends in a zero.
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, c"snapslot-plugin".as_ptr());
+    }
     std::panic::set_hook(Box::new(|_| {}));
     // SAFETY: it was handed down as this process's standard input, and nothing else owns it.
     let socket = unsafe { UnixStream::from_raw_fd(SOCKET) };

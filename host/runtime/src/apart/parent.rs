@@ -291,12 +291,21 @@ impl Worker {
     }
 }
 
+impl Apart {
+    /// Ends the process, and takes note of its end: nobody else may be there to do it.
+    pub(crate) fn end(&self) {
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut worker) = worker.take() {
+            // It holds nothing: there is nothing to end in order.
+            let _ = worker.child.kill();
+            let _ = worker.child.wait();
+        }
+    }
+}
+
 impl Drop for Apart {
     fn drop(&mut self) {
-        let worker = self.worker.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = worker.take() {
-            worker.stop();
-        }
+        self.end();
     }
 }
 
