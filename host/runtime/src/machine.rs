@@ -254,7 +254,10 @@ impl Machine {
                     None => error.root_cause().to_string(),
                 };
                 // Where in the component: for its author, below the sentence.
-                let trace = whole.lines().skip(1).take(16).map(|l| l.trim().to_owned()).collect();
+                let lines = whole.lines().skip(1).map(str::trim);
+                // Advice of wasmtime's own: its setting does not reach the process.
+                let lines = lines.filter(|l| !l.starts_with("note: using"));
+                let trace = lines.take(16).map(str::to_owned).collect();
                 Err(Ended::Fault { cause, trace })
             }
         };
