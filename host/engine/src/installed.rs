@@ -23,6 +23,8 @@ use snapslot_disk::untrusted;
 use snapslot_runtime::{Approved, COMPONENT_MAX};
 use snapslot_slot::Moment;
 
+/// How often a file that is just being replaced is opened anew.
+const REPLACED_MAX: usize = 100;
 /// The shape of `lock.json`.
 const VERSION: u32 = 1;
 /// A thousand plugins with all grants the contract allows.
@@ -313,27 +315,35 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
 
 /// A file of ours, whole; none if it is not there. Refused if others could have written it.
 fn trusted(path: &Path, most: u64) -> Result<Option<Vec<u8>>, InstallError> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed("open", path)(e)),
-    };
-    let meta = file.metadata().map_err(failed("look at", path))?;
     let wrong = |why: &str| InstallError::Untrusted {
         path: path.display().to_string(),
         why: why.to_owned(),
     };
-    if let Some(why) = untrusted(&meta, None) {
-        return Err(wrong(why));
+    // Story: a file that was replaced between opening it and looking at it has no name any more,
+    // and was told as one that has more than one.
+    for _ in 0..REPLACED_MAX {
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+            .open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed("open", path)(e)),
+        };
+        let meta = file.metadata().map_err(failed("look at", path))?;
+        if meta.nlink() == 0 {
+            continue;
+        }
+        if let Some(why) = untrusted(&meta, None) {
+            return Err(wrong(why));
+        }
+        return read_bounded(file, most)
+            .map_err(failed("read", path))?
+            .map(Some)
+            .ok_or_else(|| wrong(&format!("it has more than {most} bytes")));
     }
-    read_bounded(file, most)
-        .map_err(failed("read", path))?
-        .map(Some)
-        .ok_or_else(|| wrong(&format!("it has more than {most} bytes")))
+    Err(InstallError::Busy)
 }
 
 /// All of a file; none if it has more than so many bytes.
