@@ -50,7 +50,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
-use snapslot_disk::Doing;
+use snapslot_disk::{Doing, FileDisk};
 use snapslot_slot::is_mark;
 
 use crate::Save;
@@ -177,6 +177,15 @@ impl Copies {
     /// The copies, oldest first. A file that has the name of one and cannot be ours is an error.
     pub fn list(&self) -> Result<Vec<SavedCopy>, CopyError> {
         self.open()?.list()
+    }
+
+    /// Opens the copy with this mark, to read what it holds.
+    pub fn open_saved(&self, mark: &str) -> Result<FileDisk, CopyError> {
+        check_mark(mark)?;
+        let opened = self.open()?;
+        let (name, file, _) = opened.open_copy(mark)?;
+        let path = opened.folder.path().join(&name);
+        FileDisk::of_descriptor(file, &path).map_err(CopyError::from)
     }
 
     /// What one more copy would take.

@@ -9,7 +9,6 @@ mod act;
 mod check;
 mod copies;
 mod execute;
-mod extent;
 pub mod journal;
 mod plan;
 mod step;
@@ -21,7 +20,6 @@ pub use copies::{Copies, CopyError, Ended, SavedCopy, Saving, Settled, Watch};
 pub use execute::{
     ExecuteError, Redo, Report, Resume, execute, execute_phases, reserve, resume_at,
 };
-pub use extent::{Compression, Content, Extent};
 pub use plan::{Plan, PlanBuilder, PlanError, Seal, Way, limits};
 pub use step::{Act, Mask, Save, Step};
 pub use view::PlanView;

@@ -199,6 +199,31 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Write the snapshot, or the present disk, out as an image of its own
+    #[command(after_help = "Examples:
+  snapslot export ./disk.qcow2 before.qcow2 --compress zstd
+  snapslot export lvm:vg0/vm1 vm1.raw --checksum
+  snapslot export vm1 - | ssh backup 'cat > vm1.raw'
+  snapslot export ./disk.qcow2 now.qcow2 --live          # the present disk, of a machine that is off
+
+The image gets its name when it is whole; whatever stops an export leaves nothing behind. The snapshot
+can be exported while the machine runs.")]
+    Export(ExportArgs),
+    /// Show what changed since the take, and where
+    #[command(after_help = "Examples:
+  snapslot diff ./disk.qcow2
+  snapslot diff ./disk.qcow2 --content        # compare bytes, not only where they lie
+  snapslot diff vm1 --json | jq '.volumes[].ranges'")]
+    Diff {
+        /// The machine, or one of its volumes
+        machine: String,
+        /// Read and compare: a block that was written and is the same does not count
+        #[arg(long)]
+        content: bool,
+        /// A backing file that may be read, the nearest first; repeat for a chain
+        #[arg(long, value_name = "VOLUME")]
+        backing: Vec<String>,
+    },
     /// Look for trouble: unsound images, drift, interrupted changes
     Check {
         /// The machine, or one of its volumes; all machines if left out
@@ -344,6 +369,57 @@ pub struct TestArgs {
     pub report: Vec<PathBuf>,
 }
 
+#[derive(Debug, ClapArgs)]
+pub struct ExportArgs {
+    /// The machine, or one of its volumes
+    pub machine: String,
+    /// The image to make, a block device, or - for standard output
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// The image's format [default: qcow2 if OUT ends in .qcow2 or --compress is given, else raw]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<ImageFormat>,
+    /// Compress each cluster: a qcow2 image
+    #[arg(long, value_name = "METHOD")]
+    pub compress: Option<Compress>,
+    /// How hard to compress: zlib 0 to 9 [default: 6], zstd 1 to 22 [default: 1]
+    #[arg(long, value_name = "N", requires = "compress", value_parser = clap::value_parser!(i32).range(0..=22), allow_negative_numbers = false)]
+    pub level: Option<i32>,
+    /// Export the present disk instead of the snapshot; nobody may be writing it
+    #[arg(long)]
+    pub live: bool,
+    /// Compute the SHA-256 of the content, as of a raw image
+    #[arg(long)]
+    pub checksum: bool,
+    /// A backing file that may be read, the nearest first; repeat for a chain
+    #[arg(long, value_name = "VOLUME")]
+    pub backing: Vec<String>,
+    /// Replace the file OUT, or overwrite the device
+    #[arg(long)]
+    pub force: bool,
+    /// Do not wait until the image is on the disk: a power cut soon after may lose it
+    #[arg(long)]
+    pub no_sync: bool,
+}
+
+/// The format of an exported image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    /// The content as it is
+    Raw,
+    /// QEMU's own, version 3
+    Qcow2,
+}
+
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compress {
+    /// Any QEMU reads it
+    Zlib,
+    /// QEMU 5.1 and later; several times faster
+    Zstd,
+}
+
 /// What the volumes of a new plugin are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum NewPlace {
@@ -393,6 +469,8 @@ impl Command {
             Command::List => "list",
             Command::Restore { .. } => "restore",
             Command::Delete { .. } => "delete",
+            Command::Export(_) => "export",
+            Command::Diff { .. } => "diff",
             Command::Check { .. } => "check",
             Command::Recover { .. } => "recover",
             Command::History { .. } => "history",

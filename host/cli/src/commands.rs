@@ -1,5 +1,6 @@
 //! What each verb does and says.
 
+mod content;
 mod directories;
 mod looking;
 mod plugin;
@@ -61,6 +62,10 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
             slot::delete(&engine, output, &machine, yes, dry_run)
         }
         Command::Recover { machine } => slot::recover(&engine, output, machine.as_deref()),
+        Command::Export(args) => content::export(&engine, output, &args),
+        Command::Diff { machine, content, backing } => {
+            content::diff(&engine, output, &machine, content, &backing)
+        }
         Command::Status { machine } => looking::status(&engine, output, &machine),
         Command::List => looking::list(&engine, output),
         Command::Check { machine } => looking::check(&engine, output, machine.as_deref()),

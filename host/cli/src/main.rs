@@ -5,6 +5,7 @@ mod ask;
 mod commands;
 mod output;
 mod progress;
+mod stop;
 mod words;
 
 use std::process::ExitCode;

@@ -18,7 +18,9 @@ use crate::{Disk as _, DiskError, Doing, FileDisk, Holder, holders};
 const PERMISSIONS: [i64; 4] = [0, 1, 2, 3];
 const USED_BASE: i64 = 100;
 const UNSHARED_BASE: i64 = 200;
+const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
 /// Far from QEMU's bytes; locks past the end of a file are fine.
 const ENGINE_BYTE: i64 = 0x5350_534c;
 
@@ -59,7 +61,12 @@ fn set(file: &File, kind: i32, byte: i64) -> Result<bool, Errno> {
 
 /// Whether another description holds any lock on the byte.
 fn held_by_others(file: &File, byte: i64) -> Result<bool, Errno> {
-    let mut lock = region(libc::F_WRLCK, byte);
+    held_against(file, libc::F_WRLCK, byte)
+}
+
+/// Whether another description holds a lock on the byte that excludes one of this kind.
+fn held_against(file: &File, kind: i32, byte: i64) -> Result<bool, Errno> {
+    let mut lock = region(kind, byte);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
     Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }
@@ -103,6 +110,26 @@ impl<'a> ImageLock<'a> {
     }
 }
 
+impl<'a> ImageLock<'a> {
+    /// What a program takes that reads the present content: consistent reading is used; writing and
+    /// resizing are not shared. Others may read too.
+    pub fn reading(disk: &'a FileDisk) -> Result<Self, LockError> {
+        let lock = ImageLock { disk };
+        let conflicts = [USED_BASE + WRITE, USED_BASE + RESIZE, UNSHARED_BASE + CONSISTENT_READ];
+        for byte in [USED_BASE + CONSISTENT_READ, UNSHARED_BASE + WRITE, UNSHARED_BASE + RESIZE] {
+            if !set(disk.file(), libc::F_RDLCK, byte).map_err(|e| system(disk, e))? {
+                return Err(held(disk));
+            }
+        }
+        for byte in conflicts {
+            if held_by_others(disk.file(), byte).map_err(|e| system(disk, e))? {
+                return Err(held(disk));
+            }
+        }
+        Ok(lock)
+    }
+}
+
 impl Drop for ImageLock<'_> {
     fn drop(&mut self) {
         for p in PERMISSIONS {
@@ -139,9 +166,18 @@ impl<'a> EngineLock<'a> {
         Ok(EngineLock { disk })
     }
 
-    /// Whether somebody has it now.
+    /// Takes a share of it: others may look too, and nobody may change anything.
+    pub fn share(disk: &'a FileDisk) -> Result<Self, LockError> {
+        if !set(disk.file(), libc::F_RDLCK, ENGINE_BYTE).map_err(|e| system(disk, e))? {
+            return Err(held(disk));
+        }
+        Ok(EngineLock { disk })
+    }
+
+    /// Whether somebody has it now to change something.
     pub fn is_taken(disk: &FileDisk) -> Result<bool, LockError> {
-        held_by_others(disk.file(), ENGINE_BYTE).map_err(|e| system(disk, e))
+        // A read lock conflicts with write locks alone.
+        held_against(disk.file(), libc::F_RDLCK, ENGINE_BYTE).map_err(|e| system(disk, e))
     }
 }
 

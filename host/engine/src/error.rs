@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use snapslot_capture::journal::JournalError;
 use snapslot_capture::{CheckError, CopyError, ExecuteError};
+use snapslot_content::ContentError;
 use snapslot_disk::{DiskError, Holder, Users};
 use snapslot_runtime::{CallError, Failure, FailureKind, LoadError};
 use snapslot_slot::{Moment, Refusal};
@@ -163,6 +164,22 @@ pub enum EngineError {
         /// Why the rest is not.
         source: Box<EngineError>,
     },
+    /// Content could not be read, written out or compared.
+    #[error("{volume}: {source}")]
+    Content {
+        /// The volume.
+        volume: String,
+        /// Why.
+        source: ContentError,
+    },
+    /// The content cannot be had.
+    #[error("{volume}: {why}; nothing was changed")]
+    NoContent {
+        /// The volume.
+        volume: String,
+        /// Why, and what helps.
+        why: String,
+    },
     /// The slot changed since the person was asked.
     #[error("{machine}: the slot is not what it was when you were asked; nothing was changed")]
     Changed {
@@ -225,6 +242,19 @@ impl EngineError {
             EngineError::Unrecorded { .. } => "unrecorded",
             EngineError::HalfDone { .. } => "half-done",
             EngineError::Changed { .. } => "changed",
+            EngineError::NoContent { .. } => "no-content",
+            EngineError::Content { source, .. } => match source {
+                ContentError::Disk(d) if d.is_no_space() => "no-space",
+                ContentError::Disk(d) if d.is_denied() => "denied",
+                ContentError::Disk(d) if d.is_not_found() => "not-found",
+                ContentError::NoBacking { .. } => "backing",
+                ContentError::TooMany { .. } => "limit",
+                ContentError::Exists { .. } => "exists",
+                ContentError::Target { .. } => "target",
+                ContentError::Stopped => "stopped",
+                ContentError::Packed { .. } => "corrupt",
+                _ => "io",
+            },
         };
         fixed.to_owned()
     }
@@ -271,6 +301,15 @@ impl EngineError {
                 InstallError::Missing { .. } => 2,
                 InstallError::Taken(_) | InstallError::Needed { .. } => 6,
             },
+            EngineError::NoContent { .. } => 6,
+            EngineError::Content { source, .. } => match source {
+                ContentError::NoBacking { .. }
+                | ContentError::TooMany { .. }
+                | ContentError::Exists { .. }
+                | ContentError::Packed { .. }
+                | ContentError::Target { .. } => 6,
+                _ => 1,
+            },
             EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,
         }
     }
@@ -311,6 +350,8 @@ impl EngineError {
                 json!({ "volume": volume, "phase": source.phase, "title": source.title })
             }
             EngineError::Disk { volume, .. }
+            | EngineError::Content { volume, .. }
+            | EngineError::NoContent { volume, .. }
             | EngineError::Unsettled { volume, .. }
             | EngineError::Unexpected { volume, .. }
             | EngineError::Journal { volume, .. }

@@ -21,6 +21,7 @@ mod recover;
 mod rehearse;
 mod status;
 mod store;
+mod view;
 mod volume;
 
 pub use engine::{Engine, Settings, Tools};
@@ -32,6 +33,7 @@ pub use plugins::{Candidate, Checked, Verified, read_component};
 pub use recover::Recovered;
 pub use rehearse::Depth;
 pub use snapslot_command::PlaceKind;
+pub use snapslot_content as content;
 pub use snapslot_disk::{Holder, Users};
 pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,
@@ -40,3 +42,4 @@ pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role}
 pub use snapslot_runtime::{Flaw, Recorded, read_recording};
 pub use status::{FoundSnapshot, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};
+pub use view::{Compared, Opened, Which};

@@ -212,7 +212,7 @@ fn in_progress(verb: &str, running: Running) -> State {
 }
 
 /// The meta record of a committed journal beside the image.
-fn left_behind(volume: &Volume) -> Option<Meta> {
+pub(crate) fn left_behind(volume: &Volume) -> Option<Meta> {
     match journal::read(&volume.journal()) {
         Ok(Found::Committed { meta, .. }) => Meta::read(&meta),
         _ => None,

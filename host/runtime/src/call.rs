@@ -6,7 +6,7 @@ use snapslot_capture::{Act, Plan, PlanBuilder, PlanError, Save, Seal, Step};
 use snapslot_command::Place;
 
 use crate::bindings::types::{
-    Answer, Argument, Change, Description, ExtentPage, Facts, Failure, Goal, View,
+    Answer, Argument, Change, Description, ExtentPage, Facts, Failure, Goal, StretchPage, View,
 };
 use crate::outside::Grants;
 
@@ -18,6 +18,7 @@ pub(crate) enum Call {
     Plan(Goal),
     Extents { view: View, cursor: u64, max: u32 },
     Measure(String),
+    Differences { identity: String, cursor: u64, max: u32 },
     Explain { command: String, answer: Answer },
 }
 
@@ -30,6 +31,7 @@ impl Call {
             Call::Plan(_) => "plan",
             Call::Extents { .. } => "extents",
             Call::Measure(_) => "measure",
+            Call::Differences { .. } => "differences",
             Call::Explain { .. } => "explain",
         }
     }
@@ -43,6 +45,7 @@ pub(crate) enum Reply<P> {
     Planned(P),
     Page(ExtentPage),
     Change(Change),
+    Stretches(StretchPage),
     Explained(Failure),
 }
 
@@ -54,6 +57,7 @@ impl<P> Reply<P> {
             Reply::Facts(facts) => Reply::Facts(facts),
             Reply::Page(page) => Reply::Page(page),
             Reply::Change(change) => Reply::Change(change),
+            Reply::Stretches(page) => Reply::Stretches(page),
             Reply::Explained(failure) => Reply::Explained(failure),
         })
     }

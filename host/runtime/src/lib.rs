@@ -25,7 +25,7 @@ pub use approved::Approved;
 pub use bindings::types::{
     Answer, Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage, Facts,
     Failure, FailureKind, Finding, Goal, Grammar, Guard, Hole, ImageGrant, NewSnapshot, Packed,
-    PlaceKind, Role, SavedCopy, Saving, Snapshot, View,
+    PlaceKind, Role, SavedCopy, Saving, Snapshot, Stretch, StretchPage, View,
 };
 pub use fault::{CallError, LoadError};
 pub use flaw::Flaw;

@@ -61,7 +61,8 @@ pub(crate) struct Loaded {
 }
 
 /// The functions that the contract's interface has.
-const EXPORTS: [&str; 6] = ["describe", "inspect", "plan", "extents", "measure", "explain"];
+const EXPORTS: [&str; 7] =
+    ["describe", "inspect", "plan", "extents", "measure", "differences", "explain"];
 
 impl Machine {
     pub(crate) fn new(own_time_max: Duration) -> wasmtime::Result<Self> {
@@ -306,6 +307,9 @@ fn ask(storage: &Storage, store: &mut Store<Host>, call: &Call) -> Called<Reply<
         }
         Call::Measure(identity) => {
             backend.call_measure(store, target, identity)?.map(Reply::Change)
+        }
+        Call::Differences { identity, cursor, max } => {
+            backend.call_differences(store, target, identity, *cursor, *max)?.map(Reply::Stretches)
         }
         Call::Describe | Call::Explain { .. } => {
             Err(Failure::new(FailureKind::Internal, "call", "it needs no volume"))

@@ -13,7 +13,7 @@ use crate::apart::{Apart, Component, Confinement};
 use crate::approved::Approved;
 use crate::bindings::types::{
     Answer, Change, CommandGrant, Description, ExtentPage, Facts, Failure, Finding, Goal, Snapshot,
-    View,
+    StretchPage, View,
 };
 use crate::cache::Cache;
 use crate::call::{Call, Ended, Reply};
@@ -381,6 +381,32 @@ impl Plugin<'_> {
             Reply::Change(change) => Ok(change),
             _ => Err(self.confused("measure")),
         }
+    }
+
+    /// Lists where the machine's content lies elsewhere than the snapshot's.
+    pub fn differences(
+        &self,
+        sight: &Sight,
+        identity: &str,
+        cursor: u64,
+        max: u32,
+    ) -> Result<StretchPage, CallError> {
+        let call = Call::Differences { identity: identity.to_owned(), cursor, max };
+        let Reply::Stretches(page) = self.call(&call, Some(sight))? else {
+            return Err(self.confused("differences"));
+        };
+        let mut at = cursor;
+        for stretch in &page.stretches {
+            let end = stretch.start.checked_add(stretch.length);
+            if stretch.length == 0 || stretch.start < at {
+                return Err(self.fault("differences", "its runs overlap or go back", vec![]));
+            }
+            at = end.ok_or_else(|| self.fault("differences", "a run overflows", vec![]))?;
+        }
+        if page.stretches.len() > max as usize || page.next.is_some_and(|n| n < at || n <= cursor) {
+            return Err(self.fault("differences", "its page is longer or goes back", vec![]));
+        }
+        Ok(page)
     }
 
     /// Puts into the contract's words what a command said when it failed. A plugin that cannot

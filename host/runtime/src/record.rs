@@ -147,6 +147,7 @@ fn in_short(result: &Result<Reply<Plan>, CallError>) -> Value {
             json!({ "plan": { "phases": phases, "commands": acts, "sha256": digest } })
         }
         Ok(Reply::Page(page)) => json!({ "extents": page.extents.len(), "page": page }),
+        Ok(Reply::Stretches(page)) => json!({ "stretches": page }),
         Ok(Reply::Change(change)) => json!({ "change": change }),
         Ok(Reply::Explained(failure)) => json!({ "explained": failure }),
         Err(CallError::Refused(failure)) => json!({ "refused": failure }),

@@ -1,7 +1,8 @@
 //! Where content is, and how far it has moved away from a snapshot.
 
 use snapslot_plugin_sdk::{
-    Change, Compression, Content, Extent, ExtentPage, Failure, FailureKind, Packed, View,
+    Change, Compression, Content, Extent, ExtentPage, Failure, FailureKind, Packed, Stretch,
+    StretchPage, View,
 };
 
 use crate::refcounts::{Counts, windows};
@@ -156,6 +157,82 @@ fn push_entry(
         }
     }
     Ok(true)
+}
+
+/// Tables compared before it is asked whether the page is full.
+const AT_ONCE: usize = 64;
+
+/// Lists guest runs whose entries differ; reads only tables that are not shared.
+pub(crate) fn differences(
+    volume: &Volume<'_>,
+    identity: &str,
+    cursor: u64,
+    max: u32,
+) -> Result<StretchPage, Failure> {
+    if !(1..=PAGE_MAX).contains(&max) {
+        return Err(Failure::new(FailureKind::Invalid, "max", "a page has 1 to 10,000 runs"));
+    }
+    let (_, snapshot) = volume.snapshots.find(identity)?;
+    let now = volume.header.fields.size;
+    let then = snapshot.disk_size.unwrap_or(now);
+    let (short, long) = (now.min(then), now.max(then));
+    let active = volume.active_l1()?;
+    let kept = volume.read_l1(snapshot.l1_table_offset, snapshot.l1_size)?;
+    let cluster = volume.cluster_size();
+    let entries = volume.header.l2_entries();
+    let span = cluster.saturating_mul(entries);
+    let mut partings = part(&active, &kept);
+    partings.retain(|(i, ..)| (*i as u64 + 1).saturating_mul(span) > cursor);
+    let stride = volume.header.l2_entry_size() as usize;
+    let mut found = Found {
+        cursor,
+        long,
+        max: max as usize,
+        page: StretchPage { stretches: Vec::new(), next: None },
+    };
+    for some in partings.chunks(AT_ONCE) {
+        if found.page.next.is_some() {
+            break;
+        }
+        for_each_parting(volume, some, |(index, ..), of_active, of_kept| {
+            differing(stride, of_active, of_kept, |at, _, _| {
+                let start =
+                    (*index as u64).saturating_mul(span).saturating_add(at as u64 * cluster);
+                if start < short {
+                    found.add(start, start.saturating_add(cluster));
+                }
+                Ok(())
+            })
+        })?;
+    }
+    found.add(short, long);
+    Ok(found.page)
+}
+
+/// Runs found, joined; those that no longer fit are for the next page.
+struct Found {
+    cursor: u64,
+    long: u64,
+    max: usize,
+    page: StretchPage,
+}
+
+impl Found {
+    fn add(&mut self, start: u64, end: u64) {
+        let (start, end) = (start.max(self.cursor), end.min(self.long));
+        if start >= end || self.page.next.is_some() {
+            return;
+        }
+        if let Some(last) = self.page.stretches.last_mut()
+            && last.start + last.length >= start
+        {
+            last.length = last.length.max(end - last.start);
+        } else if self.page.stretches.len() == self.max {
+            self.page.next = Some(start);
+        } else {
+            self.page.stretches.push(Stretch { start, length: end - start });
+        }
+    }
 }
 
 /// Compares the tables; reads no content.

@@ -14,6 +14,15 @@ pub(crate) fn inspect(volume: &Volume<'_>) -> Result<Facts, Failure> {
         .into_iter()
         .map(|f| Finding { code: f.code, message: f.message, blocks: true })
         .collect();
+    if header.crypt_method != 0 {
+        findings.push(Finding {
+            code: "encrypted".to_owned(),
+            message: "the content is encrypted: the slot works as ever, but content cannot be \
+                      exported or looked into without the key"
+                .to_owned(),
+            blocks: false,
+        });
+    }
     if header.bitmaps.is_some_and(|b| b.count > 0) && header.autoclear & AUTOCLEAR_BITMAPS != 0 {
         findings.push(Finding {
             code: "bitmaps".to_owned(),

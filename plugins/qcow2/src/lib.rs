@@ -36,7 +36,7 @@ mod volume;
 
 use snapslot_plugin_sdk::{
     Backend, Change, Description, ExtentPage, Facts, Failure, FailureKind, Goal, ImageGrant,
-    PlaceKind, Plan, Role, Target, View,
+    PlaceKind, Plan, Role, StretchPage, Target, View,
 };
 
 use volume::Volume;
@@ -91,6 +91,16 @@ impl Backend for Qcow2 {
     ) -> Result<ExtentPage, Failure> {
         let image = target.image(Role::Disk)?;
         content::extents(&Volume::open_to_look(&*image)?, view, cursor, max)
+    }
+
+    fn differences(
+        target: &dyn Target,
+        identity: &str,
+        cursor: u64,
+        max: u32,
+    ) -> Result<StretchPage, Failure> {
+        let image = target.image(Role::Disk)?;
+        content::differences(&Volume::open_to_look(&*image)?, identity, cursor, max)
     }
 
     fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {

@@ -209,6 +209,21 @@ macro_rules! export_backend {
                     )
                 }
 
+                fn differences(
+                    target: &exports::Target,
+                    identity: String,
+                    cursor: u64,
+                    max: u32,
+                ) -> Result<exports::StretchPage, exports::Failure> {
+                    $crate::report_panics();
+                    <$backend as $crate::Backend>::differences(
+                        &$crate::GuestTarget(target),
+                        &identity,
+                        cursor,
+                        max,
+                    )
+                }
+
                 fn measure(
                     target: &exports::Target,
                     identity: String,

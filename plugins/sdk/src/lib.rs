@@ -16,7 +16,7 @@ pub use guest::bindings;
 pub use guest::bindings::snapslot::backend::types::{
     Answer, Argument, Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage,
     Facts, Failure, FailureKind, Finding, Goal, Grammar, Guard, Hole, ImageGrant, NewSnapshot,
-    Packed, PlaceKind, Role, SavedCopy, Saving, Snapshot, View,
+    Packed, PlaceKind, Role, SavedCopy, Saving, Snapshot, Stretch, StretchPage, View,
 };
 pub use guest::bindings::snapslot::backend::{log::Level, planning::Fill, planning::Mask};
 pub use guest::{GuestImage, GuestPlan, GuestTarget, log, report_panics};
@@ -100,6 +100,19 @@ pub trait Backend {
             FailureKind::Unsupported,
             "no-measure",
             "this backend cannot measure change",
+        ))
+    }
+    /// Lists where the machine's content lies elsewhere than the snapshot's, from metadata alone.
+    fn differences(
+        _target: &dyn Target,
+        _identity: &str,
+        _cursor: u64,
+        _max: u32,
+    ) -> Result<StretchPage, Failure> {
+        Err(Failure::new(
+            FailureKind::Unsupported,
+            "no-differences",
+            "this backend cannot list what changed",
         ))
     }
     /// Puts into the contract's words what a declared command said when it failed.

@@ -1,4 +1,4 @@
-//! Where guest-visible content is.
+//! Where content is.
 
 use serde::Serialize;
 
@@ -12,20 +12,19 @@ pub enum Compression {
     Zstd,
 }
 
-/// Where the content of an extent is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Content {
+/// Where the bytes of an extent are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
     /// At this offset of the image.
     Data(u64),
-    /// Zeroes.
+    /// Nowhere: they are zeroes.
     Zero,
-    /// Compressed bytes inside the image.
-    Compressed {
+    /// Compressed inside the image.
+    Packed {
         /// First byte.
         offset: u64,
         /// Bytes at most.
-        length: u64,
+        length: u32,
         /// How.
         method: Compression,
     },
@@ -34,12 +33,12 @@ pub enum Content {
 }
 
 /// A run of guest-visible content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// First guest byte.
     pub start: u64,
     /// Bytes.
     pub length: u64,
     /// Where they are.
-    pub content: Content,
+    pub at: At,
 }

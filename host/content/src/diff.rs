@@ -1,0 +1,114 @@
+//! What is different between two views.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use snapslot_disk::Range;
+
+use crate::pieces::{Cut, Piece, Watch, each};
+use crate::{At, Content, ContentError, Map};
+
+/// Bytes compared at once: a block of the usual guests.
+const GRAIN: usize = 4096;
+
+/// Ranges in order, those that touch each other joined.
+pub fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
+    ranges.retain(|r| r.length > 0);
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let touches = next.offset <= last.offset + last.length;
+        if touches {
+            last.length = last.length.max(next.offset + next.length - last.offset);
+        }
+        touches
+    });
+    ranges
+}
+
+/// Where two views of one image do not lie at the same place. What is different is always among
+/// it; what lies elsewhere may be the same all the same. Beyond the end of the shorter all differs.
+pub fn by_map(now: &Map, then: &Map) -> Vec<Range> {
+    let (mut at, mut found) = (0, Vec::new());
+    let short = now.end().min(then.end());
+    while at < short {
+        let (Some(a), Some(b)) = (now.find(at), then.find(at)) else { break };
+        let end = (a.start + a.length).min(b.start + b.length).min(short);
+        let same = match (a.at, b.at) {
+            (At::Data(x), At::Data(y)) => x + (at - a.start) == y + (at - b.start),
+            (At::Packed { .. }, At::Packed { .. }) => a == b,
+            (x, y) => x == y,
+        };
+        if !same {
+            found.push(Range { offset: at, length: end - at });
+        }
+        at = end;
+    }
+    let long = now.end().max(then.end());
+    found.push(Range { offset: short, length: long - short });
+    joined(found)
+}
+
+/// Where two views read differently, to the block of 4 KiB. Reads both where either has
+/// something; beyond the end of the shorter all differs.
+pub fn by_content(
+    now: &dyn Content,
+    then: &dyn Content,
+    watch: &Watch<'_>,
+) -> Result<Vec<Range>, ContentError> {
+    let both = Both { now, then, size: now.size().min(then.size()) };
+    let found = Mutex::new(Vec::new());
+    let failed = AtomicBool::new(false);
+    let cut = Cut { grain: GRAIN as u64, share: false };
+    let work = |(a, b): &mut (Vec<u8>, Vec<u8>), piece: Piece<'_>| {
+        let Piece::Data { start, length, .. } = piece else { return Ok(()) };
+        let length = length as usize;
+        a.resize(length, 0);
+        b.resize(length, 0);
+        now.read_at(start, a)?;
+        then.read_at(start, b)?;
+        let mut own = Vec::new();
+        for (i, (x, y)) in a.chunks(GRAIN).zip(b.chunks(GRAIN)).enumerate() {
+            if x != y {
+                let offset = start + (i * GRAIN) as u64;
+                own.push(Range { offset, length: x.len() as u64 });
+            }
+        }
+        if !own.is_empty() {
+            found.lock().unwrap_or_else(|e| e.into_inner()).extend(joined(own));
+        }
+        Ok(())
+    };
+    each(&both, cut, watch, &Default::default, &AtomicBool::new(false), &failed, &work)?;
+    let mut found = found.into_inner().unwrap_or_else(|e| e.into_inner());
+    let long = now.size().max(then.size());
+    found.push(Range { offset: both.size, length: long - both.size });
+    Ok(joined(found))
+}
+
+/// Something where either view has something.
+struct Both<'a> {
+    now: &'a dyn Content,
+    then: &'a dyn Content,
+    size: u64,
+}
+
+impl Content for Both<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ContentError> {
+        self.now.read_at(offset, buf)
+    }
+
+    fn run(&self, offset: u64, limit: u64) -> Result<crate::Run, ContentError> {
+        let (a, b) = (self.now.run(offset, limit)?, self.then.run(offset, limit)?);
+        let length = match (a.zero, b.zero) {
+            (true, true) | (false, false) => a.length.min(b.length),
+            // To the end of the one that has something: the other may have some within.
+            (true, false) => b.length,
+            (false, true) => a.length,
+        };
+        Ok(crate::Run { start: offset, length, zero: a.zero && b.zero })
+    }
+}

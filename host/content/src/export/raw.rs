@@ -1,0 +1,122 @@
+//! Raw images: the content at its own offsets, zeroes as holes.
+
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek64};
+use snapslot_disk::Doing;
+
+use super::Sink;
+use super::target::{Target, clone_range};
+use crate::{ContentError, SharedRange, is_zero};
+
+/// The shortest run of zeroes that stays a hole: a block of the usual file systems.
+const GRAIN: usize = 4096;
+
+pub(super) struct Raw<'t> {
+    target: &'t Target,
+    size: u64,
+    written: AtomicU64,
+    /// Whether room is set aside before it is written: the file system then finds all of it at once.
+    reserve: AtomicBool,
+}
+
+impl<'t> Raw<'t> {
+    pub(super) fn new(target: &'t Target, size: u64) -> Result<Self, ContentError> {
+        let fail = |doing, e: std::io::Error| ContentError::io(target.name(), doing, e);
+        if target.is_file() {
+            target.file().set_len(size).map_err(|e| fail(Doing::Resize, e))?;
+        } else {
+            let room = lseek64(target.file(), 0, Whence::SeekEnd)
+                .map_err(|e| fail(Doing::Stat, e.into()))?
+                .unsigned_abs();
+            if room < size {
+                let why = format!("the device has {room} bytes, and {size} are to be written");
+                return Err(ContentError::Target { name: target.name().to_owned(), why });
+            }
+        }
+        let (written, reserve) = (AtomicU64::new(0), AtomicBool::new(target.is_file()));
+        Ok(Raw { target, size, written, reserve })
+    }
+
+    fn fail(&self, doing: Doing, e: std::io::Error) -> ContentError {
+        ContentError::io(self.target.name(), doing, e)
+    }
+
+    fn write(&self, start: u64, bytes: &[u8]) -> Result<(), ContentError> {
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.target.file().write_all_at(bytes, start).map_err(|e| self.fail(Doing::Write, e))
+    }
+
+    fn reserve(&self, start: u64, length: usize) {
+        if !self.reserve.load(Ordering::Relaxed) {
+            return;
+        }
+        let (Ok(at), Ok(length)) = (i64::try_from(start), i64::try_from(length)) else { return };
+        // That it fails is for the write to say.
+        if fallocate(self.target.file(), FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length).is_err() {
+            self.reserve.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Sink for Raw<'_> {
+    fn data(&self, _number: u64, start: u64, bytes: &[u8]) -> Result<(), ContentError> {
+        if !self.target.is_file() {
+            return self.write(start, bytes);
+        }
+        let mut at = 0;
+        while at < bytes.len() {
+            let grain = |at: usize| &bytes[at..bytes.len().min(at + GRAIN)];
+            let run = at;
+            while at < bytes.len() && !is_zero(grain(at)) {
+                at += GRAIN;
+            }
+            let end = at.min(bytes.len());
+            if end > run {
+                let start = start + run as u64;
+                self.reserve(start, end - run);
+                self.write(start, &bytes[run..end])?;
+            }
+            while at < bytes.len() && is_zero(grain(at)) {
+                at += GRAIN;
+            }
+        }
+        Ok(())
+    }
+
+    fn zero(&self, _number: u64, start: u64, length: u64) -> Result<(), ContentError> {
+        if self.target.is_file() {
+            return Ok(());
+        }
+        // A device has old content there.
+        let (Ok(at), Ok(bytes)) = (i64::try_from(start), i64::try_from(length)) else {
+            let error = std::io::Error::from(nix::errno::Errno::EFBIG);
+            return Err(self.fail(Doing::Write, error));
+        };
+        let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let whole = start % 4096 == 0 && (length % 4096 == 0 || start + length == self.size);
+        if whole && fallocate(self.target.file(), flags, at, bytes).is_ok() {
+            return Ok(());
+        }
+        const ZEROES: [u8; 65_536] = [0; 65_536];
+        let mut done = 0;
+        while done < length {
+            let n = (length - done).min(ZEROES.len() as u64);
+            self.write(start + done, &ZEROES[..n as usize])?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn share(&self, start: u64, range: SharedRange<'_>) -> Result<bool, ContentError> {
+        let to = self.target.file();
+        let shared = clone_range(range.file, range.offset, range.length, to, start);
+        shared.map_err(|e| self.fail(Doing::Write, e))
+    }
+
+    fn finish(&self) -> Result<u64, ContentError> {
+        Ok(self.written.load(Ordering::Relaxed))
+    }
+}

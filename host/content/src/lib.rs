@@ -1,0 +1,25 @@
+//! What a disk or its snapshot holds, whatever the storage: read, written out as an image, compared.
+//!
+//! [`Content`] is one view of a volume: a size, where there is something, and reading. A view of an
+//! image is [`Mapped`], made of the extents its plugin lists; of a file or device [`Plain`]. From there
+//! content goes out as an image ([`export`]) or is held against another ([`diff`]). This crate knows
+//! no plugin, no slot and no policy; and the only format it knows is the one it writes.
+
+mod content;
+mod diff;
+mod error;
+pub mod export;
+mod extent;
+mod mapped;
+mod pieces;
+mod plain;
+mod unpack;
+
+pub use content::{Content, Run, SharedRange, first_not_zero, is_zero};
+pub use diff::{by_content, by_map, joined};
+pub use error::ContentError;
+pub use extent::{At, Compression, Extent};
+pub use mapped::{EXTENTS_MAX, Map, Mapped};
+pub use pieces::Watch;
+pub use plain::Plain;
+pub use snapslot_disk::Range;

@@ -1,0 +1,184 @@
+//! Going through content in pieces, several threads side by side.
+//!
+//! Each thread takes the next piece for itself; pieces are numbered in order, for who must put
+//! them together in order again.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::{Content, ContentError, SharedRange};
+
+/// Bytes of a piece: fits into a core's cache, and is worth a call of the system.
+pub(crate) const PIECE: u64 = 1 << 20;
+/// Reads in flight that a disk can put in order; more threads than this only contend.
+const THREADS_MAX: usize = 8;
+
+/// Who watches, and may stop, a long move of content.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Told bytes done and bytes in all, from any thread.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
+    /// Asked between pieces; `true` stops what can still be taken back.
+    pub stop: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Watch<'_> {
+    /// Nobody watches.
+    pub const NONE: Watch<'static> = Watch { progress: &|_, _| {}, stop: &|| false };
+}
+
+impl std::fmt::Debug for Watch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+/// What to do next.
+pub(crate) enum Piece<'a> {
+    /// Bytes to be read.
+    Data { number: u64, start: u64, length: u64 },
+    /// Known zeroes; of any length.
+    Zero { number: u64, start: u64, length: u64 },
+    /// Bytes that lie in a file as they are, and may be shared; of any length.
+    Shared { number: u64, start: u64, range: SharedRange<'a> },
+}
+
+/// How content is cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    /// Pieces begin at multiples of this, which divides [`PIECE`].
+    pub grain: u64,
+    /// Whether to ask for files to share blocks of.
+    pub share: bool,
+}
+
+struct Cursor<'a> {
+    content: &'a dyn Content,
+    at: u64,
+    number: u64,
+    cut: Cut,
+}
+
+/// Blocks are shared where both ends are multiples of this: a block of the usual file systems.
+const SHARED_GRAIN: u64 = 4096;
+/// Shorter runs are copied faster than they are shared.
+const SHARED_MIN: u64 = 64 << 10;
+
+impl<'a> Cursor<'a> {
+    fn next(&mut self, share: bool) -> Result<Option<Piece<'a>>, ContentError> {
+        let size = self.content.size();
+        if self.at >= size {
+            return Ok(None);
+        }
+        let (start, number) = (self.at, self.number);
+        let run = self.content.run(start, size)?;
+        let whole =
+            |end: u64| if end == size { end } else { end / self.cut.grain * self.cut.grain };
+        let run_end = run.start + run.length;
+        if run.zero && whole(run_end) > start {
+            (self.at, self.number) = (whole(run_end), number + 1);
+            return Ok(Some(Piece::Zero { number, start, length: self.at - start }));
+        }
+        if share
+            && !run.zero
+            && let Some(mut range) = self.content.shared(start, run_end)
+        {
+            let length = match start + range.length {
+                end if end == size => range.length,
+                end => (end / self.cut.grain * self.cut.grain).saturating_sub(start),
+            };
+            if length >= SHARED_MIN && range.offset % SHARED_GRAIN == 0 {
+                range.length = length;
+                (self.at, self.number) = (start + length, number + 1);
+                return Ok(Some(Piece::Shared { number, start, range }));
+            }
+        }
+        // Up to the next zeroes that are worth it, or the next multiple.
+        let most = ((start / PIECE + 1) * PIECE).min(size);
+        let mut end = run_end.min(most);
+        while end < most {
+            let run = self.content.run(end, most)?;
+            let up = end.next_multiple_of(self.cut.grain);
+            if run.zero && up < whole(run.start + run.length) {
+                end = up;
+                break;
+            }
+            end = run.start + run.length;
+        }
+        let end = if end == size { end } else { end.next_multiple_of(self.cut.grain).min(most) };
+        (self.at, self.number) = (end, number + 1);
+        Ok(Some(Piece::Data { number, start, length: end - start }))
+    }
+}
+
+/// Bytes that are not known to be zeroes: what there is to be moved.
+pub(crate) fn data_bytes(content: &dyn Content) -> Result<u64, ContentError> {
+    let (size, mut at, mut data) = (content.size(), 0, 0);
+    while at < size {
+        let run = content.run(at, size)?;
+        data += if run.zero { 0 } else { run.length };
+        at = run.start + run.length;
+    }
+    Ok(data)
+}
+
+/// Threads that help here.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).clamp(2, THREADS_MAX)
+}
+
+/// Has `work` done on every piece, with a state of each thread's own. The first failure ends all.
+pub(crate) fn each<S>(
+    content: &dyn Content,
+    cut: Cut,
+    watch: &Watch<'_>,
+    state: &(dyn Fn() -> S + Sync),
+    sharing: &AtomicBool,
+    failed: &AtomicBool,
+    work: &(dyn Fn(&mut S, Piece<'_>) -> Result<(), ContentError> + Sync),
+) -> Result<(), ContentError> {
+    let total = data_bytes(content)?;
+    let cursor = Mutex::new(Cursor { content, at: 0, number: 0, cut });
+    let done = AtomicU64::new(0);
+    let error = Mutex::new(None);
+    (watch.progress)(0, total);
+    let fail = |e| {
+        failed.store(true, Ordering::Relaxed);
+        error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
+    };
+    let run = || {
+        let mut own = state();
+        while !failed.load(Ordering::Relaxed) {
+            if (watch.stop)() {
+                return fail(ContentError::Stopped);
+            }
+            let share = cut.share && sharing.load(Ordering::Relaxed);
+            let next = cursor.lock().unwrap_or_else(|e| e.into_inner()).next(share);
+            let piece = match next {
+                Ok(Some(piece)) => piece,
+                Ok(None) => return,
+                Err(e) => return fail(e),
+            };
+            let moved = match &piece {
+                Piece::Data { length, .. } => *length,
+                Piece::Zero { .. } => 0,
+                Piece::Shared { range, .. } => range.length,
+            };
+            if let Err(e) = work(&mut own, piece) {
+                return fail(e);
+            }
+            let now = done.fetch_add(moved, Ordering::Relaxed) + moved;
+            (watch.progress)(now.min(total), total);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads() {
+            scope.spawn(run);
+        }
+        run();
+    });
+    match error.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        Some(e) => Err(e),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,501 @@
+//! What a machine's disk or its snapshot holds, opened to be read.
+//!
+//! | storage | the snapshot's content | the present content |
+//! |---|---|---|
+//! | image (qcow2) | the extents its plugin lists, while the machine may run | the same; nobody may write |
+//! | copies (raw) | the copy | the file or device; nobody may write |
+//! | LVM | the device of the volume's name | the volume's device; nobody may use it |
+//! | ZFS volume | its device, where `snapdev` shows it | the same |
+//!
+//! While it is read the engine's lock is shared: others may look too, and whoever would restore or
+//! delete hears that it is busy. A snapshot's device is derived from the volume's own place and the
+//! snapshot's name, which must be of the grammar of names that are ours.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use snapslot_command::{Grammar, Place};
+use snapslot_content::{
+    At, Compression, Content, ContentError, Extent, Map, Mapped, Plain, Range, Watch, by_content,
+    by_map,
+};
+use snapslot_disk::{Disk, DiskError, EngineLock, FileDisk, ImageLock, Users};
+use snapslot_runtime::{self as runtime, Facts, FailureKind, Plugin, View};
+use snapslot_slot::{Refusal, State};
+
+use crate::engine::{Engine, refused};
+use crate::error::EngineError;
+use crate::locator::Locator;
+use crate::status::{derive, left_behind, lock_error};
+use crate::volume::{Volume, changes_image};
+
+/// Extents asked for at once.
+const PAGE: u32 = 10_000;
+
+/// Which content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Which {
+    /// What the slot holds.
+    Snapshot,
+    /// What the machine sees now.
+    Current,
+}
+
+/// Content, opened.
+pub struct Opened {
+    /// The volume.
+    pub volume: String,
+    /// Which of it.
+    pub which: Which,
+    /// The content.
+    pub content: Arc<dyn Content>,
+    /// When the snapshot was taken, if it is one.
+    pub taken: Option<snapslot_slot::Moment>,
+}
+
+/// What changed on one volume since the take.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Compared {
+    /// Its locator.
+    pub volume: String,
+    /// The larger of the two sizes, in bytes.
+    pub size: u64,
+    /// Whether the bytes were compared, or only where they lie.
+    pub by_content: bool,
+    /// Bytes that differ, or may.
+    pub changed_bytes: u64,
+    /// Where: offset and length, ascending.
+    #[serde(serialize_with = "as_pairs")]
+    pub ranges: Vec<Range>,
+}
+
+fn as_pairs<S: serde::Serializer>(ranges: &[Range], to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Pair {
+        start: u64,
+        length: u64,
+    }
+    to.collect_seq(ranges.iter().map(|r| Pair { start: r.offset, length: r.length }))
+}
+
+/// One machine, looked at.
+struct Looked {
+    volumes: Vec<Volume>,
+    facts: Vec<Facts>,
+    state: State,
+    name: String,
+}
+
+impl Engine {
+    /// Opens content and has something done with it. `backing` names the chain of backing files, the
+    /// nearest first, that may be read.
+    pub fn with_content<T>(
+        &self,
+        text: &str,
+        which: Which,
+        backing: &[String],
+        work: impl FnOnce(&Opened) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let looked = self.look_at_all(text)?;
+        let index = self.one_of(text, &looked)?;
+        let volume = &looked.volumes[index];
+        let plugin = self.plugin(&volume.locator.backend)?;
+        let _shared = share(volume)?;
+        let disks = backing
+            .iter()
+            .map(|text| {
+                let locator = Locator::parse(text, self.backends())?;
+                let path = locator.path().ok_or_else(|| {
+                    EngineError::Usage(format!("{text} is no file; a backing file is one"))
+                })?;
+                let disk = FileDisk::open_read_only(path);
+                Ok((locator.clone(), Arc::new(disk.map_err(|e| EngineError::disk(&locator, e))?)))
+            })
+            .collect::<Result<Vec<(Locator, Arc<FileDisk>)>, EngineError>>()?;
+        let _kept: Vec<_> = disks
+            .iter()
+            .map(|(locator, disk)| reading(locator, disk))
+            .collect::<Result<_, EngineError>>()?;
+        let mut below: Option<Arc<dyn Content>> = None;
+        for (locator, disk) in disks.iter().rev() {
+            below = Some(self.image(locator, disk, &View::Current, below)?);
+        }
+        let mut _unwritten = None;
+        let (content, taken) = match which {
+            Which::Current => {
+                if let Some(disk) = volume.image.as_ref().filter(|d| d.is_file()) {
+                    _unwritten = Some(reading(&volume.locator, disk)?);
+                } else {
+                    let users = volume.users()?;
+                    if !users.is_empty() {
+                        let volume = volume.locator.to_string();
+                        return Err(EngineError::InUse { volume, users });
+                    }
+                }
+                (self.current(volume, &plugin, below)?, None)
+            }
+            Which::Snapshot => {
+                let occupant = match &looked.state {
+                    State::Held { occupant } => occupant,
+                    State::Drifted { drift, .. } => {
+                        let refusal = Refusal::Drifted { drift: *drift };
+                        return Err(refused(&looked.name, refusal));
+                    }
+                    _ => return Err(refused(&looked.name, Refusal::Empty)),
+                };
+                let mark = &occupant.mark;
+                (
+                    self.snapshot(volume, &plugin, &looked.facts[index], mark, below)?,
+                    Some(occupant.taken),
+                )
+            }
+        };
+        if looked.facts[index].findings.iter().any(|f| f.code == "encrypted") {
+            let why = "its content is encrypted, and what is in it cannot be read without the key";
+            return Err(no_content(volume, why));
+        }
+        work(&Opened { volume: volume.locator.to_string(), which, content, taken })
+    }
+
+    /// What changed since the take, on every volume of the machine, or on the one that was named.
+    pub fn diff(
+        &self,
+        text: &str,
+        content: bool,
+        backing: &[String],
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Compared>, EngineError> {
+        let looked = self.look_at_all(text)?;
+        let State::Held { occupant } = &looked.state else {
+            return Err(refused(&looked.name, Refusal::Empty));
+        };
+        let named = self.one_of(text, &looked).ok();
+        let mut all = Vec::new();
+        for (i, volume) in looked.volumes.iter().enumerate() {
+            if named.is_some_and(|n| n != i) {
+                continue;
+            }
+            let locator = volume.locator.to_string();
+            let plugin = self.plugin(&volume.locator.backend)?;
+            let facts = &looked.facts[i];
+            let then = facts.snapshots.iter().find(|s| s.mark.as_ref() == Some(&occupant.mark));
+            let size = facts.virtual_size.max(then.map_or(0, |s| s.virtual_size));
+            let shared = share(volume)?;
+            let by_metadata = match content {
+                true => None,
+                false => self.differing(
+                    volume,
+                    &plugin,
+                    &then.map_or(String::new(), |s| s.identity.clone()),
+                )?,
+            };
+            drop(shared);
+            let (ranges, by_content) = match by_metadata {
+                Some(ranges) => (ranges, false),
+                None => (self.compared(&locator, backing, watch)?, true),
+            };
+            let changed_bytes = ranges.iter().map(|r| r.length).sum();
+            all.push(Compared { volume: locator, size, by_content, changed_bytes, ranges });
+        }
+        Ok(all)
+    }
+
+    /// By metadata, where the plugin can; none where it cannot.
+    fn differing(
+        &self,
+        volume: &Volume,
+        plugin: &Plugin<'_>,
+        identity: &str,
+    ) -> Result<Option<Vec<Range>>, EngineError> {
+        let unsupported = |e: &runtime::CallError| matches!(e, runtime::CallError::Refused(f) if f.kind == FailureKind::Unsupported);
+        let sight = volume.sight();
+        let (mut cursor, mut ranges) = (0, Vec::new());
+        loop {
+            match plugin.differences(&sight, identity, cursor, PAGE) {
+                Ok(page) => {
+                    let range = |s: &runtime::Stretch| Range { offset: s.start, length: s.length };
+                    ranges.extend(page.stretches.iter().map(range));
+                    match page.next {
+                        Some(next) => cursor = next,
+                        None => return Ok(Some(snapslot_content::joined(ranges))),
+                    }
+                }
+                Err(e) if unsupported(&e) && changes_image(plugin) => break,
+                Err(e) if unsupported(&e) => return Ok(None),
+                Err(e) => return Err(EngineError::call(&volume.locator, e)),
+            }
+        }
+        // It lists extents at least: where they lie apart is where it changed.
+        let map = |view: &View| self.map(&volume.locator, volume.disk()?, plugin, &sight, view);
+        let then = View::Snapshot(identity.to_owned());
+        match (map(&View::Current), map(&then)) {
+            (Ok(now), Ok(then)) => Ok(Some(by_map(&now, &then))),
+            _ => Ok(None),
+        }
+    }
+
+    /// By reading both.
+    fn compared(
+        &self,
+        volume: &str,
+        backing: &[String],
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Range>, EngineError> {
+        self.with_content(volume, Which::Snapshot, backing, |then| {
+            self.with_content(volume, Which::Current, backing, |now| {
+                by_content(&*now.content, &*then.content, watch)
+                    .map_err(|source| EngineError::Content { volume: volume.to_owned(), source })
+            })
+        })
+    }
+
+    fn look_at_all(&self, text: &str) -> Result<Looked, EngineError> {
+        let (machine, known) = self.resolve(text)?;
+        let locators = self.locators(&machine)?;
+        let (mut volumes, mut facts) = (Vec::new(), Vec::new());
+        for locator in &locators {
+            let volume = Volume::open_to_look(self, locator)?;
+            let plugin = self.plugin(&locator.backend)?;
+            volume.suits(&plugin)?;
+            if left_behind(&volume).is_some() {
+                let why = "a change of it was interrupted; `snapslot recover` finishes it first";
+                return Err(no_content(&volume, why));
+            }
+            facts.push(volume.inspect(&plugin)?);
+            volumes.push(volume);
+        }
+        let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
+        Ok(Looked { volumes, facts, state, name: machine.name })
+    }
+
+    /// Which of a machine's volumes is meant.
+    fn one_of(&self, text: &str, looked: &Looked) -> Result<usize, EngineError> {
+        if looked.volumes.len() == 1 {
+            return Ok(0);
+        }
+        let named = Locator::parse(text, self.backends()).ok();
+        let found = looked.volumes.iter().position(|v| Some(&v.locator) == named.as_ref());
+        found.ok_or_else(|| {
+            let names: Vec<String> = looked.volumes.iter().map(|v| v.locator.to_string()).collect();
+            EngineError::Usage(format!(
+                "{} has {} volumes; name the one that is meant: {}",
+                looked.name,
+                names.len(),
+                names.join(", ")
+            ))
+        })
+    }
+
+    fn current(
+        &self,
+        volume: &Volume,
+        plugin: &Plugin<'_>,
+        below: Option<Arc<dyn Content>>,
+    ) -> Result<Arc<dyn Content>, EngineError> {
+        let content = |source| EngineError::Content { volume: volume.locator.to_string(), source };
+        match &volume.image {
+            Some(disk) if lists(plugin) => self.image(&volume.locator, disk, &View::Current, below),
+            Some(disk) => Ok(Arc::new(Plain::new(disk.clone()).map_err(content)?)),
+            None => match &volume.locator.place {
+                Place::LvmVolume { .. } | Place::ZfsDataset(_) => {
+                    device(volume, volume.locator.place.device())
+                }
+                _ => Err(no_content(volume, "its content is no disk that could be read")),
+            },
+        }
+    }
+
+    fn snapshot(
+        &self,
+        volume: &Volume,
+        plugin: &Plugin<'_>,
+        facts: &Facts,
+        mark: &str,
+        below: Option<Arc<dyn Content>>,
+    ) -> Result<Arc<dyn Content>, EngineError> {
+        let Some(found) = facts.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark)) else {
+            return Err(no_content(volume, "the snapshot is not there"));
+        };
+        match &volume.image {
+            Some(disk) if lists(plugin) => {
+                let view = View::Snapshot(found.identity.clone());
+                self.image(&volume.locator, disk, &view, below)
+            }
+            Some(_) => {
+                let Some(copies) = &volume.copies else {
+                    return Err(no_content(volume, "no copies are kept of it"));
+                };
+                let file =
+                    copies.open_saved(mark).map_err(|e| EngineError::copy(&volume.locator, &e))?;
+                let content =
+                    |source| EngineError::Content { volume: volume.locator.to_string(), source };
+                Ok(Arc::new(Plain::new(Arc::new(file)).map_err(content)?))
+            }
+            None => device(volume, self.snapshot_device(volume, &found.name)),
+        }
+    }
+
+    /// The device of a snapshot of ours: a neighbour of the volume's own.
+    fn snapshot_device(&self, volume: &Volume, name: &str) -> Option<PathBuf> {
+        let place = &volume.locator.place;
+        match place {
+            Place::LvmVolume { group, .. } => {
+                let name = name.rsplit('/').next().unwrap_or_default();
+                Grammar::LvmOwn
+                    .allows(name, place)
+                    .then(|| Path::new("/dev").join(group).join(name))
+            }
+            Place::ZfsDataset(_) => {
+                let name = name.rsplit('@').next().unwrap_or_default();
+                let volume = place.device()?.into_os_string().into_string().ok()?;
+                Grammar::ZfsOwn.allows(name, place).then(|| format!("{volume}@{name}").into())
+            }
+            Place::Image(_) | Place::Directory(_) => None,
+        }
+    }
+
+    /// One view of an image, by its plugin's extents.
+    fn image(
+        &self,
+        locator: &Locator,
+        disk: &Arc<FileDisk>,
+        view: &View,
+        below: Option<Arc<dyn Content>>,
+    ) -> Result<Arc<dyn Content>, EngineError> {
+        let plugin = self.plugin(&locator.backend)?;
+        if !lists(&plugin) {
+            let plain = Plain::new(disk.clone());
+            return Ok(Arc::new(plain.map_err(|source| EngineError::Content {
+                volume: locator.to_string(),
+                source,
+            })?));
+        }
+        let sight = runtime::Sight {
+            place: locator.place.clone(),
+            disk: Some(disk.clone() as Arc<dyn Disk>),
+            commands: None,
+            copies: None,
+        };
+        let map = self.map(locator, disk, &plugin, &sight, view)?;
+        Ok(Arc::new(Mapped::new(&locator.to_string(), disk.clone(), map, below)))
+    }
+
+    fn map(
+        &self,
+        locator: &Locator,
+        _disk: &Arc<FileDisk>,
+        plugin: &Plugin<'_>,
+        sight: &runtime::Sight,
+        view: &View,
+    ) -> Result<Map, EngineError> {
+        let name = locator.to_string();
+        let (mut map, mut cursor) = (Map::default(), 0);
+        loop {
+            let page = plugin
+                .extents(sight, view, cursor, PAGE)
+                .map_err(|e| EngineError::call(locator, e))?;
+            for extent in &page.extents {
+                // A page may begin before the cursor, with the extent that it lies in.
+                let skip = map.end().saturating_sub(extent.start);
+                if skip >= extent.length {
+                    continue;
+                }
+                let unlike = || ContentError::Unlike { name: name.clone(), at: extent.start };
+                let result =
+                    converted(extent, skip).ok_or_else(unlike).and_then(|e| map.push(&e, &name));
+                result.map_err(|source| EngineError::Content { volume: name.clone(), source })?;
+            }
+            match page.next {
+                Some(next) => cursor = next,
+                None => return Ok(map),
+            }
+        }
+    }
+}
+
+/// Whether the volume's content is where its plugin says, not the image itself.
+fn lists(plugin: &Plugin<'_>) -> bool {
+    plugin.description().copies.is_none() && !plugin.description().images.is_empty()
+}
+
+fn share(volume: &Volume) -> Result<EngineLock<'_>, EngineError> {
+    EngineLock::share(&volume.lock).map_err(|e| lock_error(&volume.locator, e, None))
+}
+
+/// The present content of an image is read only while nobody writes it.
+fn reading<'d>(locator: &Locator, disk: &'d FileDisk) -> Result<ImageLock<'d>, EngineError> {
+    ImageLock::reading(disk).map_err(|e| match lock_error(locator, e, None) {
+        EngineError::Busy { volume, holders, .. } => {
+            EngineError::InUse { volume, users: Users { holders, ..Users::default() } }
+        }
+        other => other,
+    })
+}
+
+fn no_content(volume: &Volume, why: &str) -> EngineError {
+    EngineError::NoContent { volume: volume.locator.to_string(), why: why.to_owned() }
+}
+
+fn device(volume: &Volume, path: Option<PathBuf>) -> Result<Arc<dyn Content>, EngineError> {
+    let Some(path) = path else {
+        return Err(no_content(volume, "its snapshot has no device that could be read"));
+    };
+    let open = |path: &Path| -> Result<FileDisk, DiskError> {
+        // Device names are links; what they lead to is opened.
+        let real = std::fs::canonicalize(path).map_err(|e| {
+            DiskError::io(path.display().to_string(), snapslot_disk::Doing::Open, e)
+        })?;
+        FileDisk::open_read_only(&real)
+    };
+    let disk = open(&path).map_err(|e| match e.is_not_found() {
+        true => no_content(volume, &not_shown(volume, &path)),
+        false => EngineError::disk(&volume.locator, e),
+    })?;
+    if disk.is_file() {
+        return Err(no_content(volume, "its device is no device"));
+    }
+    let plain = Plain::new(Arc::new(disk));
+    Ok(Arc::new(
+        plain.map_err(|source| EngineError::Content {
+            volume: volume.locator.to_string(),
+            source,
+        })?,
+    ))
+}
+
+/// Why a device is not there, and what shows it.
+fn not_shown(volume: &Volume, path: &Path) -> String {
+    let path_said = path.display();
+    match &volume.locator.place {
+        Place::LvmVolume { group, .. } => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            format!("{path_said} is not there; `lvchange -ay -K {group}/{name}` activates it")
+        }
+        Place::ZfsDataset(dataset) => format!(
+            "{path_said} is not there; for a ZFS volume `zfs set snapdev=visible {dataset}` shows it, a \
+             file system has no device and can be copied with `zfs send`"
+        ),
+        _ => format!("{path_said} is not there"),
+    }
+}
+
+fn converted(extent: &runtime::Extent, skip: u64) -> Option<Extent> {
+    let at = match extent.content {
+        runtime::Content::Data(offset) => At::Data(offset.checked_add(skip)?),
+        runtime::Content::Zero => At::Zero,
+        runtime::Content::Backing => At::Backing,
+        runtime::Content::Compressed(_) if skip > 0 => return None,
+        runtime::Content::Compressed(packed) => At::Packed {
+            offset: packed.offset,
+            length: u32::try_from(packed.length).ok()?,
+            method: match packed.method {
+                runtime::Compression::Deflate => Compression::Deflate,
+                runtime::Compression::Zstd => Compression::Zstd,
+            },
+        },
+    };
+    Some(Extent { start: extent.start + skip, length: extent.length - skip, at })
+}
