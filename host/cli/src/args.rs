@@ -209,6 +209,15 @@ pub enum Command {
 The image gets its name when it is whole; whatever stops an export leaves nothing behind. The snapshot
 can be exported while the machine runs.")]
     Export(ExportArgs),
+    /// Look inside: serve the snapshot read-only as a network block device
+    #[command(after_help = "Examples:
+  snapslot open ./disk.qcow2 -- nbdinfo --map {uri}
+  snapslot open ./disk.qcow2 -- nbdcopy {uri} before.raw
+  snapslot open ./disk.qcow2 -- guestfish --ro --format=raw -a {uri} -i
+  snapslot open vm1 --socket /run/vm1.sock          # serves until it is interrupted
+
+{uri} in the command, and NBD_URI in its environment, say where the disk is.")]
+    Open(OpenArgs),
     /// Show what changed since the take, and where
     #[command(after_help = "Examples:
   snapslot diff ./disk.qcow2
@@ -370,6 +379,38 @@ pub struct TestArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub struct OpenArgs {
+    /// The machine, or one of its volumes
+    pub machine: String,
+    #[command(flatten)]
+    pub at: ListenArgs,
+    /// Serve the present disk instead of the snapshot; nobody may be writing it
+    #[arg(long)]
+    pub live: bool,
+    /// A backing file that may be read, the nearest first; repeat for a chain
+    #[arg(long, value_name = "VOLUME")]
+    pub backing: Vec<String>,
+    /// Run this command, and end when it ends
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// Where clients find a disk that is served.
+#[derive(Debug, ClapArgs)]
+pub struct ListenArgs {
+    /// The unix socket to make [default: one in the state directory]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Listen on this address and port too, with TLS
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "tls")]
+    pub tcp: Option<std::net::SocketAddr>,
+    /// Directory of server-cert.pem, server-key.pem and ca-cert.pem, as QEMU has it: clients need a
+    /// certificate of that authority
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
 pub struct ExportArgs {
     /// The machine, or one of its volumes
     pub machine: String,
@@ -470,6 +511,7 @@ impl Command {
             Command::Restore { .. } => "restore",
             Command::Delete { .. } => "delete",
             Command::Export(_) => "export",
+            Command::Open(_) => "open",
             Command::Diff { .. } => "diff",
             Command::Check { .. } => "check",
             Command::Recover { .. } => "recover",

@@ -34,6 +34,11 @@ pub trait Content: Send + Sync {
     /// Fills `buf` from the guest offset. Reading past the end is an error.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ContentError>;
 
+    /// Fills `buf` if that needs no waiting for a device; `false`: it would, and `buf` is anything.
+    fn read_at_once(&self, _offset: u64, _buf: &mut [u8]) -> Result<bool, ContentError> {
+        Ok(false)
+    }
+
     /// The run that `offset` lies in, from there on; at most to `limit`. `offset` is below `limit`,
     /// which is within the size.
     fn run(&self, offset: u64, limit: u64) -> Result<Run, ContentError>;

@@ -220,6 +220,24 @@ impl Content for Mapped {
         Ok(())
     }
 
+    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ContentError> {
+        self.within(offset, buf.len() as u64)?;
+        let (mut at, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let extent = self.find(at)?;
+            let within = at - extent.start;
+            let n = (extent.length - within).min(rest.len() as u64) as usize;
+            let (now, later) = rest.split_at_mut(n);
+            match extent.at {
+                At::Zero => now.fill(0),
+                At::Data(host) if self.disk.read_at_once(host + within, now)? => {}
+                _ => return Ok(false),
+            }
+            (at, rest) = (at + n as u64, later);
+        }
+        Ok(true)
+    }
+
     fn run(&self, offset: u64, limit: u64) -> Result<Run, ContentError> {
         self.within(offset, limit - offset)?;
         let of = |offset: u64| -> Result<(u64, bool), ContentError> {

@@ -36,6 +36,11 @@ impl Content for Plain {
         Ok(self.disk.read_at(offset, buf)?)
     }
 
+    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ContentError> {
+        self.within(offset, buf.len() as u64)?;
+        Ok(self.disk.read_at_once(offset, buf)?)
+    }
+
     fn run(&self, offset: u64, limit: u64) -> Result<Run, ContentError> {
         self.within(offset, limit - offset)?;
         // Where the file system does not tell (a device), all is data.

@@ -169,6 +169,20 @@ impl Disk for FileDisk {
         }
     }
 
+    fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, DiskError> {
+        if !addressable(offset, buf.len() as u64) {
+            return Ok(false);
+        }
+        let part = nix::libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+        let (file, at) = (self.file.as_raw_fd(), offset.cast_signed());
+        // SAFETY: the descriptor is open as long as `self` is; the one part is `buf`, which may be
+        // written and lives until the call returns.
+        let read =
+            unsafe { nix::libc::preadv2(file, &raw const part, 1, at, nix::libc::RWF_NOWAIT) };
+        // A failure may be of this way of reading alone: the other one will tell.
+        Ok(usize::try_from(read).is_ok_and(|n| n == buf.len()))
+    }
+
     fn read_append(&self, offset: u64, length: usize, buf: &mut Vec<u8>) -> Result<(), DiskError> {
         if !addressable(offset, length as u64) {
             return self.outside(offset, length as u64);
@@ -244,6 +258,20 @@ impl Disk for FileDisk {
             self.file.set_len(meta.len()).map_err(|e| self.error(Doing::Resize, e))?;
         }
         Ok(())
+    }
+
+    fn discard(&self, range: Range) -> Result<bool, DiskError> {
+        self.refuse_after_failed_flush()?;
+        let (Ok(offset), Ok(length)) = (i64::try_from(range.offset), i64::try_from(range.length))
+        else {
+            return Ok(false);
+        };
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&self.file, flags, offset, length) {
+            Ok(()) => Ok(true),
+            Err(Errno::EOPNOTSUPP | Errno::ENODEV | Errno::ENOSYS | Errno::EINVAL) => Ok(false),
+            Err(e) => Err(self.error(Doing::Write, e.into())),
+        }
     }
 
     fn write_behind(&self, range: Range) {
@@ -332,6 +360,17 @@ impl Companion for FileCompanion {
 
     fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
         match FileDisk::open_read_only(&self.path) {
+            Ok(disk) => {
+                self.trusted(disk.file())?;
+                Ok(Some(Box::new(disk)))
+            }
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn reopen(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
+        match FileDisk::open_writable(&self.path) {
             Ok(disk) => {
                 self.trusted(disk.file())?;
                 Ok(Some(Box::new(disk)))

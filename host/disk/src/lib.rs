@@ -46,6 +46,12 @@ pub trait Disk: Send + Sync {
     /// Fills `buf` from `offset`. Reading past the end is an error, never a short read.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError>;
 
+    /// Fills `buf` from `offset` if that needs no waiting for a device. `Ok(false)`: it would, or nobody
+    /// knows; `buf` is anything then.
+    fn read_at_once(&self, _offset: u64, _buf: &mut [u8]) -> Result<bool, DiskError> {
+        Ok(false)
+    }
+
     /// Appends `length` bytes from `offset` on to `buf`. For whoever would fill a fresh buffer with
     /// zeroes only to overwrite them. On failure `buf` is as it was.
     fn read_append(&self, offset: u64, length: usize, buf: &mut Vec<u8>) -> Result<(), DiskError> {
@@ -71,6 +77,12 @@ pub trait Disk: Send + Sync {
     /// Gives back what `reserve` set aside past the end of the disk.
     fn release_reserve(&self) -> Result<(), DiskError>;
 
+    /// Makes a range read as zeroes and gives its room back. `Ok(false)`: this storage cannot; nothing
+    /// has changed then.
+    fn discard(&self, _range: Range) -> Result<bool, DiskError> {
+        Ok(false)
+    }
+
     /// What was written in this range may go to the storage now: a flush will follow and need
     /// not find all of it waiting. A hint; it makes nothing durable and reports nothing.
     fn write_behind(&self, _range: Range) {}
@@ -88,6 +100,8 @@ pub trait Companion: Send + Sync {
     fn create(&self) -> Result<Box<dyn Disk>, DiskError>;
     /// Opens it, or `None` if there is none.
     fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError>;
+    /// Opens it to be written, or `None` if there is none.
+    fn reopen(&self) -> Result<Option<Box<dyn Disk>>, DiskError>;
     /// Removes it; fine if there is none.
     fn remove(&self) -> Result<(), DiskError>;
     /// Makes the presence or absence of the name durable.

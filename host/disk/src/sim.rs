@@ -346,6 +346,10 @@ impl Companion for SimCompanion {
         Ok(there.then(|| Box::new(self.world.disk(&self.file)) as Box<dyn Disk>))
     }
 
+    fn reopen(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
+        self.open()
+    }
+
     fn remove(&self) -> Result<(), DiskError> {
         self.world.happen(Event::Remove { file: self.file.clone() })
     }

@@ -122,6 +122,11 @@ impl Engine {
         &self.settings.cache_dir
     }
 
+    /// The record's directory.
+    pub fn state_dir(&self) -> &Path {
+        &self.settings.state_dir
+    }
+
     /// Where plugins run.
     pub fn confine(&self) -> &Confine {
         &self.settings.confine

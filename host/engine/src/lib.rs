@@ -19,6 +19,7 @@ mod operate;
 mod plugins;
 mod recover;
 mod rehearse;
+mod serving;
 mod status;
 mod store;
 mod view;
@@ -32,9 +33,11 @@ pub use operate::{Asked, Done, Observer, PlannedPhase, Room, Shown, Verb, Volume
 pub use plugins::{Candidate, Checked, Verified, read_component};
 pub use recover::Recovered;
 pub use rehearse::Depth;
+pub use serving::ReadOnly;
 pub use snapslot_command::PlaceKind;
 pub use snapslot_content as content;
 pub use snapslot_disk::{Holder, Users};
+pub use snapslot_nbd as nbd;
 pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,
 };

@@ -1,0 +1,867 @@
+//! The disk that saves before it overwrites.
+//!
+//! # Where a write is on its way
+//!
+//! ```text
+//! no snapshot, or the block is saved          the first write to a block since the take
+//! ─────────────────────────────────────       ────────────────────────────────────────────
+//! the disk, at once                           waiting (memory) → going (a commit took it)
+//!                                             1. old content read from the disk, appended to the store
+//!                                             2. store flushed
+//!                                             3. the block counts as saved
+//!                                             4. new content written to the disk
+//! ```
+//! A write to a block that is going waits as a copy of its own, for the next commit, so that step 4 of
+//! this one cannot overwrite it. A read looks at what waits, then at what goes, then at the disk. A flush
+//! is a commit and then a flush of the disk.
+//!
+//! # The take
+//!
+//! store made, its name durable | disk flushed | *the gate closes for a moment: from now on first writes wait*
+//! | disk flushed again: all that was written before the gate is durable | head written and flushed | commits may
+//! begin. Cut off before the head is durable there is no snapshot, and nothing was overwritten for it.
+//!
+//! # The restore
+//!
+//! what waits is dropped | head says *restoring*, flushed | saved blocks written back | disk flushed | head says
+//! *held*, in the log's next generation, flushed. Cut off in between, it is done again from its beginning.
+//!
+//! # When something fails
+//!
+//! The store full or failing: the snapshot is given up, durably, and the machine goes on; or, if so set, first
+//! writes fail and flushes with them. The disk full or failing: what waits stays in memory and is tried again at
+//! the next flush; first writes beyond what may wait fail meanwhile. A failed flush of the disk is final.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use snapslot_disk::{Companion, Disk, DiskError};
+use snapslot_slot::is_mark;
+
+use crate::blocks::{BLOCK, ByBlock, Bytes, empty, runs};
+use crate::store::{Head, SEGMENT_MAX, State, Tail, saved};
+
+/// Parts of what waits, each with a lock of its own: neighbours are in the same one.
+const SHARDS: usize = 64;
+const SHARD_BLOCKS: u64 = 16;
+/// Bytes of one read or write of neighbouring blocks.
+const RUN_MAX: usize = 256;
+
+/// What is to go on when the store is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFull {
+    /// The machine: the snapshot is lost.
+    #[default]
+    LoseSnapshot,
+    /// The snapshot: the machine's first writes fail, for want of room.
+    FailWrites,
+}
+
+/// Settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Knobs {
+    /// Bytes the store may take.
+    pub store_max: u64,
+    /// What goes on when it is full.
+    pub on_full: OnFull,
+    /// Bytes that may wait in memory; the next first write waits for a commit.
+    pub waiting_max: u64,
+}
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LiveError {
+    /// The disk or the store failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// There is a snapshot already.
+    #[error("the disk has a live snapshot already: {mark}")]
+    Held {
+        /// Its mark.
+        mark: String,
+    },
+    /// There is none with this mark.
+    #[error("the disk has no live snapshot {mark}")]
+    Missing {
+        /// The mark.
+        mark: String,
+    },
+    /// Its content is gone.
+    #[error("the live snapshot {mark} is lost: {why}")]
+    Lost {
+        /// The mark.
+        mark: String,
+        /// Why.
+        why: String,
+    },
+    /// The disk is not the one it was.
+    #[error("the disk has {now} bytes and had {then} when its live snapshot was taken")]
+    Size {
+        /// Bytes then.
+        then: u64,
+        /// Bytes now.
+        now: u64,
+    },
+    /// The store has no room.
+    #[error("the store of the live snapshot is full, and writes are to fail before it is lost")]
+    Full,
+    /// What waits cannot be written for now; it is tried again with the next flush.
+    #[error("what was written last cannot be brought to the disk: {why}")]
+    Stuck {
+        /// Why.
+        why: String,
+        /// Whether it is for want of room.
+        no_space: bool,
+    },
+    /// A mark that is none.
+    #[error("{mark:?} is no mark")]
+    Mark {
+        /// What was given.
+        mark: String,
+    },
+    /// It failed before, and is not to be trusted any more.
+    #[error(
+        "the disk cannot be written any longer: {why}; stop the machine, see to the cause and serve it again"
+    )]
+    Broken {
+        /// What went wrong.
+        why: String,
+    },
+}
+
+impl LiveError {
+    /// Whether it is for want of room.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            LiveError::Full => true,
+            LiveError::Disk(e) => e.is_no_space(),
+            LiveError::Stuck { no_space, .. } => *no_space,
+            _ => false,
+        }
+    }
+
+    /// A stable word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            e if e.is_no_space() => "no-space",
+            LiveError::Held { .. } => "slot-held",
+            LiveError::Missing { .. } => "not-found",
+            LiveError::Lost { .. } => "lost",
+            LiveError::Size { .. } => "changed",
+            LiveError::Mark { .. } => "usage",
+            _ => "io",
+        }
+    }
+}
+
+/// How it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Standing {
+    /// The snapshot's mark; none: there is no snapshot.
+    pub mark: Option<String>,
+    /// Whether its content is gone.
+    pub lost: bool,
+    /// Why it was lost.
+    pub why: Option<String>,
+    /// Blocks saved, in bytes.
+    pub saved_bytes: u64,
+    /// Bytes of the store.
+    pub store_bytes: u64,
+    /// First writes that wait in memory, in bytes.
+    pub waiting_bytes: u64,
+}
+
+#[derive(Default)]
+struct Shard {
+    /// First writes since the last commit began.
+    waiting: ByBlock<Bytes>,
+    /// What the commit under way took.
+    going: ByBlock<Bytes>,
+}
+
+impl Shard {
+    fn newest(&self, block: u64) -> Option<&Bytes> {
+        self.waiting.get(&block).or_else(|| self.going.get(&block))
+    }
+}
+
+/// A snapshot that is held.
+struct Held {
+    head: Head,
+    store: Box<dyn Disk>,
+    tail: Tail,
+    /// Where saved blocks lie in the store.
+    places: ByBlock<u64>,
+}
+
+/// What there is of a snapshot.
+#[derive(Default)]
+struct Slot {
+    held: Option<Held>,
+    /// One whose content is gone, and why.
+    lost: Option<(Head, String)>,
+}
+
+/// A disk with room for one live snapshot.
+pub struct LiveDisk {
+    disk: Arc<dyn Disk>,
+    size: u64,
+    companion: Box<dyn Companion>,
+    knobs: Knobs,
+    /// Closed for the instant in which a snapshot begins or ends; `true`: there is one that is whole.
+    gate: RwLock<bool>,
+    shards: Vec<Mutex<Shard>>,
+    /// Bits of blocks that are saved.
+    saved: Vec<AtomicU64>,
+    waiting: AtomicUsize,
+    going: AtomicUsize,
+    /// The commit under way has this, and everything else that changes the snapshot.
+    slot: Mutex<Slot>,
+    buf: Mutex<Vec<u8>>,
+    /// Told when a commit ends or is wanted.
+    wanted: Mutex<bool>,
+    ended: Condvar,
+    begin: Condvar,
+    broken: Mutex<Option<String>>,
+    is_broken: AtomicBool,
+    /// Why the last commit came to nothing, and whether it was for want of room.
+    stuck: Mutex<Option<(String, bool)>>,
+    is_stuck: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl LiveDisk {
+    /// Opens a disk; what a crash left of its snapshot is put in order.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        companion: Box<dyn Companion>,
+        knobs: Knobs,
+    ) -> Result<LiveDisk, LiveError> {
+        let size = disk.size()?;
+        let words = size.div_ceil(BLOCK).div_ceil(64);
+        let live = LiveDisk {
+            disk,
+            size,
+            companion,
+            knobs,
+            gate: RwLock::new(false),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            saved: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            waiting: AtomicUsize::new(0),
+            going: AtomicUsize::new(0),
+            slot: Mutex::default(),
+            buf: Mutex::default(),
+            wanted: Mutex::new(false),
+            ended: Condvar::new(),
+            begin: Condvar::new(),
+            broken: Mutex::new(None),
+            is_broken: AtomicBool::new(false),
+            stuck: Mutex::new(None),
+            is_stuck: AtomicBool::new(false),
+        };
+        live.find()?;
+        Ok(live)
+    }
+
+    fn find(&self) -> Result<(), LiveError> {
+        let Some(store) = self.companion.reopen()? else { return Ok(()) };
+        let Some(head) = Head::of(&*store)? else {
+            // Of a take that never was.
+            self.companion.remove()?;
+            self.companion.sync_name()?;
+            return Ok(());
+        };
+        if head.disk_size != self.size {
+            return Err(LiveError::Size { then: head.disk_size, now: self.size });
+        }
+        let mut slot = lock(&self.slot);
+        if head.state == State::Lost {
+            slot.lost = Some((head, "its store was full or failed".to_owned()));
+            return Ok(());
+        }
+        let (mut tail, mut places) = (Tail::start(head.generation), ByBlock::default());
+        while let Some((blocks, at)) = tail.next(&*store, self.size)? {
+            for (i, block) in blocks.iter().enumerate() {
+                places.insert(*block, at + i as u64 * BLOCK);
+                self.mark_saved(*block);
+            }
+        }
+        let restoring = head.state == State::Restoring;
+        let mut held = Held { head, store, tail, places };
+        if restoring {
+            self.write_back(&mut held)?;
+        } else {
+            // Segments read here may be in memory only; what overwrites the disk comes after.
+            held.store.flush()?;
+        }
+        slot.held = Some(held);
+        *self.gate.write().unwrap_or_else(|e| e.into_inner()) = true;
+        Ok(())
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn enter(&self) -> RwLockReadGuard<'_, bool> {
+        self.gate.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn close(&self) -> RwLockWriteGuard<'_, bool> {
+        self.gate.write().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn shard(&self, block: u64) -> &Mutex<Shard> {
+        &self.shards[(block / SHARD_BLOCKS) as usize % SHARDS]
+    }
+
+    fn mark_saved(&self, block: u64) {
+        let bit = 1 << (block % 64);
+        self.saved[(block / 64) as usize].fetch_or(bit, Ordering::Release);
+    }
+
+    fn is_saved(&self, block: u64) -> bool {
+        self.saved[(block / 64) as usize].load(Ordering::Acquire) & 1 << (block % 64) != 0
+    }
+
+    fn no_saved(&self) {
+        for word in &self.saved {
+            // Most are zero already, and untouched memory stays so.
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn check_sound(&self) -> Result<(), LiveError> {
+        if !self.is_broken.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let why = lock(&self.broken).clone().unwrap_or_default();
+        Err(LiveError::Broken { why })
+    }
+
+    fn break_down(&self, why: &str) -> LiveError {
+        lock(&self.broken).get_or_insert_with(|| why.to_owned());
+        self.is_broken.store(true, Ordering::Release);
+        self.ended.notify_all();
+        LiveError::Broken { why: why.to_owned() }
+    }
+
+    fn outside(&self, offset: u64, length: u64) -> Result<(), LiveError> {
+        if offset.checked_add(length).is_some_and(|end| end <= self.size) {
+            return Ok(());
+        }
+        let name = "the disk".to_owned();
+        Err(DiskError::OutOfBounds { name, size: self.size, offset, length }.into())
+    }
+
+    /// Fills `buf`.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), LiveError> {
+        self.outside(offset, buf.len() as u64)?;
+        let _open = self.enter();
+        self.read_through(offset, buf, &|at, buf| self.disk.read_at(at, buf).map(|()| true))?;
+        Ok(())
+    }
+
+    /// Fills `buf` if that needs no waiting for a device.
+    pub fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, LiveError> {
+        self.outside(offset, buf.len() as u64)?;
+        let _open = self.enter();
+        Ok(self.read_through(offset, buf, &|at, buf| self.disk.read_at_once(at, buf))?)
+    }
+
+    /// What waits and goes from memory, the rest by `below`; `false` as soon as that says so.
+    fn read_through(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        below: &dyn Fn(u64, &mut [u8]) -> Result<bool, DiskError>,
+    ) -> Result<bool, DiskError> {
+        if self.waiting.load(Ordering::Acquire) == 0 && self.going.load(Ordering::Acquire) == 0 {
+            return below(offset, buf);
+        }
+        let end = offset + buf.len() as u64;
+        let (mut at, mut from) = (offset, offset);
+        while at < end {
+            let block = at / BLOCK;
+            let stop = ((block + 1) * BLOCK).min(end);
+            let shard = lock(self.shard(block));
+            if let Some(bytes) = shard.newest(block) {
+                let (within, into) = ((at % BLOCK) as usize, (at - offset) as usize);
+                let n = (stop - at) as usize;
+                buf[into..into + n].copy_from_slice(&bytes[within..within + n]);
+                drop(shard);
+                if from < at {
+                    let (a, b) = ((from - offset) as usize, (at - offset) as usize);
+                    if !below(from, &mut buf[a..b])? {
+                        return Ok(false);
+                    }
+                }
+                from = stop;
+            }
+            at = stop;
+        }
+        if from < end {
+            let a = (from - offset) as usize;
+            return below(from, &mut buf[a..]);
+        }
+        Ok(true)
+    }
+
+    /// Writes all of `data`.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), LiveError> {
+        self.outside(offset, data.len() as u64)?;
+        let most = (self.knobs.waiting_max / BLOCK).max(1) as usize;
+        loop {
+            self.check_sound()?;
+            let open = self.enter();
+            if !*open {
+                self.disk.write_at(offset, data)?;
+                return Ok(());
+            }
+            // The gate is not held while waiting: a take or delete may be what makes room.
+            if self.waiting.load(Ordering::Acquire) + self.going.load(Ordering::Acquire) >= most {
+                drop(open);
+                if self.is_stuck.load(Ordering::Acquire)
+                    && let Some((why, no_space)) = lock(&self.stuck).clone()
+                {
+                    return Err(LiveError::Stuck { why, no_space });
+                }
+                self.wait_for_room(most);
+                continue;
+            }
+            let result = self.write_held(offset, data);
+            drop(open);
+            if self.waiting.load(Ordering::Relaxed) >= most / 4 {
+                self.want_commit();
+            }
+            return result;
+        }
+    }
+
+    fn want_commit(&self) {
+        let mut wanted = lock(&self.wanted);
+        if !*wanted {
+            *wanted = true;
+            self.begin.notify_one();
+        }
+    }
+
+    fn wait_for_room(&self, most: usize) {
+        self.want_commit();
+        let wanted = lock(&self.wanted);
+        let full =
+            || self.waiting.load(Ordering::Acquire) + self.going.load(Ordering::Acquire) >= most;
+        if full() && !self.is_broken.load(Ordering::Acquire) {
+            // Not for ever: whoever should commit may have ended.
+            let _ = self.ended.wait_timeout(wanted, Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until a commit is wanted, or so long; for the thread that commits.
+    pub fn wait_until_wanted(&self, most: Duration) {
+        let wanted = lock(&self.wanted);
+        let (mut wanted, _) = self
+            .begin
+            .wait_timeout_while(wanted, most, |wanted| !*wanted)
+            .unwrap_or_else(|e| e.into_inner());
+        *wanted = false;
+    }
+
+    fn write_held(&self, offset: u64, data: &[u8]) -> Result<(), LiveError> {
+        let end = offset + data.len() as u64;
+        // Neighbouring saved blocks go to the disk in one call: from `from` up to `at`.
+        let (mut at, mut from) = (offset, offset);
+        let piece = |a: u64, b: u64| &data[(a - offset) as usize..(b - offset) as usize];
+        while at < end {
+            let block = at / BLOCK;
+            let stop = ((block + 1) * BLOCK).min(end);
+            let mut shard = lock(self.shard(block));
+            let known = shard.newest(block).is_some();
+            if !known && self.is_saved(block) {
+                // It cannot begin to wait any more: saved blocks only do while a commit has them.
+                drop(shard);
+                at = stop;
+                continue;
+            }
+            let within = (at % BLOCK) as usize;
+            let n = (stop - at) as usize;
+            if let Some(bytes) = shard.waiting.get_mut(&block) {
+                bytes[within..within + n].copy_from_slice(piece(at, stop));
+            } else {
+                let mut bytes = match shard.going.get(&block) {
+                    Some(going) => going.clone(),
+                    None if n == self.length_of(block) => empty(),
+                    None => self.old(block)?,
+                };
+                bytes[within..within + n].copy_from_slice(piece(at, stop));
+                shard.waiting.insert(block, bytes);
+                self.waiting.fetch_add(1, Ordering::AcqRel);
+            }
+            drop(shard);
+            if from < at {
+                self.disk.write_at(from, piece(from, at))?;
+            }
+            (at, from) = (stop, stop);
+        }
+        if from < end {
+            self.disk.write_at(from, piece(from, end))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of a block: the last one may be shorter.
+    fn length_of(&self, block: u64) -> usize {
+        BLOCK.min(self.size - block * BLOCK) as usize
+    }
+
+    /// What the disk has in a block now.
+    fn old(&self, block: u64) -> Result<Bytes, DiskError> {
+        let mut bytes = empty();
+        let n = self.length_of(block);
+        self.disk.read_at(block * BLOCK, &mut bytes[..n])?;
+        Ok(bytes)
+    }
+
+    /// Makes every write that has returned durable.
+    pub fn flush(&self) -> Result<(), LiveError> {
+        self.commit()?;
+        self.check_sound()?;
+        Ok(self.disk.flush()?)
+    }
+
+    /// Saves what waits to be overwritten, and overwrites it.
+    pub fn commit(&self) -> Result<(), LiveError> {
+        if self.waiting.load(Ordering::Acquire) == 0 {
+            // A commit under way may have what a flush is about.
+            drop(lock(&self.slot));
+            return self.check_sound();
+        }
+        let mut slot = lock(&self.slot);
+        let result = self.commit_with(&mut slot);
+        drop(slot);
+        let _order = lock(&self.wanted);
+        self.ended.notify_all();
+        result
+    }
+
+    fn commit_with(&self, slot: &mut Slot) -> Result<(), LiveError> {
+        self.check_sound()?;
+        if slot.held.is_none() {
+            return Ok(());
+        }
+        let mut blocks: Vec<u64> = Vec::new();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let shard = &mut *shard;
+            // What a commit could not end is still going.
+            for (block, bytes) in shard.waiting.drain() {
+                if shard.going.insert(block, bytes).is_none() {
+                    self.going.fetch_add(1, Ordering::AcqRel);
+                }
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+            }
+            blocks.extend(shard.going.keys());
+        }
+        blocks.sort_unstable();
+        let fresh: Vec<u64> = blocks.iter().copied().filter(|b| !self.is_saved(*b)).collect();
+        if let Some(held) = &mut slot.held {
+            match self.save(held, &fresh) {
+                Ok(()) => {}
+                Err(e) if e.is_no_space() && self.knobs.on_full == OnFull::FailWrites => {
+                    return self.stuck(Err(LiveError::Full));
+                }
+                Err(e) => {
+                    self.lose(slot, &e.to_string())?;
+                    // There is nothing left to keep the old content for.
+                    return self.end_waiting();
+                }
+            }
+        }
+        // From here on the old content is durable.
+        self.stuck(self.overwrite(&blocks).map_err(LiveError::from))
+    }
+
+    /// Takes note of whether commits get on: where they do not, first writes fail instead of waiting.
+    fn stuck<T>(&self, result: Result<T, LiveError>) -> Result<T, LiveError> {
+        let why = result.as_ref().err().map(|e| (e.to_string(), e.is_no_space()));
+        self.is_stuck.store(why.is_some(), Ordering::Release);
+        *lock(&self.stuck) = why;
+        result
+    }
+
+    /// Appends blocks as the disk has them, and flushes the store.
+    fn save(&self, held: &mut Held, blocks: &[u64]) -> Result<(), LiveError> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let needed: u64 = blocks.chunks(SEGMENT_MAX).map(|some| Tail::bytes_of(some.len())).sum();
+        if held.tail.at.saturating_add(needed) > self.knobs.store_max {
+            return Err(LiveError::Full);
+        }
+        let mut buf = lock(&self.buf);
+        for some in blocks.chunks(SEGMENT_MAX) {
+            let mut fill = |out: &mut [u8]| {
+                let mut at = 0;
+                for (first, n) in runs(some, RUN_MAX) {
+                    let end = ((first + n as u64) * BLOCK).min(self.size);
+                    let length = (end - first * BLOCK) as usize;
+                    let into = &mut out[at..at + n * BLOCK as usize];
+                    into[length..].fill(0);
+                    self.disk.read_at(first * BLOCK, &mut into[..length])?;
+                    at += n * BLOCK as usize;
+                }
+                Ok(())
+            };
+            let at = held.tail.append(&*held.store, some, &mut fill, &mut buf)?;
+            // Before the next segment is begun: only the last one may be torn.
+            held.store.flush()?;
+            for (i, block) in some.iter().enumerate() {
+                held.places.insert(*block, at + i as u64 * BLOCK);
+                self.mark_saved(*block);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is going to the disk. Gone from memory only when it is there.
+    fn overwrite(&self, blocks: &[u64]) -> Result<(), DiskError> {
+        let mut buf = lock(&self.buf);
+        for (first, n) in runs(blocks, RUN_MAX) {
+            let room = buf.len().max(n * BLOCK as usize);
+            buf.resize(room, 0);
+            for i in 0..n {
+                let block = first + i as u64;
+                if let Some(bytes) = lock(self.shard(block)).going.get(&block) {
+                    buf[i * BLOCK as usize..(i + 1) * BLOCK as usize].copy_from_slice(&bytes[..]);
+                }
+            }
+            let end = ((first + n as u64) * BLOCK).min(self.size);
+            let length = (end - first * BLOCK) as usize;
+            self.disk.write_at(first * BLOCK, &buf[..length])?;
+            for block in first..first + n as u64 {
+                if lock(self.shard(block)).going.remove(&block).is_some() {
+                    self.going.fetch_sub(1, Ordering::AcqRel);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the snapshot up, durably: the store says so, or is not there any more.
+    fn lose(&self, slot: &mut Slot, why: &str) -> Result<(), LiveError> {
+        let Some(mut held) = slot.held.take() else { return Ok(()) };
+        held.head.state = State::Lost;
+        held.head.sequence += 1;
+        let said = held.head.write(&*held.store);
+        let gone = || self.companion.remove().and_then(|()| self.companion.sync_name());
+        if said.or_else(|_| gone()).is_err() {
+            // Neither: to go on would leave a snapshot that claims to be whole.
+            slot.held = Some(held);
+            return Err(self.break_down(&format!("its snapshot cannot be given up: {why}")));
+        }
+        slot.lost = Some((held.head, why.to_owned()));
+        Ok(())
+    }
+
+    /// Takes a snapshot.
+    pub fn take(&self, mark: &str, seconds: u64, nanoseconds: u32) -> Result<(), LiveError> {
+        if !is_mark(mark) {
+            return Err(LiveError::Mark { mark: mark.to_owned() });
+        }
+        self.check_sound()?;
+        let mut slot = lock(&self.slot);
+        if let Some(mark) = Self::mark_of(&slot) {
+            return Err(LiveError::Held { mark });
+        }
+        self.companion.remove()?;
+        let store = self.companion.create()?;
+        let begun = self.companion.sync_name().and_then(|()| self.disk.flush());
+        if let Err(e) = begun {
+            let _ = self.companion.remove();
+            return Err(e.into());
+        }
+        let head = Head {
+            sequence: 1,
+            generation: 1,
+            disk_size: self.size,
+            taken_seconds: seconds,
+            taken_nanoseconds: nanoseconds,
+            state: State::Held,
+            mark: mark.to_owned(),
+        };
+        self.no_saved();
+        *self.close() = true;
+        // Writes go on; first ones wait, and no commit takes them before the head is durable.
+        let tail = Tail::start(1);
+        let durable = self.disk.flush().and_then(|()| {
+            store.extend(crate::store::Tail::start(1).at)?;
+            head.write(&*store)
+        });
+        match durable {
+            Ok(()) => {
+                let places = ByBlock::default();
+                slot.held = Some(Held { head, store, tail, places });
+                Ok(())
+            }
+            Err(e) => {
+                let _ = self.companion.remove().and_then(|()| self.companion.sync_name());
+                self.end_waiting()?;
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Ends the time of first writes: what waits goes to the disk as it is.
+    fn end_waiting(&self) -> Result<(), LiveError> {
+        let mut gate = self.close();
+        let mut blocks: Vec<u64> = Vec::new();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let shard = &mut *shard;
+            for (block, bytes) in shard.waiting.drain() {
+                if shard.going.insert(block, bytes).is_none() {
+                    self.going.fetch_add(1, Ordering::AcqRel);
+                }
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+            }
+            blocks.extend(shard.going.keys());
+        }
+        blocks.sort_unstable();
+        if let Err(e) = self.overwrite(&blocks) {
+            return Err(self.break_down(&e.to_string()));
+        }
+        let _ = self.stuck::<()>(Ok(()));
+        self.no_saved();
+        *gate = false;
+        Ok(())
+    }
+
+    fn mark_of(slot: &Slot) -> Option<String> {
+        let head = slot.held.as_ref().map(|h| &h.head).or(slot.lost.as_ref().map(|(h, _)| h));
+        head.map(|h| h.mark.clone())
+    }
+
+    /// Sets the disk back to the snapshot, which stays. Nobody may be using the disk.
+    pub fn restore(&self, mark: &str) -> Result<(), LiveError> {
+        self.check_sound()?;
+        let mut slot = lock(&self.slot);
+        if let Some((head, why)) = slot.lost.as_ref().filter(|(h, _)| h.mark == mark) {
+            return Err(LiveError::Lost { mark: head.mark.clone(), why: why.clone() });
+        }
+        let Some(held) = slot.held.as_mut().filter(|h| h.head.mark == mark) else {
+            return Err(LiveError::Missing { mark: mark.to_owned() });
+        };
+        let _closed = self.close();
+        // It would be set back at once: where nothing was saved the disk has the old content still.
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            self.waiting.fetch_sub(shard.waiting.len(), Ordering::AcqRel);
+            self.going.fetch_sub(shard.going.len(), Ordering::AcqRel);
+            *shard = Shard::default();
+        }
+        held.head.state = State::Restoring;
+        held.head.sequence += 1;
+        if let Err(e) = held.head.write(&*held.store).and_then(|()| self.write_back(held)) {
+            return Err(self.break_down(&e.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The second half of a restore, from the head that says so on. Done twice it is done once.
+    fn write_back(&self, held: &mut Held) -> Result<(), DiskError> {
+        let mut blocks: Vec<u64> = held.places.keys().copied().collect();
+        blocks.sort_unstable();
+        for (first, n) in runs(&blocks, RUN_MAX) {
+            let mut bytes = Vec::with_capacity(n * BLOCK as usize);
+            for block in first..first + n as u64 {
+                if let Some(place) = held.places.get(&block) {
+                    bytes.extend_from_slice(&saved(&*held.store, *place)?[..]);
+                }
+            }
+            let end = ((first + n as u64) * BLOCK).min(self.size);
+            bytes.truncate((end - first * BLOCK) as usize);
+            self.disk.write_at(first * BLOCK, &bytes)?;
+        }
+        self.disk.flush()?;
+        held.head.state = State::Held;
+        held.head.sequence += 1;
+        held.head.generation += 1;
+        held.head.write(&*held.store)?;
+        held.tail = Tail::start(held.head.generation);
+        held.places.clear();
+        self.no_saved();
+        Ok(())
+    }
+
+    /// Drops the snapshot.
+    pub fn delete(&self, mark: &str) -> Result<(), LiveError> {
+        self.check_sound()?;
+        let mut slot = lock(&self.slot);
+        if Self::mark_of(&slot).as_deref() != Some(mark) {
+            return Err(LiveError::Missing { mark: mark.to_owned() });
+        }
+        self.companion.remove()?;
+        self.companion.sync_name()?;
+        *slot = Slot::default();
+        let ended = self.end_waiting();
+        drop(slot);
+        self.ended.notify_all();
+        ended
+    }
+
+    /// Makes a run read as zeroes; with `punch` its room may be given back.
+    pub fn zero(&self, offset: u64, length: u64, punch: bool) -> Result<(), LiveError> {
+        self.outside(offset, length)?;
+        if punch {
+            let open = self.enter();
+            self.check_sound()?;
+            if !*open && self.disk.discard(snapslot_disk::Range { offset, length })? {
+                return Ok(());
+            }
+        }
+        const ZEROES: [u8; 65_536] = [0; 65_536];
+        let (mut at, end) = (offset, offset + length);
+        while at < end {
+            let n = (end - at).min(ZEROES.len() as u64);
+            self.write(at, &ZEROES[..n as usize])?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Nobody needs what is there. While a snapshot is held it stays.
+    pub fn trim(&self, offset: u64, length: u64) -> Result<(), LiveError> {
+        self.outside(offset, length)?;
+        let open = self.enter();
+        if !*open {
+            self.disk.discard(snapslot_disk::Range { offset, length })?;
+        }
+        Ok(())
+    }
+
+    /// How it stands.
+    pub fn standing(&self) -> Standing {
+        let slot = lock(&self.slot);
+        Standing {
+            mark: Self::mark_of(&slot),
+            lost: slot.lost.is_some(),
+            why: slot.lost.as_ref().map(|(_, why)| why.clone()),
+            saved_bytes: slot.held.as_ref().map_or(0, |h| h.places.len() as u64 * BLOCK),
+            store_bytes: slot.held.as_ref().map_or(0, |h| h.tail.at),
+            waiting_bytes: (self.waiting.load(Ordering::Relaxed)
+                + self.going.load(Ordering::Relaxed)) as u64
+                * BLOCK,
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! Goal: a power cut at any moment of a live disk's life leaves the snapshot whole and the machine's
+//! flushed writes in place.
+//!
+//! Method: a life of writes, flushes, takes, restores and deletes on simulated files. The machine is crashed
+//! after every event, with none, all and every single one of the pending events kept, torn heads of the last
+//! one, and seeded subsets; then the disk is opened as after a restart. A model that knows nothing of the store
+//! says what each sector may hold and which snapshot there may be. Besides, the simulated disk itself
+//! refuses a write over a block whose old content is not durable in the store at that moment.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use snapslot_content::Content as _;
+use snapslot_disk::sim::{Fate, Fault, SECTOR, SimDisk, World};
+use snapslot_disk::{Disk, DiskError, Range};
+use snapslot_live::{BLOCK, Knobs, LiveDisk, OnFull, Snapshot};
+
+const BLOCKS: u64 = 24;
+/// The last block is short.
+const SIZE: u64 = BLOCKS * BLOCK + 1536;
+const MARKS: [&str; 3] = ["00000000000000a1", "00000000000000b2", "00000000000000c3"];
+const KNOBS: Knobs =
+    Knobs { store_max: 1 << 30, on_full: OnFull::LoseSnapshot, waiting_max: 1 << 20 };
+
+/// Numbers that look random and are the same each time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below.max(1)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { offset: u64, length: u64, byte: u8 },
+    Flush,
+    Commit,
+    Take(usize),
+    Restore(usize),
+    Delete(usize),
+}
+
+/// The disk, watched: no write may come before what it destroys is durable in the store.
+struct Watched {
+    world: World,
+    disk: SimDisk,
+    taken: Arc<Mutex<Option<Vec<u8>>>>,
+}
+
+impl Watched {
+    fn judge(&self, offset: u64, data: &[u8]) {
+        let taken = self.taken.lock().expect("the lock");
+        let Some(taken) = taken.as_ref() else { return };
+        // What would be there if the power went now and nothing that is pending reached the disk.
+        let cut = self.world.crash(self.world.log().len(), |_| Fate::Lost);
+        let store = cut.bytes("store").expect("a store with a durable name");
+        let store: Box<dyn Disk> =
+            Box::new(World::new(BTreeMap::from([("s".to_owned(), store)])).disk("s"));
+        let snapshot = Snapshot::open(Arc::new(cut.disk("disk")), store).expect("it opens");
+        let saved = snapshot.expect("a durable snapshot").changed().expect("its log");
+        let (mut at, end) = (offset, offset + data.len() as u64);
+        while at < end {
+            let stop = ((at / BLOCK + 1) * BLOCK).min(end);
+            let same = data[(at - offset) as usize..(stop - offset) as usize]
+                == taken[at as usize..stop as usize];
+            let there = saved.iter().any(|r| r.offset <= at && stop <= r.offset + r.length);
+            assert!(same || there, "block {} is overwritten before it is saved", at / BLOCK);
+            at = stop;
+        }
+    }
+}
+
+impl Disk for Watched {
+    fn size(&self) -> Result<u64, DiskError> {
+        self.disk.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        self.disk.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.judge(offset, data);
+        self.disk.write_at(offset, data)
+    }
+    fn extend(&self, size: u64) -> Result<(), DiskError> {
+        self.disk.extend(size)
+    }
+    fn reserve(&self, ranges: &[Range]) -> Result<bool, DiskError> {
+        self.disk.reserve(ranges)
+    }
+    fn release_reserve(&self) -> Result<(), DiskError> {
+        self.disk.release_reserve()
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        self.disk.flush()
+    }
+}
+
+/// What may be there after a crash.
+#[derive(Clone)]
+struct Allowed {
+    /// Contents since the last flush: each sector is of one of them.
+    contents: Vec<Vec<u8>>,
+    /// Snapshots: mark and content; none.
+    snapshots: Vec<Option<(String, Vec<u8>)>>,
+}
+
+/// A life, and after each event of it what a crash may leave.
+struct Story {
+    world: World,
+    /// Up to this many events, this is allowed.
+    chapters: Vec<(usize, Allowed)>,
+    steps: Vec<Step>,
+}
+
+fn start(seed: u64) -> Vec<u8> {
+    let mut dice = Dice(seed);
+    (0..SIZE).map(|i| if i % 64 == 0 { dice.roll(256) as u8 } else { (i / 512) as u8 }).collect()
+}
+
+fn live(steps: Vec<Step>, seed: u64) -> Story {
+    let first = start(seed);
+    let world = World::new(BTreeMap::from([("disk".to_owned(), first.clone())]));
+    let taken = Arc::new(Mutex::new(None));
+    let disk = Watched { world: world.clone(), disk: world.disk("disk"), taken: taken.clone() };
+    let live =
+        LiveDisk::open(Arc::new(disk), Box::new(world.companion("store")), KNOBS).expect("opens");
+    let mut now = first.clone();
+    let mut snapshot: Option<(String, Vec<u8>)> = None;
+    let mut contents = vec![first];
+    let mut chapters = Vec::new();
+    for step in &steps {
+        let mut allowed = Allowed { contents: contents.clone(), snapshots: vec![snapshot.clone()] };
+        match step {
+            Step::Write { offset, length, byte } => {
+                let data: Vec<u8> =
+                    (0..*length).map(|i| byte.wrapping_add((i / 512) as u8)).collect();
+                live.write(*offset, &data).expect("a write");
+                now[*offset as usize..(*offset + *length) as usize].copy_from_slice(&data);
+                contents.push(now.clone());
+                allowed.contents.push(now.clone());
+            }
+            Step::Flush => {
+                live.flush().expect("a flush");
+                contents = vec![now.clone()];
+            }
+            Step::Commit => live.commit().expect("a commit"),
+            Step::Take(i) => {
+                let result = live.take(MARKS[*i], 7, 8);
+                assert_eq!(result.is_ok(), snapshot.is_none(), "{result:?}");
+                if result.is_ok() {
+                    snapshot = Some((MARKS[*i].to_owned(), now.clone()));
+                    *taken.lock().expect("the lock") = Some(now.clone());
+                    allowed.snapshots.push(snapshot.clone());
+                    contents = vec![now.clone()];
+                }
+            }
+            Step::Restore(i) => {
+                let ours = snapshot.as_ref().filter(|(m, _)| m == MARKS[*i]).cloned();
+                let result = live.restore(MARKS[*i]);
+                assert_eq!(result.is_ok(), ours.is_some(), "{result:?}");
+                if let Some((_, then)) = ours {
+                    now = then.clone();
+                    contents = vec![now.clone()];
+                    allowed.contents.push(then);
+                }
+            }
+            Step::Delete(i) => {
+                let ours = snapshot.as_ref().is_some_and(|(m, _)| m == MARKS[*i]);
+                *taken.lock().expect("the lock") = None;
+                let result = live.delete(MARKS[*i]);
+                assert_eq!(result.is_ok(), ours, "{result:?}");
+                if ours {
+                    snapshot = None;
+                    allowed.snapshots.push(None);
+                }
+            }
+        }
+        let mut read = vec![0; SIZE as usize];
+        live.read(0, &mut read).expect("a read");
+        assert!(read == now, "what was written is not what is read, after {step:?}");
+        chapters.push((world.log().len(), allowed));
+    }
+    let last = Allowed { contents, snapshots: vec![snapshot] };
+    chapters.push((world.log().len(), last));
+    Story { world, chapters, steps }
+}
+
+/// Opens what a crash left, and judges it.
+fn judge(crashed: &World, allowed: &Allowed, what: &str) {
+    let open = || {
+        LiveDisk::open(Arc::new(crashed.disk("disk")), Box::new(crashed.companion("store")), KNOBS)
+            .unwrap_or_else(|e| panic!("{what}: {e}"))
+    };
+    let disk = open();
+    let mark = disk.standing().mark;
+    let then = (allowed.snapshots.iter()).find(|s| s.as_ref().map(|(m, _)| m) == mark.as_ref());
+    let Some(then) = then else { panic!("{what}: a snapshot {mark:?} that nobody took") };
+    assert!(!disk.standing().lost, "{what}: the snapshot is lost");
+    let content = |crashed: &World| -> Vec<u8> {
+        let store: Box<dyn Disk> = Box::new(crashed.disk("store"));
+        let snapshot = Snapshot::open(Arc::new(crashed.disk("disk")), store);
+        let snapshot = snapshot.expect("its store").expect("a snapshot");
+        let mut bytes = vec![0; SIZE as usize];
+        snapshot.read_at(0, &mut bytes).expect("a read");
+        bytes
+    };
+    if let Some((_, then)) = then {
+        assert!(content(crashed) == *then, "{what}: the snapshot is not what was taken");
+    }
+    let mut now = vec![0; SIZE as usize];
+    disk.read(0, &mut now).expect("a read");
+    for (i, sector) in now.chunks(SECTOR).enumerate() {
+        let at = i * SECTOR;
+        let one = allowed.contents.iter().any(|c| c[at..at + sector.len()] == *sector);
+        assert!(one, "{what}: sector {i} is neither what was flushed nor what came after");
+    }
+    // Life goes on, and a restore brings all of it back.
+    if let Some((mark, then)) = then {
+        disk.write(3 * BLOCK, &[0xee; 3 * BLOCK as usize]).expect("a write");
+        disk.flush().expect("a flush");
+        assert!(content(crashed) == *then, "{what}: the snapshot broke later");
+        disk.restore(mark).expect("a restore");
+        disk.read(0, &mut now).expect("a read");
+        assert!(now == *then, "{what}: the restore is not what was taken");
+        drop(disk);
+        open().read(0, &mut now).expect("a read");
+        assert!(now == *then, "{what}: the restore did not last");
+    }
+}
+
+/// Crashes a story at every event. Gives the number of states.
+fn crash_everywhere(story: &Story, name: &str, subsets: usize) -> usize {
+    let mut states = 0;
+    let mut dice = Dice(0x5eed ^ story.chapters.len() as u64);
+    let events = story.world.log().len();
+    for upto in 0..=events {
+        let chapter = story.chapters.iter().position(|(end, _)| upto <= *end).expect("a chapter");
+        let allowed = &story.chapters[chapter].1;
+        let pending = story.world.pending(upto);
+        let mut try_one = |fate: &dyn Fn(usize) -> Fate, which: &str| {
+            states += 1;
+            let step = story.steps.get(chapter);
+            let what = format!("{name}, {upto} of {events} events, in {step:?}, {which}");
+            judge(&story.world.crash(upto, fate), allowed, &what);
+        };
+        try_one(&|_| Fate::Lost, "none kept");
+        try_one(&|_| Fate::Kept, "all kept");
+        for one in &pending {
+            try_one(&|i| if i == *one { Fate::Kept } else { Fate::Lost }, "one kept");
+            try_one(&|i| if i == *one { Fate::Lost } else { Fate::Kept }, "one dropped");
+        }
+        if let Some(last) = pending.last() {
+            for sectors in [1, 2, 7, 8, 9, 16, 40] {
+                try_one(
+                    &|i| if i == *last { Fate::Torn(sectors) } else { Fate::Kept },
+                    "the last torn",
+                );
+            }
+        }
+        if pending.len() <= 10 {
+            for bits in 0..1_usize << pending.len() {
+                let kept = |i: usize| pending.binary_search(&i).is_ok_and(|k| bits >> k & 1 == 1);
+                try_one(&|i| if kept(i) { Fate::Kept } else { Fate::Lost }, "a subset");
+            }
+        } else {
+            for _ in 0..subsets {
+                let bits = dice.roll(u64::MAX);
+                try_one(
+                    &|i| if bits >> (i % 64) & 1 == 1 { Fate::Kept } else { Fate::Lost },
+                    "a subset",
+                );
+            }
+        }
+    }
+    states
+}
+
+fn write(block: u64, within: u64, length: u64, byte: u8) -> Step {
+    let offset = block * BLOCK + within;
+    Step::Write { offset, length: length.min(SIZE - offset), byte }
+}
+
+#[test]
+fn a_life_survives_a_power_cut_at_every_event() {
+    let steps = vec![
+        write(0, 0, 2 * BLOCK, 1),
+        write(9, 100, 1000, 2),
+        Step::Take(0),
+        write(1, 0, BLOCK, 3),
+        write(2, 512, 512, 4),
+        write(5, 512, 512, 4),
+        write(8, 3000, 3000, 5),
+        write(11, 0, 512, 5),
+        write(16, 0, 512, 5),
+        write(18, 0, 512, 5),
+        write(23, 0, 512, 5),
+        Step::Commit,
+        write(14, 0, 512, 6),
+        write(16, 0, 512, 6),
+        write(18, 512, 512, 6),
+        write(6, 0, 512, 6),
+        Step::Flush,
+        write(1, 0, 512, 6),
+        write(12, 0, 5 * BLOCK, 7),
+        write(24, 512, 1024, 8),
+        Step::Commit,
+        write(13, 0, BLOCK, 9),
+        write(20, 0, BLOCK, 10),
+        Step::Flush,
+        Step::Restore(0),
+        write(2, 0, BLOCK, 11),
+        write(21, 0, BLOCK, 12),
+        Step::Flush,
+        write(22, 0, BLOCK, 13),
+        Step::Delete(0),
+        write(22, 0, BLOCK, 14),
+        Step::Flush,
+        Step::Take(1),
+        write(22, 0, BLOCK, 15),
+        write(0, 0, 512, 16),
+        write(2, 0, 512, 16),
+        write(4, 0, 512, 16),
+        write(6, 0, 512, 16),
+        write(8, 0, 512, 16),
+        write(10, 0, 512, 16),
+        write(12, 0, 512, 16),
+        Step::Commit,
+        write(0, 1024, 512, 17),
+        write(4, 1024, 512, 17),
+        write(10, 1024, 512, 17),
+        Step::Restore(1),
+        Step::Restore(1),
+        Step::Delete(1),
+    ];
+    let states = crash_everywhere(&live(steps, 1), "a life", 1000);
+    println!("{states} states");
+    assert!(states > 10_000, "{states}");
+}
+
+#[test]
+fn random_lives_survive_it_too() {
+    let mut states = 0;
+    for seed in 1..=60_u64 {
+        let mut dice = Dice(seed * 0x1234_5677 + 1);
+        let mut held: Option<usize> = None;
+        let steps = (0..22)
+            .map(|_| match (dice.roll(12), held) {
+                (0 | 1, None) => {
+                    let mark = dice.roll(3) as usize;
+                    held = Some(mark);
+                    Step::Take(mark)
+                }
+                (0, Some(mark)) => Step::Restore(mark),
+                (1, Some(mark)) if dice.roll(2) == 0 => {
+                    held = None;
+                    Step::Delete(mark)
+                }
+                (2 | 3, _) => Step::Flush,
+                (4, _) => Step::Commit,
+                _ => write(
+                    dice.roll(BLOCKS),
+                    dice.roll(8) * 512,
+                    512 * (1 + dice.roll(24)),
+                    dice.roll(256) as u8,
+                ),
+            })
+            .collect();
+        states += crash_everywhere(&live(steps, seed), &format!("random life {seed}"), 300);
+    }
+    println!("{states} states");
+    assert!(states > 50_000, "{states}");
+}
+
+#[test]
+fn a_crash_while_a_crash_is_put_in_order() {
+    // A restore, cut off everywhere; then its second run, cut off everywhere.
+    let steps = vec![
+        write(0, 0, SIZE, 1),
+        Step::Take(0),
+        write(2, 0, 6 * BLOCK, 2),
+        Step::Flush,
+        write(15, 0, 3 * BLOCK, 3),
+        Step::Flush,
+        Step::Restore(0),
+    ];
+    let story = live(steps, 5);
+    let (begin, end) = (story.chapters[5].0, story.chapters[6].0);
+    let allowed = &story.chapters[6].1;
+    let mut states = 0;
+    for upto in begin..=end {
+        for kept in [Fate::Lost, Fate::Kept] {
+            let first = story.world.crash(upto, |_| kept);
+            let opened = LiveDisk::open(
+                Arc::new(first.disk("disk")),
+                Box::new(first.companion("store")),
+                KNOBS,
+            );
+            drop(opened.expect("opens"));
+            for again in 0..=first.log().len() {
+                for kept in [Fate::Lost, Fate::Kept] {
+                    let second = first.crash(again, |_| kept);
+                    judge(&second, allowed, &format!("restore cut at {upto}, again at {again}"));
+                    states += 1;
+                }
+            }
+        }
+    }
+    println!("{states} states");
+    assert!(states > 40, "{states}");
+}
+
+#[test]
+fn every_failure_of_disk_and_store_leaves_a_legal_state() {
+    // Every event fails in turn, once and for ever; afterwards the machine restarts.
+    let mut tried = 0;
+    for errno in [5, 28] {
+        for for_ever in [false, true] {
+            for at in 0..60 {
+                let first = start(3);
+                let world = World::new(BTreeMap::from([("disk".to_owned(), first.clone())]));
+                let live = LiveDisk::open(
+                    Arc::new(world.disk("disk")),
+                    Box::new(world.companion("store")),
+                    KNOBS,
+                )
+                .expect("opens");
+                world.fail_at(Some(Fault { at, for_ever, errno }));
+                let mut taken = None;
+                let mut now = first.clone();
+                let mut put = |offset: u64, length: usize, byte: u8, now: &mut Vec<u8>| {
+                    if live.write(offset, &vec![byte; length]).is_ok() {
+                        now[offset as usize..offset as usize + length].fill(byte);
+                        return true;
+                    }
+                    false
+                };
+                put(0, 5000, 1, &mut now);
+                let before = now.clone();
+                if live.take(MARKS[0], 1, 2).is_ok() {
+                    taken = Some(before);
+                }
+                put(4096, 9000, 2, &mut now);
+                let _ = live.flush();
+                put(50_000, 9000, 3, &mut now);
+                let flushed = live.flush().is_ok();
+                let standing = live.standing();
+                world.fail_at(None);
+                drop(live);
+                let restarted = world.crash(world.log().len(), |_| Fate::Kept);
+                let disk = LiveDisk::open(
+                    Arc::new(restarted.disk("disk")),
+                    Box::new(restarted.companion("store")),
+                    KNOBS,
+                )
+                .unwrap_or_else(|e| panic!("event {at}, error {errno}: {e}"));
+                if standing.lost {
+                    let after = disk.standing();
+                    assert!(
+                        after.lost || after.mark.is_none(),
+                        "lost, and whole again: event {at}"
+                    );
+                }
+                let after = disk.standing();
+                if let (Some(then), Some(mark), false) = (&taken, &after.mark, after.lost) {
+                    disk.restore(mark).expect("a restore");
+                    let mut bytes = vec![0; SIZE as usize];
+                    disk.read(0, &mut bytes).expect("a read");
+                    assert!(bytes == *then, "event {at}, error {errno}: not what was taken");
+                } else if flushed {
+                    let mut bytes = vec![0; SIZE as usize];
+                    disk.read(0, &mut bytes).expect("a read");
+                    assert!(bytes == now, "event {at}, error {errno}: a flushed write is gone");
+                }
+                tried += 1;
+            }
+        }
+    }
+    println!("{tried} failures");
+}
+
+#[test]
+fn a_full_store_ends_the_snapshot_or_the_writes_as_told() {
+    for on_full in [OnFull::LoseSnapshot, OnFull::FailWrites] {
+        let world = World::new(BTreeMap::from([("disk".to_owned(), start(9))]));
+        let knobs = Knobs { store_max: 64 << 10, on_full, waiting_max: 32 << 10 };
+        let live =
+            LiveDisk::open(Arc::new(world.disk("disk")), Box::new(world.companion("store")), knobs)
+                .expect("opens");
+        live.take(MARKS[0], 1, 1).expect("a take");
+        let mut failed = None;
+        for block in 0..BLOCKS {
+            let result = live
+                .write(block * BLOCK, &[7; BLOCK as usize])
+                .and_then(|()| if block % 4 == 3 { live.flush() } else { Ok(()) });
+            if let Err(e) = result {
+                failed.get_or_insert(e);
+            }
+        }
+        let standing = live.standing();
+        match on_full {
+            OnFull::LoseSnapshot => {
+                assert!(failed.is_none(), "the machine's writes fail: {failed:?}");
+                assert!(standing.lost, "{standing:?}");
+                assert!(live.restore(MARKS[0]).is_err(), "a lost snapshot is restored");
+                let mut bytes = vec![0; (BLOCKS * BLOCK) as usize];
+                live.read(0, &mut bytes).expect("a read");
+                assert!(bytes.iter().all(|b| *b == 7), "a write is missing");
+                assert!(live.take(MARKS[1], 1, 1).is_err(), "the slot must be emptied first");
+                live.delete(MARKS[0]).expect("a delete");
+                live.take(MARKS[1], 1, 1).expect("a take");
+            }
+            OnFull::FailWrites => {
+                assert!(failed.is_some_and(|e| e.is_no_space()), "writes went on");
+                assert!(!standing.lost, "{standing:?}");
+                live.restore(MARKS[0]).expect("a restore");
+                let mut bytes = vec![0; SIZE as usize];
+                live.read(0, &mut bytes).expect("a read");
+                assert!(bytes == start(9), "the snapshot is not what was taken");
+            }
+        }
+    }
+}

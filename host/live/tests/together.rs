@@ -1,0 +1,170 @@
+//! Goal: what threads do at once neither loses a write nor breaks the snapshot.
+//!
+//! Method: a write put right between the steps of a take, from within the disk; and threads that write,
+//! read and check their own part of a real file while commits, flushes and takes go on.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use snapslot_content::Content as _;
+use snapslot_disk::sim::{Fate, World};
+use snapslot_disk::{Companion as _, Disk, DiskError, FileCompanion, FileDisk, Range};
+use snapslot_live::{BLOCK, Knobs, LiveDisk, OnFull, Snapshot};
+
+const MARK: &str = "00000000000000a1";
+const KNOBS: Knobs =
+    Knobs { store_max: 1 << 30, on_full: OnFull::LoseSnapshot, waiting_max: 256 << 10 };
+
+type Hook = Mutex<Option<Box<dyn FnOnce() + Send>>>;
+
+/// A disk that does something once, right after its next flush.
+struct Hooked {
+    disk: Arc<dyn Disk>,
+    then: Arc<Hook>,
+}
+
+impl Disk for Hooked {
+    fn size(&self) -> Result<u64, DiskError> {
+        self.disk.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        self.disk.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.disk.write_at(offset, data)
+    }
+    fn extend(&self, size: u64) -> Result<(), DiskError> {
+        self.disk.extend(size)
+    }
+    fn reserve(&self, ranges: &[Range]) -> Result<bool, DiskError> {
+        self.disk.reserve(ranges)
+    }
+    fn release_reserve(&self) -> Result<(), DiskError> {
+        self.disk.release_reserve()
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        let result = self.disk.flush();
+        let hook = self.then.lock().expect("the lock").take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        result
+    }
+}
+
+#[test]
+fn a_write_between_the_flush_and_the_gate_of_a_take_is_in_the_snapshot_for_good() {
+    let size = 16 * BLOCK;
+    let world = World::new(BTreeMap::from([("disk".to_owned(), vec![1; size as usize])]));
+    let then: Arc<Hook> = Arc::default();
+    let disk = Arc::new(Hooked { disk: Arc::new(world.disk("disk")), then: then.clone() });
+    let live: Arc<OnceLock<LiveDisk>> = Arc::default();
+    let opened = LiveDisk::open(disk, Box::new(world.companion("store")), KNOBS).expect("opens");
+    assert!(live.set(opened).is_ok());
+    let of_hook = live.clone();
+    *then.lock().expect("the lock") = Some(Box::new(move || {
+        of_hook.get().expect("a disk").write(5 * BLOCK, &[9; 4096]).expect("a write");
+    }));
+    live.get().expect("a disk").take(MARK, 1, 1).expect("a take");
+    assert!(then.lock().expect("the lock").is_none(), "the write never was");
+    // The take is done: no power cut may take anything from it.
+    let cut = world.crash(world.log().len(), |_| Fate::Lost);
+    let store: Box<dyn Disk> = Box::new(cut.disk("store"));
+    let snapshot = Snapshot::open(Arc::new(cut.disk("disk")), store).expect("its store");
+    let mut bytes = vec![0; size as usize];
+    snapshot.expect("a snapshot").read_at(0, &mut bytes).expect("a read");
+    let mut wanted = vec![1; size as usize];
+    wanted[5 * BLOCK as usize..6 * BLOCK as usize].fill(9);
+    assert!(bytes == wanted, "the snapshot lost a write that came before it");
+}
+
+#[test]
+fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
+    const THREADS: u64 = 4;
+    const PART: u64 = 300 * BLOCK;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("disk");
+    let first: Vec<u8> = (0..THREADS * PART + 700).map(|i| (i / 97) as u8).collect();
+    std::fs::write(&path, &first).expect("a file");
+    let disk: Arc<dyn Disk> = Arc::new(FileDisk::open_writable(&path).expect("opens"));
+    let companion = || FileCompanion::new(folder.path().join("store"), path.clone());
+    let live = LiveDisk::open(disk.clone(), Box::new(companion()), KNOBS).expect("opens");
+    let stop = AtomicBool::new(false);
+    let mut rounds = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                live.wait_until_wanted(std::time::Duration::from_millis(1));
+                live.commit().expect("a commit");
+            }
+        });
+        let writers: Vec<_> = (0..THREADS)
+            .map(|t| {
+                let (live, stop, first) = (&live, &stop, &first);
+                scope.spawn(move || {
+                    let base = t * PART;
+                    let mut own = first[base as usize..(base + PART) as usize].to_vec();
+                    let mut seed = 77 + t;
+                    let mut dice = |below: u64| {
+                        seed ^= seed << 13;
+                        seed ^= seed >> 7;
+                        seed ^= seed << 17;
+                        seed % below
+                    };
+                    let mut writes = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let length = 512 * (1 + dice(20));
+                        let at = 512 * dice((PART - length) / 512);
+                        let byte = dice(256) as u8;
+                        live.write(base + at, &vec![byte; length as usize]).expect("a write");
+                        own[at as usize..(at + length) as usize].fill(byte);
+                        writes += 1;
+                        let length = 1 + dice(30_000);
+                        let at = dice(PART - length);
+                        let mut read = vec![0; length as usize];
+                        live.read(base + at, &mut read).expect("a read");
+                        assert!(
+                            read == own[at as usize..(at + length) as usize],
+                            "thread {t} reads otherwise"
+                        );
+                        if dice(64) == 0 {
+                            live.flush().expect("a flush");
+                        }
+                    }
+                    (own, writes)
+                })
+            })
+            .collect();
+        // Takes while they write: whatever a snapshot reads, it reads twice.
+        let read = |snapshot: &Snapshot| {
+            let mut bytes = vec![0; first.len()];
+            snapshot.read_at(0, &mut bytes).expect("a read");
+            bytes
+        };
+        for _ in 0..30 {
+            live.take(MARK, 1, 1).expect("a take");
+            let store = companion().open().expect("its store").expect("a store");
+            let snapshot = Snapshot::open(disk.clone(), store).expect("opens").expect("a snapshot");
+            let once = read(&snapshot);
+            for _ in 0..3 {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                assert!(read(&snapshot) == once, "the snapshot changes");
+            }
+            live.delete(MARK).expect("a delete");
+            rounds += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        let mut all = first.clone();
+        let mut writes = 0;
+        for (t, writer) in writers.into_iter().enumerate() {
+            let (own, n) = writer.join().expect("a thread");
+            all[t * PART as usize..(t + 1) * PART as usize].copy_from_slice(&own);
+            writes += n;
+        }
+        live.flush().expect("a flush");
+        assert!(std::fs::read(&path).expect("the file") == all, "the disk is not what was written");
+        println!("{writes} writes, {rounds} snapshots");
+        assert!(writes > 1000, "{writes}");
+    });
+}
