@@ -33,6 +33,7 @@ mod content;
 mod error;
 mod folder;
 mod identity;
+mod live;
 mod overwrite;
 mod replace;
 mod save;
@@ -50,7 +51,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
-use snapslot_disk::{Doing, FileDisk};
+use snapslot_disk::Doing;
 use snapslot_slot::is_mark;
 
 use crate::Save;
@@ -58,6 +59,7 @@ use crate::Save;
 pub use content::Watch;
 pub use error::CopyError;
 use folder::Folder;
+pub use live::Served;
 
 /// Between the disk's name and what of ours it is.
 const JOINT: &str = ".snapslot-";
@@ -86,6 +88,8 @@ pub struct SavedCopy {
     pub size: u64,
     /// Bytes of storage it holds at most; what it shares with the disk counts too.
     pub held_bytes: u64,
+    /// Whether its content is gone: a live snapshot whose store ran full.
+    pub lost: bool,
 }
 
 impl SavedCopy {
@@ -129,6 +133,8 @@ pub struct Copies {
     disk: PathBuf,
     /// Where they lie: none for beside the disk.
     folder: Option<PathBuf>,
+    /// Where the process is asked that serves the disk, if one does.
+    socket: Option<PathBuf>,
     #[cfg(test)]
     pretend: tests::Pretend,
 }
@@ -149,6 +155,7 @@ impl Copies {
         Copies {
             disk: disk.to_owned(),
             folder: folder.map(Path::to_owned),
+            socket: None,
             #[cfg(test)]
             pretend: tests::Pretend::default(),
         }
@@ -179,22 +186,25 @@ impl Copies {
         self.open()?.list()
     }
 
-    /// Opens the copy with this mark, to read what it holds.
-    pub fn open_saved(&self, mark: &str) -> Result<FileDisk, CopyError> {
-        check_mark(mark)?;
-        let opened = self.open()?;
-        let (name, file, _) = opened.open_copy(mark)?;
-        let path = opened.folder.path().join(&name);
-        FileDisk::of_descriptor(file, &path).map_err(CopyError::from)
-    }
-
     /// What one more copy would take.
     pub fn saving(&self) -> Result<Saving, CopyError> {
+        if self.served()?.is_some() {
+            // Nothing is copied: what changes from now on is saved first.
+            return Ok(Saving {
+                shares: true,
+                bytes: 0,
+                available: self.open()?.folder.available()?,
+            });
+        }
         self.open()?.saving()
     }
 
     /// Who has the disk open, the first that is found, in words. This process does not count.
     pub fn user(&self) -> Result<Option<String>, CopyError> {
+        if let Some(served) = self.served()? {
+            let who = |n| format!("{n} clients of its server (pid {})", served.pid);
+            return Ok((served.clients > 0).then(|| who(served.clients)));
+        }
         let opened = self.open()?;
         let disk = opened.open_disk(false)?;
         users::user(&disk).map_err(|e| CopyError::io(opened.say(), Doing::Stat, e))
@@ -202,6 +212,13 @@ impl Copies {
 
     /// Saves a copy of the disk's present content: whole, or not at all.
     pub fn save(&self, new: &Save, watch: &Watch<'_>) -> Result<SavedCopy, CopyError> {
+        let mark = &new.mark;
+        check_mark(mark)?;
+        if self.save_live(new)? {
+            let listed = self.open()?.live_listed()?.filter(|c| c.mark == *mark);
+            return listed
+                .ok_or_else(|| CopyError::Missing { name: self.disk.display().to_string() });
+        }
         self.open()?.save(new, watch)
     }
 
@@ -209,22 +226,34 @@ impl Copies {
     /// it any more once a device has begun to change.
     pub fn put_back(&self, mark: &str, watch: &Watch<'_>) -> Result<(), CopyError> {
         check_mark(mark)?;
+        if self.is_live(mark)? {
+            return self.restore_live(mark);
+        }
         let opened = self.open()?;
         if opened.is_file { opened.replace(mark, watch) } else { opened.overwrite(mark, watch) }
     }
 
     /// Removes the copy with this mark; fine if there is none.
     pub fn discard(&self, mark: &str) -> Result<(), CopyError> {
+        check_mark(mark)?;
+        if self.is_live(mark)? {
+            return self.discard_live(mark);
+        }
         self.open()?.discard(mark)
     }
 
     /// What was begun and not ended, in words.
     pub fn unfinished(&self) -> Result<Option<String>, CopyError> {
+        if self.live_unfinished()? {
+            let disk = self.disk.display();
+            return Ok(Some(format!("a restore of {disk} from its live snapshot was cut off")));
+        }
         self.open()?.unfinished()
     }
 
     /// Ends what was begun: takes it back, or finishes it past its point of no return.
     pub fn settle(&self, watch: &Watch<'_>) -> Result<Settled, CopyError> {
+        self.settle_live()?;
         self.open()?.settle(watch)
     }
 }
@@ -313,8 +342,10 @@ impl Opened {
                 taken_nanoseconds: modified(&meta).subsec_nanos(),
                 size: meta.len(),
                 held_bytes: meta.blocks().saturating_mul(512),
+                lost: false,
             });
         }
+        found.extend(self.live_listed()?);
         found.sort_by(|a, b| a.order().cmp(&b.order()));
         Ok(found)
     }

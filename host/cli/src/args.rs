@@ -218,6 +218,15 @@ can be exported while the machine runs.")]
 
 {uri} in the command, and NBD_URI in its environment, say where the disk is.")]
     Open(OpenArgs),
+    /// Serve a raw disk to a machine, with snapshots while it runs
+    #[command(after_help = "Examples:
+  snapslot serve raw:/srv/vm2.img --socket /run/vm2.sock
+  qemu-system-x86_64 -drive driver=nbd,server.type=unix,server.path=/run/vm2.sock …
+  snapslot take raw:/srv/vm2.img                    # in a moment, while the machine writes
+
+The disk must be written through this server alone while its slot is held. It serves until it is
+interrupted, and goes on where it was when it is started again.")]
+    Serve(ServeArgs),
     /// Show what changed since the take, and where
     #[command(after_help = "Examples:
   snapslot diff ./disk.qcow2
@@ -411,6 +420,33 @@ pub struct ListenArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub struct ServeArgs {
+    /// The machine, or one of its volumes
+    pub machine: String,
+    #[command(flatten)]
+    pub at: ListenArgs,
+    /// Room for what a snapshot saves: bytes, with K, M, G or T, or percent of the disk [default: no limit
+    /// but the file system's]
+    #[arg(long, value_name = "SIZE", value_parser = room)]
+    pub store_size: Option<Room>,
+    /// What goes on when that is full
+    #[arg(long, value_name = "WHAT", default_value = "lose-snapshot")]
+    pub on_full: WhenFull,
+    /// Run this command, and end when it ends
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// What goes on when the store of a live snapshot is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WhenFull {
+    /// The machine: the snapshot is lost, and that is said
+    LoseSnapshot,
+    /// The snapshot: the machine's writes fail, for want of room
+    FailWrites,
+}
+
+#[derive(Debug, ClapArgs)]
 pub struct ExportArgs {
     /// The machine, or one of its volumes
     pub machine: String,
@@ -512,6 +548,7 @@ impl Command {
             Command::Delete { .. } => "delete",
             Command::Export(_) => "export",
             Command::Open(_) => "open",
+            Command::Serve(_) => "serve",
             Command::Diff { .. } => "diff",
             Command::Check { .. } => "check",
             Command::Recover { .. } => "recover",

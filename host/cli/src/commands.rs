@@ -64,6 +64,7 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
         }
         Command::Recover { machine } => slot::recover(&engine, output, machine.as_deref()),
         Command::Export(args) => content::export(&engine, output, &args),
+        Command::Serve(args) => open::serve_live(&engine, output, &args),
         Command::Open(args) => open::open(&engine, output, &args),
         Command::Diff { machine, content, backing } => {
             content::diff(&engine, output, &machine, content, &backing)

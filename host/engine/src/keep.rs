@@ -22,6 +22,7 @@ impl CopiesView for Shelf {
                 taken_nanoseconds: c.taken_nanoseconds,
                 size: c.size,
                 held_bytes: c.held_bytes,
+                lost: c.lost,
             })
             .collect())
     }
@@ -42,6 +43,7 @@ pub(crate) fn in_contract(error: &CopyError) -> Failure {
         | CopyError::Unsuitable { .. }
         | CopyError::Untrusted { .. }
         | CopyError::Exists { .. }
+        | CopyError::Live { .. }
         | CopyError::Size { .. }
         | CopyError::Time { .. } => FailureKind::Unsupported,
         _ if error.is_no_space() => FailureKind::NoSpace,

@@ -13,6 +13,7 @@ mod engine;
 mod error;
 mod installed;
 mod keep;
+mod live;
 mod locator;
 mod looks;
 mod operate;
@@ -28,6 +29,7 @@ mod volume;
 pub use engine::{Engine, Settings, Tools};
 pub use error::EngineError;
 pub use installed::{InstallError, Installed};
+pub use live::{LiveExport, ServeOptions};
 pub use locator::{Known, Locator, LocatorError, is_machine_name};
 pub use operate::{Asked, Done, Observer, PlannedPhase, Room, Shown, Verb, VolumeDone};
 pub use plugins::{Candidate, Checked, Verified, read_component};
@@ -37,6 +39,7 @@ pub use serving::ReadOnly;
 pub use snapslot_command::PlaceKind;
 pub use snapslot_content as content;
 pub use snapslot_disk::{Holder, Users};
+pub use snapslot_live::{OnFull, Standing};
 pub use snapslot_nbd as nbd;
 pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,

@@ -69,7 +69,7 @@ pub enum Room {
 }
 
 impl Room {
-    fn of(self, size: u64) -> u64 {
+    pub(crate) fn of(self, size: u64) -> u64 {
         match self {
             Room::Bytes(bytes) => bytes,
             Room::Percent(percent) => {
@@ -270,8 +270,15 @@ impl Engine {
 
 /// QEMU's locks on every image: nobody else can have them open.
 pub(crate) fn lock_images(volumes: &[Volume]) -> Result<Vec<ImageLock<'_>>, EngineError> {
-    (volumes.iter())
-        .filter_map(|v| Some((v, v.image.as_ref()?)))
+    let mut images = Vec::new();
+    for volume in volumes {
+        if let Some(disk) = &volume.image
+            && !volume.is_served()?
+        {
+            images.push((volume, disk));
+        }
+    }
+    (images.into_iter())
         .map(|(v, disk)| {
             ImageLock::exclusive(disk).map_err(|e| match lock_error(&v.locator, e, None) {
                 EngineError::Busy { volume, holders, .. } => {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use snapslot_capture::journal::{self, Found};
 use snapslot_disk::{EngineLock, FileId, LockError, Users, probe_writer};
-use snapslot_runtime::{Facts, Finding, Snapshot};
+use snapslot_runtime::{Change, Facts, Finding, Snapshot};
 use snapslot_slot::{Consistency, Drift, Moment, Occupant, Part, Running, State};
 
 use crate::engine::Engine;
@@ -151,7 +151,12 @@ impl Engine {
             // What cannot be measured is left out: status is about the slot.
             let change = of_slot.and_then(|s| {
                 let plugin = self.plugin(&locator.backend).ok()?;
-                plugin.measure(&volume.sight(), &s.identity).ok()
+                plugin.measure(&volume.sight(), &s.identity).ok().or_else(|| {
+                    // A live snapshot knows what it saved.
+                    let changed = volume.copies.as_ref()?.changed(s.mark.as_ref()?).ok()??;
+                    let changed_bytes = changed.iter().map(|r| r.length).sum();
+                    Some(Change { changed_bytes, held_bytes: changed_bytes })
+                })
             });
             seen.push(VolumeStatus {
                 volume: locator.to_string(),

@@ -184,8 +184,15 @@ impl Engine {
             let then = facts.snapshots.iter().find(|s| s.mark.as_ref() == Some(&occupant.mark));
             let size = facts.virtual_size.max(then.map_or(0, |s| s.virtual_size));
             let shared = share(volume)?;
+            let known = match (&volume.copies, lists(&plugin)) {
+                (Some(copies), false) if !content => copies
+                    .changed(&occupant.mark)
+                    .map_err(|e| EngineError::copy(&volume.locator, &e))?,
+                _ => None,
+            };
             let by_metadata = match content {
                 true => None,
+                false if known.is_some() => known,
                 false => self.differing(
                     volume,
                     &plugin,
@@ -328,11 +335,7 @@ impl Engine {
                 let Some(copies) = &volume.copies else {
                     return Err(no_content(volume, "no copies are kept of it"));
                 };
-                let file =
-                    copies.open_saved(mark).map_err(|e| EngineError::copy(&volume.locator, &e))?;
-                let content =
-                    |source| EngineError::Content { volume: volume.locator.to_string(), source };
-                Ok(Arc::new(Plain::new(Arc::new(file)).map_err(content)?))
+                copies.open_content(mark).map_err(|e| EngineError::copy(&volume.locator, &e))
             }
             None => device(volume, self.snapshot_device(volume, &found.name)),
         }

@@ -79,7 +79,7 @@ impl Volume {
             locator: locator.clone(),
             image,
             lock,
-            copies: copies.map(Arc::new),
+            copies: copies.map(|c| Arc::new(c.served_at(control_socket(state_dir, locator)))),
             looks,
             journal: journal_path(locator, state_dir, image_is_file),
         })
@@ -153,8 +153,19 @@ impl Volume {
         Ok(Volume { image, ..self.clone() })
     }
 
+    /// Whether a process of ours serves it now: then that one has its locks.
+    pub fn is_served(&self) -> Result<bool, EngineError> {
+        let Some(copies) = &self.copies else { return Ok(false) };
+        let served = copies.served().map_err(|e| EngineError::copy(&self.locator, &e))?;
+        Ok(served.is_some())
+    }
+
     /// Who uses the device that shows its content. Files have QEMU's locks for that.
     pub fn users(&self) -> Result<Users, EngineError> {
+        if self.is_served()? {
+            // Its clients are what counts, and their server says so when it matters.
+            return Ok(Users::default());
+        }
         match self.locator.place.device() {
             Some(path) if self.image.as_ref().is_none_or(|d| !d.is_file()) => {
                 users(&path).map_err(|e| EngineError::disk(&self.locator, e))
@@ -202,6 +213,14 @@ fn journal_path(locator: &Locator, state_dir: &Path, is_file: bool) -> (PathBuf,
             (with_suffix(path_in(&journals, locator), JOURNAL_SUFFIX), journals)
         }
     }
+}
+
+/// Where the process is asked that serves a volume. Its name is short, as sockets' are.
+pub(crate) fn control_socket(state_dir: &Path, locator: &Locator) -> PathBuf {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(locator.to_string());
+    let name: String = digest[..12].iter().map(|b| format!("{b:02x}")).collect();
+    state_dir.join("live").join(name)
 }
 
 fn with_suffix(path: PathBuf, suffix: &str) -> PathBuf {

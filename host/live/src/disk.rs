@@ -850,6 +850,34 @@ impl LiveDisk {
         Ok(())
     }
 
+    /// What a run consists of, from `offset` on: lengths, and whether they are holes of the disk. At most
+    /// `most`, and not beyond `length`.
+    pub fn runs(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<(u64, bool)>, LiveError> {
+        self.outside(offset, length)?;
+        let _open = self.enter();
+        if self.waiting.load(Ordering::Acquire) + self.going.load(Ordering::Acquire) > 0 {
+            // What waits may lie in a hole.
+            return Ok(vec![(length, false)]);
+        }
+        let of_content = |e| match e {
+            snapslot_content::ContentError::Disk(e) => LiveError::Disk(e),
+            other => LiveError::Broken { why: other.to_string() },
+        };
+        let plain = snapslot_content::Plain::new(self.disk.clone()).map_err(of_content)?;
+        let (mut at, end, mut found) = (offset, offset + length, Vec::new());
+        while at < end && found.len() < most {
+            let run = snapslot_content::Content::run(&plain, at, end).map_err(of_content)?;
+            found.push((run.length, run.zero));
+            at += run.length;
+        }
+        Ok(found)
+    }
+
     /// How it stands.
     pub fn standing(&self) -> Standing {
         let slot = lock(&self.slot);

@@ -143,8 +143,10 @@ impl Server {
             Ok(End::Left | End::Stopped) => {}
             Ok(End::Junk(why)) => tracing::warn!("a client was sent away: {why}"),
             Ok(End::Io(e)) => tracing::info!("a client was lost: {e}"),
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
-            Err(e) => tracing::warn!("a client was sent away: {e}"),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!("a client was sent away: {e}");
+            }
+            Err(e) => tracing::info!("a client left: {e}"),
         }
     }
 

@@ -21,6 +21,7 @@ fn copy() -> SavedCopy {
         taken_nanoseconds: 123_456_789,
         size: 4096,
         held_bytes: 2048,
+        lost: false,
     }
 }
 

@@ -102,7 +102,7 @@ fn snapshot(copy: SavedCopy) -> Snapshot {
         taken_nanoseconds: copy.taken_nanoseconds,
         virtual_size: copy.size,
         vm_state_size: 0,
-        lost: false,
+        lost: copy.lost,
     }
 }
 

@@ -18,6 +18,8 @@ use snapslot_disk::Doing;
 
 use super::CopyError;
 
+pub use snapslot_content::Watch;
+
 /// Bytes moved at once by one thread.
 const PIECE: u64 = 1 << 20;
 /// Bytes compared at once: also the shortest run of zeroes that stays a hole.
@@ -26,26 +28,6 @@ const GRAIN: usize = 64 << 10;
 const WINDOW: usize = 128;
 /// More threads than this only contend.
 const THREADS_MAX: usize = 4;
-
-/// Who watches, and may stop, a copy.
-#[derive(Clone, Copy)]
-pub struct Watch<'a> {
-    /// Told bytes done and bytes in all.
-    pub progress: &'a (dyn Fn(u64, u64) + Sync),
-    /// Asked between windows; `true` stops what can still be taken back.
-    pub stop: &'a (dyn Fn() -> bool + Sync),
-}
-
-impl Watch<'_> {
-    /// Nobody watches.
-    pub const NONE: Watch<'static> = Watch { progress: &|_, _| {}, stop: &|| false };
-}
-
-impl std::fmt::Debug for Watch<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Watch")
-    }
-}
 
 /// What lies at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -110,6 +110,14 @@ pub enum CopyError {
         /// The copy.
         name: String,
     },
+    /// The live snapshot, or who serves the disk, says no.
+    #[error("{name}: {why}")]
+    Live {
+        /// The disk.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// The caller wanted it stopped; all is as before.
     #[error("stopped as asked; all is as before")]
     Cancelled,
@@ -151,6 +159,7 @@ impl CopyError {
             CopyError::Unfinished { .. } => "unfinished",
             CopyError::Overtaken { .. } => "overtaken",
             CopyError::Time { .. } => "no-time",
+            CopyError::Live { .. } => "live",
             CopyError::Cancelled => "cancelled",
         }
     }

@@ -12,9 +12,9 @@ use std::sync::Mutex;
 use anyhow::{Context, anyhow};
 use serde_json::json;
 use snapslot_engine::nbd::{Announced, Listener, Server, Tls};
-use snapslot_engine::{Engine, EngineError, Opened, ReadOnly, Which};
+use snapslot_engine::{Engine, EngineError, OnFull, Opened, ReadOnly, ServeOptions, Which};
 
-use crate::args::{ListenArgs, OpenArgs};
+use crate::args::{ListenArgs, OpenArgs, ServeArgs, WhenFull};
 use crate::output::{Failed, Output};
 use crate::stop;
 use crate::words::bytes;
@@ -59,6 +59,35 @@ fn serve(
         "virtual-size": opened.content.size(),
     });
     run(output, &server, &place, &args.command, object, &words)
+}
+
+/// Serves a disk that is written.
+pub fn serve_live(engine: &Engine, output: Output, args: &ServeArgs) -> Result<ExitCode, Failed> {
+    stop::listen();
+    let options = ServeOptions {
+        store: args.store_size,
+        on_full: match args.on_full {
+            WhenFull::LoseSnapshot => OnFull::LoseSnapshot,
+            WhenFull::FailWrites => OnFull::FailWrites,
+        },
+    };
+    engine.serve(&args.machine, options, |volume, live| {
+        let place = Place::listen(engine.state_dir(), &args.at)?;
+        let standing = live.standing();
+        let size = snapslot_engine::nbd::Export::size(&*live);
+        let mut words =
+            format!("{} {volume}, {}, as {}\n", output.strong("Serving:"), bytes(size), place.uri);
+        if let (Some(mark), false) = (&standing.mark, standing.lost) {
+            words +=
+                &format!("  its slot holds {mark}; {} saved so far\n", bytes(standing.saved_bytes));
+        }
+        let object =
+            json!({ "volume": volume, "uri": place.uri, "virtual-size": size, "live": standing });
+        let description = format!("{volume}, with a slot for a snapshot");
+        let export = Announced { name: String::new(), description, export: live };
+        let server = Server::new(vec![export], place.tls.clone());
+        run(output, &server, &place, &args.command, object, &words)
+    })?
 }
 
 /// Where a disk is served; its socket goes when this does.

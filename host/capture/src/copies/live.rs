@@ -1,0 +1,242 @@
+//! The snapshot of a disk that is served, or was: it lies in a store beside the disk, not in a copy.
+//!
+//! ```text
+//! vm.img.snapslot-live       what the snapshot has saved (its shape: `snapslot_live::store`)
+//! ```
+//! While a process serves the disk it alone changes disk and store, and does what it is asked over its
+//! control socket; otherwise it is done here, with the same code.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use snapslot_content::{Content, Plain, Range};
+use snapslot_disk::{Disk, Doing, FileCompanion, FileDisk};
+use snapslot_live::control::{Answer, Request, ask};
+use snapslot_live::store::{Head, State};
+use snapslot_live::{Knobs, LiveDisk, LiveError, OnFull, Snapshot, Standing};
+
+use super::{Copies, CopyError, Opened, SavedCopy, which};
+use crate::Save;
+
+/// The store's part of its name.
+const LIVE: &str = "live";
+
+/// A disk that is served now.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The process that serves it.
+    pub pid: u32,
+    /// Clients that use it now.
+    pub clients: usize,
+    /// How its snapshot stands.
+    pub standing: Standing,
+}
+
+impl Copies {
+    /// The same, of a disk that may be served: `socket` is where its server is asked.
+    #[must_use]
+    pub fn served_at(mut self, socket: PathBuf) -> Self {
+        self.socket = Some(socket);
+        self
+    }
+
+    /// Where its server is asked.
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
+    /// Who serves it now, if anybody does.
+    pub fn served(&self) -> Result<Option<Served>, CopyError> {
+        match self.asked(&Request::Standing)? {
+            Some(Answer::Done { pid, clients, standing }) => {
+                Ok(Some(Served { pid, clients, standing }))
+            }
+            Some(refused) => Err(self.refused(refused)),
+            None => Ok(None),
+        }
+    }
+
+    fn asked(&self, request: &Request) -> Result<Option<Answer>, CopyError> {
+        let Some(socket) = &self.socket else { return Ok(None) };
+        ask(socket, request)
+            .map_err(|e| CopyError::io(socket.display().to_string(), Doing::Open, e))
+    }
+
+    /// Has it done by who serves the disk; `false`: nobody does.
+    fn by_server(&self, request: &Request) -> Result<bool, CopyError> {
+        match self.asked(request)? {
+            None => Ok(false),
+            Some(Answer::Done { .. }) => Ok(true),
+            Some(refused) => Err(self.refused(refused)),
+        }
+    }
+
+    fn refused(&self, answer: Answer) -> CopyError {
+        let name = self.disk.display().to_string();
+        match answer {
+            Answer::Refused { code, message } if code == "in-use" => {
+                CopyError::InUse { name, who: message }
+            }
+            Answer::Refused { message, .. } => CopyError::Live { name, why: message },
+            Answer::Done { .. } => {
+                CopyError::Live { name, why: "it answered strangely".to_owned() }
+            }
+        }
+    }
+
+    /// Opens the store's companion and the disk, for who serves it.
+    pub fn live_disk(&self, knobs: Knobs) -> Result<LiveDisk, CopyError> {
+        let opened = self.open()?;
+        let disk = FileDisk::open_writable(&opened.disk)?;
+        let live = LiveDisk::open(Arc::new(disk), Box::new(opened.live_companion()), knobs);
+        live.map_err(|e| opened.live_error(e))
+    }
+
+    /// The head of the live snapshot, if there is one.
+    pub(super) fn live_head(&self) -> Result<Option<Head>, CopyError> {
+        Ok(self.open()?.live_store()?.map(|(head, _)| head))
+    }
+
+    /// Whether this mark is the live snapshot's.
+    pub(super) fn is_live(&self, mark: &str) -> Result<bool, CopyError> {
+        Ok(self.live_head()?.is_some_and(|h| h.mark == mark))
+    }
+
+    /// Takes a live snapshot; `false`: nobody serves the disk.
+    pub(super) fn save_live(&self, new: &Save) -> Result<bool, CopyError> {
+        self.by_server(&Request::Take {
+            mark: new.mark.clone(),
+            seconds: new.taken_seconds,
+            nanoseconds: new.taken_nanoseconds,
+        })
+    }
+
+    pub(super) fn restore_live(&self, mark: &str) -> Result<(), CopyError> {
+        if self.by_server(&Request::Restore { mark: mark.to_owned() })? {
+            return Ok(());
+        }
+        let opened = self.open()?;
+        if opened.is_file {
+            opened.refuse_used(&opened.open_disk(false)?)?;
+        }
+        self.live_disk(OFFLINE)?.restore(mark).map_err(|e| opened.live_error(e))
+    }
+
+    pub(super) fn discard_live(&self, mark: &str) -> Result<(), CopyError> {
+        if self.by_server(&Request::Delete { mark: mark.to_owned() })? {
+            return Ok(());
+        }
+        let opened = self.open()?;
+        self.live_disk(OFFLINE)?.delete(mark).map_err(|e| opened.live_error(e))
+    }
+
+    /// Ends a restore of the live snapshot that was cut off; a server that runs ends it itself.
+    pub(super) fn settle_live(&self) -> Result<bool, CopyError> {
+        if !self.live_unfinished()? {
+            return Ok(false);
+        }
+        self.live_disk(OFFLINE)?;
+        Ok(true)
+    }
+
+    pub(super) fn live_unfinished(&self) -> Result<bool, CopyError> {
+        let restoring = self.live_head()?.is_some_and(|h| h.state == State::Restoring);
+        Ok(restoring && self.served()?.is_none())
+    }
+
+    /// What the snapshot with this mark holds, to be read.
+    pub fn open_content(&self, mark: &str) -> Result<Arc<dyn Content>, CopyError> {
+        super::check_mark(mark)?;
+        let opened = self.open()?;
+        if self.is_live(mark)?
+            && let Some(snapshot) = opened.live_snapshot()?
+        {
+            return Ok(Arc::new(snapshot));
+        }
+        let (name, file, _) = opened.open_copy(mark)?;
+        let path = opened.folder.path().join(&name);
+        let disk = FileDisk::of_descriptor(file, &path)?;
+        Plain::new(Arc::new(disk)).map(|p| Arc::new(p) as Arc<dyn Content>).map_err(of_content)
+    }
+
+    /// Where the disk was written since the take, to the block of 4 KiB; none: only reading both tells.
+    pub fn changed(&self, mark: &str) -> Result<Option<Vec<Range>>, CopyError> {
+        if !self.is_live(mark)? {
+            return Ok(None);
+        }
+        // What waits in the server's memory counts too.
+        self.by_server(&Request::Commit)?;
+        let snapshot = self.open()?.live_snapshot()?;
+        snapshot.map(|s| s.changed().map_err(of_content)).transpose()
+    }
+}
+
+/// What an engine that does not serve the disk does with it saves nothing.
+const OFFLINE: Knobs = Knobs { store_max: u64::MAX, on_full: OnFull::LoseSnapshot, waiting_max: 0 };
+
+fn of_content(error: snapslot_content::ContentError) -> CopyError {
+    match error {
+        snapslot_content::ContentError::Disk(e) => CopyError::Disk(e),
+        other => {
+            CopyError::io("the snapshot", Doing::Read, std::io::Error::other(other.to_string()))
+        }
+    }
+}
+
+impl Opened {
+    fn live_path(&self) -> PathBuf {
+        self.folder.path().join(self.name(LIVE))
+    }
+
+    fn live_companion(&self) -> FileCompanion {
+        // Who owns the disk may own its store.
+        FileCompanion::new(self.live_path(), self.disk.clone())
+    }
+
+    fn live_error(&self, error: LiveError) -> CopyError {
+        match error {
+            LiveError::Disk(e) => CopyError::Disk(e),
+            LiveError::Missing { .. } => {
+                CopyError::Missing { name: self.live_path().display().to_string() }
+            }
+            other => CopyError::Live { name: self.say(), why: other.to_string() },
+        }
+    }
+
+    /// The head and the file of the store, if there is a snapshot.
+    fn live_store(&self) -> Result<Option<(Head, std::fs::File)>, CopyError> {
+        let name = self.name(LIVE);
+        let Some(file) = self.folder.read(&name)? else { return Ok(None) };
+        self.folder.trust(&name, &file, self.owner())?;
+        let again =
+            file.try_clone().map_err(|e| CopyError::io(self.folder.say(&name), Doing::Open, e))?;
+        let disk = FileDisk::of_descriptor(again, &self.live_path())?;
+        Ok(Head::of(&disk)?.map(|head| (head, file)))
+    }
+
+    fn live_snapshot(&self) -> Result<Option<Snapshot>, CopyError> {
+        let Some((_, store)) = self.live_store()? else { return Ok(None) };
+        let store = FileDisk::of_descriptor(store, &self.live_path())?;
+        let disk: Arc<dyn Disk> = Arc::new(FileDisk::open_read_only(&self.disk)?);
+        Snapshot::open(disk, Box::new(store)).map_err(of_content)
+    }
+
+    /// The live snapshot as one of those that are listed.
+    pub(super) fn live_listed(&self) -> Result<Option<SavedCopy>, CopyError> {
+        let Some((head, file)) = self.live_store()? else { return Ok(None) };
+        let name = self.name(LIVE);
+        let meta =
+            file.metadata().map_err(|e| CopyError::io(self.folder.say(&name), Doing::Stat, e))?;
+        Ok(Some(SavedCopy {
+            identity: which(&meta),
+            name: name.to_string_lossy().into_owned(),
+            taken_seconds: head.taken_seconds,
+            taken_nanoseconds: head.taken_nanoseconds,
+            size: head.disk_size,
+            held_bytes: meta.blocks().saturating_mul(512),
+            lost: head.state == State::Lost,
+            mark: head.mark,
+        }))
+    }
+}
