@@ -143,7 +143,7 @@ fn to_path(
     wanted: &Wanted,
     watch: &Watch<'_>,
 ) -> Result<Exported, ContentError> {
-    let target = Target::open(path, wanted.force)?;
+    let target = Target::open(path, wanted.force, wanted.sync)?;
     let share = target.is_file() && wanted.packing.is_none() && !wanted.digest;
     let done = match wanted.format {
         Format::Raw => {
@@ -151,7 +151,7 @@ fn to_path(
                 let why = "raw images cannot be compressed; --format qcow2 can".to_owned();
                 return Err(ContentError::Target { name: target.name().to_owned(), why });
             }
-            let sink = raw::Raw::new(&target, content.size())?;
+            let sink = raw::Raw::new(&target, content)?;
             run(content, &sink, Cut { grain: 4096, share }, wanted.digest, watch)?
         }
         Format::Qcow2 => {
@@ -174,6 +174,18 @@ struct Own {
     buffer: Vec<u8>,
 }
 
+impl Own {
+    /// So many bytes of memory that begins at a multiple of what direct writes want.
+    fn bytes(&mut self, length: usize) -> &mut [u8] {
+        let grain = target::DIRECT_GRAIN as usize;
+        if self.buffer.len() < length + grain {
+            self.buffer.resize(length + grain, 0);
+        }
+        let skip = self.buffer.as_ptr().align_offset(grain).min(grain);
+        &mut self.buffer[skip..skip + length]
+    }
+}
+
 fn run(
     content: &dyn Content,
     sink: &dyn Sink,
@@ -188,11 +200,7 @@ fn run(
     let order = Order::default();
     let data = |own: &mut Own, number: u64, start: u64, length: u64| -> Result<(), ContentError> {
         // At most a piece, which fits.
-        let length = length as usize;
-        if own.buffer.len() < length {
-            own.buffer.resize(length, 0);
-        }
-        let bytes = &mut own.buffer[..length];
+        let bytes = own.bytes(length as usize);
         content.read_at(start, bytes)?;
         read.fetch_add(length as u64, Ordering::Relaxed);
         sink.data(number, start, bytes)?;

@@ -10,7 +10,6 @@
 //! name yet, so no order among these writes matters; it is flushed before it is named.
 //! Field by field: docs/interop/qcow2.txt of QEMU.
 
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -70,7 +69,7 @@ impl<'t> Qcow2<'t> {
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<(), ContentError> {
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.target.file().write_all_at(bytes, at).map_err(|e| self.fail(Doing::Write, e))
+        self.target.write_at(at, bytes).map_err(|e| self.fail(Doing::Write, e))
     }
 
     /// Room for so many bytes, from a multiple of `align` on.

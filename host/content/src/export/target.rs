@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
@@ -19,11 +19,17 @@ use crate::ContentError;
 
 pub(super) struct Target {
     file: File,
+    /// The same file, written past the page cache: what is to be durable anyway need not be copied into
+    /// memory first, and parts of it go side by side.
+    direct: Option<File>,
     path: PathBuf,
     say: String,
     kind: Kind,
     force: bool,
 }
+
+/// What every usual device and file system takes past the page cache.
+pub(super) const DIRECT_GRAIN: u64 = 4096;
 
 enum Kind {
     /// It has no name yet.
@@ -42,7 +48,7 @@ impl Drop for Part {
 }
 
 impl Target {
-    pub(super) fn open(path: &Path, force: bool) -> Result<Target, ContentError> {
+    pub(super) fn open(path: &Path, force: bool, sync: bool) -> Result<Target, ContentError> {
         let say = path.display().to_string();
         let fail = |e| ContentError::io(&say, Doing::Open, e);
         let refuse = |why: &str| ContentError::Target { name: say.clone(), why: why.to_owned() };
@@ -76,7 +82,32 @@ impl Target {
             Some(_) if !force => return Err(ContentError::Exists { name: say }),
             _ => Self::create(path).map_err(fail)?,
         };
-        Ok(Target { file, path: path.to_owned(), say, kind, force })
+        let direct = sync.then(|| Self::direct(&file)).flatten();
+        Ok(Target { file, direct, path: path.to_owned(), say, kind, force })
+    }
+
+    /// None where the file system has no such way.
+    fn direct(file: &File) -> Option<File> {
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let flags = OFlag::O_DIRECT | OFlag::O_CLOEXEC;
+        OpenOptions::new().write(true).custom_flags(flags.bits()).open(own).ok()
+    }
+
+    /// Writes all of it, past the page cache where place, length and memory allow.
+    pub(super) fn write_at(&self, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let fits = |n: u64| n.is_multiple_of(DIRECT_GRAIN);
+        if let Some(direct) = &self.direct
+            && fits(at)
+            && fits(bytes.len() as u64)
+            && fits(bytes.as_ptr() as u64)
+        {
+            match direct.write_all_at(bytes, at) {
+                // A device of larger sectors: then as ever.
+                Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => {}
+                result => return result,
+            }
+        }
+        self.file.write_all_at(bytes, at)
     }
 
     fn create(path: &Path) -> std::io::Result<(File, Kind)> {
