@@ -241,6 +241,13 @@ impl Engine {
             let knobs = Knobs { store_max, on_full: options.on_full, waiting_max: WAITING_MAX };
             copies.live_disk(knobs).map_err(|e| EngineError::copy(locator, &e))?
         };
+        let said = locator.to_string();
+        live.when_lost(move |mark, why| {
+            tracing::error!(
+                "{said}: THE SNAPSHOT {mark} IS LOST: {why}. The machine goes on; `snapslot delete {said}` empties \
+                 the slot"
+            );
+        });
         let socket = crate::volume::control_socket(&self.settings.state_dir, locator);
         let control = Control::bind(socket.clone()).map_err(|e| {
             let what = snapslot_disk::DiskError::io(
@@ -268,13 +275,13 @@ impl Engine {
     }
 }
 
-/// Commits when enough waits, or after a while; says aloud what must be heard.
+/// Commits when enough waits, or after a while.
 fn bring_to_disk(
     export: &LiveExport,
     locator: &crate::locator::Locator,
     stop: &std::sync::atomic::AtomicBool,
 ) {
-    let (mut lost, mut failed) = (export.live.standing().lost, false);
+    let mut failed = false;
     while !stop.load(Ordering::Relaxed) {
         export.live.wait_until_wanted(UNASKED);
         let result = export.live.commit();
@@ -282,14 +289,5 @@ fn bring_to_disk(
             tracing::error!("{locator}: {e}");
         }
         failed = result.is_err();
-        let standing = export.live.standing();
-        if standing.lost && !lost {
-            let mark = standing.mark.unwrap_or_default();
-            let why = standing.why.unwrap_or_default();
-            tracing::error!(
-                "{locator}: THE SNAPSHOT {mark} IS LOST: {why}. The machine goes on; `snapslot delete` empties the slot"
-            );
-        }
-        lost = standing.lost;
     }
 }

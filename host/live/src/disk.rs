@@ -33,7 +33,9 @@
 //! the next flush; first writes beyond what may wait fail meanwhile. A failed flush of the disk is final.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -232,7 +234,11 @@ pub struct LiveDisk {
     /// Why the last commit came to nothing, and whether it was for want of room.
     stuck: Mutex<Option<(String, bool)>>,
     is_stuck: AtomicBool,
+    /// Told, with mark and cause, when the snapshot is given up.
+    herald: OnceLock<Herald>,
 }
+
+type Herald = Box<dyn Fn(&str, &str) + Send + Sync>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
@@ -266,6 +272,7 @@ impl LiveDisk {
             is_broken: AtomicBool::new(false),
             stuck: Mutex::new(None),
             is_stuck: AtomicBool::new(false),
+            herald: OnceLock::new(),
         };
         live.find()?;
         Ok(live)
@@ -305,6 +312,11 @@ impl LiveDisk {
         slot.held = Some(held);
         *self.gate.write().unwrap_or_else(|e| e.into_inner()) = true;
         Ok(())
+    }
+
+    /// Who is told, with mark and cause, when the snapshot has to be given up. The first one counts.
+    pub fn when_lost(&self, herald: impl Fn(&str, &str) + Send + Sync + 'static) {
+        let _ = self.herald.set(Box::new(herald));
     }
 
     /// Its size in bytes.
@@ -669,6 +681,9 @@ impl LiveDisk {
             // Neither: to go on would leave a snapshot that claims to be whole.
             slot.held = Some(held);
             return Err(self.break_down(&format!("its snapshot cannot be given up: {why}")));
+        }
+        if let Some(herald) = self.herald.get() {
+            herald(&held.head.mark, why);
         }
         slot.lost = Some((held.head, why.to_owned()));
         Ok(())

@@ -75,7 +75,8 @@ impl<'t> Raw<'t> {
             if run.zero || run.length < ROOM_MIN {
                 continue;
             }
-            let (Ok(start), Ok(length)) = (i64::try_from(run.start), i64::try_from(run.length)) else {
+            let (Ok(start), Ok(length)) = (i64::try_from(run.start), i64::try_from(run.length))
+            else {
                 return;
             };
             let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;

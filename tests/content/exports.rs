@@ -1,0 +1,333 @@
+//! Exports and diffs over the features of qcow2, and of raw disks.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use snapslot_test_support::{Image, Scratch, SplitMix64, assert_same, qemu_img};
+
+use crate::{MIB, program, sha256, snapslot};
+
+/// Sets of options that QEMU accepts, and what it writes first is then compressed by this.
+const FEATURES: [(&str, &[&str], Option<&str>); 14] = [
+    ("plain", &[], None),
+    ("version 2", &["compat=0.10"], None),
+    ("512 bytes", &["cluster_size=512"], None),
+    ("4 KiB", &["cluster_size=4096"], None),
+    ("2 MiB", &["cluster_size=2M"], None),
+    ("subclusters", &["extended_l2=on"], None),
+    ("16-bit counts of 4 KiB", &["cluster_size=4096", "refcount_bits=16"], None),
+    ("8-bit counts", &["refcount_bits=8"], None),
+    ("64-bit counts", &["refcount_bits=64"], None),
+    ("lazy counts", &["lazy_refcounts=on"], None),
+    ("zlib", &[], Some("zlib")),
+    ("zstd", &[], Some("zstd")),
+    ("zlib of 4 KiB", &["cluster_size=4096"], Some("zlib")),
+    ("metadata ahead", &["preallocation=metadata"], None),
+];
+const SIZE: u64 = 12 * MIB + 512;
+
+/// An image with these features, some content, a snapshot in its slot, and other content since.
+struct Subject {
+    scratch: Scratch,
+    image: Image,
+    name: String,
+    before: Vec<u8>,
+}
+
+fn guest(random: &mut SplitMix64, n: usize) -> Vec<String> {
+    (0..n)
+        .map(|_| {
+            let length = 512 * random.between(1, 600);
+            let at = 512 * random.below((SIZE - length) / 512);
+            match random.below(5) {
+                0 => format!("write -q -z {at} {length}"),
+                1 => format!("discard -q {at} {length}"),
+                _ => format!("write -q -P {} {at} {length}", random.between(1, 256)),
+            }
+        })
+        .collect()
+}
+
+fn subject(features: &[&str], compression: Option<&str>, seed: u64) -> Subject {
+    let scratch = Scratch::new();
+    let mut random = SplitMix64::new(seed);
+    let path = scratch.join("disk.qcow2");
+    let image = match compression {
+        None => Image::create(&path, features, SIZE),
+        Some(method) => {
+            let source = scratch.join("source.raw");
+            let bytes: Vec<u8> =
+                (0..SIZE).map(|i| if i / 40_000 % 3 == 0 { 0 } else { (i / 11) as u8 }).collect();
+            std::fs::write(&source, bytes).expect("room");
+            let kind = format!("compression_type={method}");
+            let mut options = vec![kind.as_str()];
+            options.extend(features);
+            let (from, to, options) =
+                (source.display().to_string(), path.display().to_string(), options.join(","));
+            qemu_img(["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &options, &from, &to])
+                .expect_success();
+            Image::at(&path)
+        }
+    };
+    image.guest(guest(&mut random, 12));
+    let before = image.active();
+    let taken = snapslot(&scratch).verb("take", image.path(), &[]);
+    taken.expect(0);
+    let name = taken.snapshot_name();
+    image.guest(guest(&mut random, 8));
+    Subject { scratch, image, name, before }
+}
+
+fn raw_of(path: &Path, format: &str) -> Vec<u8> {
+    if format == "raw" {
+        return std::fs::read(path).expect("the export");
+    }
+    let image = Image::at(path);
+    image.assert_clean();
+    image.active()
+}
+
+#[test]
+fn exports_are_what_the_slot_and_the_disk_hold() {
+    let mut exported = 0;
+    for (i, (what, features, compression)) in FEATURES.iter().enumerate() {
+        let Subject { scratch, image, name, before } =
+            subject(features, *compression, 7 + i as u64);
+        let snapslot = snapslot(&scratch);
+        assert_same(&format!("{what}: the test's own idea"), &image.snapshot(&name), &before);
+        for (ending, more) in [
+            ("raw", &[][..]),
+            ("qcow2", &[]),
+            ("qcow2", &["--compress", "zstd"]),
+            ("qcow2", &["--compress", "zlib", "--level", "1"]),
+        ] {
+            for live in [false, true] {
+                let out = scratch.join(&format!("out-{exported}.{ending}"));
+                let path = out.display().to_string();
+                let mut arguments = vec![path.as_str(), "--checksum"];
+                arguments.extend(more);
+                if live {
+                    arguments.push("--live");
+                }
+                let done = snapslot.verb("export", image.path(), &arguments);
+                let told = done.expect(0);
+                let expected = if live { image.active() } else { before.clone() };
+                assert_same(
+                    &format!("{what}, {ending} {more:?}"),
+                    &raw_of(&out, ending),
+                    &expected,
+                );
+                let plain = scratch.join("plain");
+                std::fs::write(&plain, &expected).expect("room");
+                assert_eq!(told["sha256"], sha256(&plain), "{what}");
+                exported += 1;
+            }
+        }
+        // The slot and the disk are as they were.
+        image.assert_clean();
+        assert_same(&format!("{what}, afterwards"), &image.snapshot(&name), &before);
+    }
+    println!("{exported} exports");
+    assert!(exported >= 100);
+}
+
+#[test]
+fn a_diff_names_all_that_changed_and_by_content_nothing_else() {
+    for (i, (what, features, compression)) in FEATURES.iter().enumerate() {
+        let Subject { scratch, image, before, .. } = subject(features, *compression, 90 + i as u64);
+        let now = image.active();
+        let snapslot = snapslot(&scratch);
+        let changed: Vec<u64> = (0..SIZE.div_ceil(4096))
+            .filter(|b| {
+                let (a, z) = ((b * 4096) as usize, ((b + 1) * 4096).min(SIZE) as usize);
+                now[a..z] != before[a..z]
+            })
+            .collect();
+        for exact in [false, true] {
+            let more: &[&str] = if exact { &["--content"] } else { &[] };
+            let done = snapslot.verb("diff", image.path(), more);
+            let volume = done.expect(0)["volumes"][0].clone();
+            assert_eq!(volume["by-content"], exact, "{what}");
+            let number = |v: &serde_json::Value| v.as_u64().expect("a number");
+            let ranges: Vec<(u64, u64)> = (volume["ranges"].as_array().expect("ranges").iter())
+                .map(|r| (number(&r["start"]), number(&r["length"])))
+                .collect();
+            assert!(ranges.windows(2).all(|w| w[0].0 + w[0].1 < w[1].0), "{what}: {ranges:?}");
+            // A cluster may be smaller than a block.
+            let within =
+                |b: u64| ranges.iter().any(|(s, l)| *s < (b + 1) * 4096 && b * 4096 < s + l);
+            for block in &changed {
+                assert!(within(*block), "{what}: block {block} changed and is not named");
+            }
+            let named = (0..SIZE.div_ceil(4096)).filter(|b| within(*b)).count();
+            assert!(
+                !exact || named == changed.len(),
+                "{what}: {named} blocks named, {} changed",
+                changed.len()
+            );
+            let sum: u64 = ranges.iter().map(|(_, l)| l).sum();
+            assert_eq!(number(&volume["changed-bytes"]), sum, "{what}");
+        }
+    }
+}
+
+#[test]
+fn content_in_a_backing_file_is_read_only_when_it_is_named() {
+    let scratch = Scratch::new();
+    let base = Image::create(scratch.join("base.qcow2"), &[], 4 * MIB);
+    base.guest(["write -q -P 5 0 3M"]);
+    let middle =
+        Image::create_backed(scratch.join("middle.qcow2"), &[], 6 * MIB, (base.path(), "qcow2"));
+    middle.guest(["write -q -P 6 1M 1M"]);
+    let top =
+        Image::create_backed(scratch.join("top.qcow2"), &[], 8 * MIB, (middle.path(), "qcow2"));
+    top.guest(["write -q -P 7 1536k 64k", "write -q -P 8 7M 64k"]);
+    let expected = top.active();
+    let snapslot = snapslot(&scratch);
+    snapslot.verb("take", top.path(), &[]).expect(0);
+    top.guest(["write -q -P 9 0 8M"]);
+    let out = scratch.join("out.raw").display().to_string();
+    let refused = snapslot.verb("export", top.path(), &[&out]);
+    assert_eq!(refused.expect(6)["error"]["code"], "backing");
+    assert!(!Path::new(&out).exists(), "something is left of a refused export");
+    let named = |image: &Image| format!("qcow2:{}", image.path().display());
+    let short = snapslot.verb("export", top.path(), &[&out, "--backing", &named(&middle)]);
+    assert_eq!(short.expect(6)["error"]["code"], "backing");
+    let chain = ["--backing", &named(&middle), "--backing", &named(&base)];
+    let mut arguments = vec![out.as_str()];
+    arguments.extend(chain);
+    snapslot.verb("export", top.path(), &arguments).expect(0);
+    assert_same("over two backing files", &raw_of(Path::new(&out), "raw"), &expected);
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
+    let Subject { scratch, image, before, .. } = subject(&[], None, 3);
+    let snapslot = snapslot(&scratch);
+    let out = scratch.join("out.raw");
+    let path = out.display().to_string();
+    let export = |more: &[&str]| snapslot.verb("export", image.path(), more);
+    std::fs::write(&out, "somebody's").expect("room");
+    assert_eq!(export(&[&path]).expect(6)["error"]["code"], "exists");
+    assert_eq!(std::fs::read(&out).expect("it"), b"somebody's");
+    export(&[&path, "--force"]).expect(0);
+    assert_same("replaced", &std::fs::read(&out).expect("it"), &before);
+    assert_eq!(export(&["/no/such/place/out.raw"]).code(), 1);
+    assert_eq!(export(&[&path, "--format", "raw", "--compress", "zstd"]).code(), 2);
+    assert_eq!(export(&["-"]).code(), 2, "the image and --json on one output");
+    // A machine that runs: its present disk is not exported, its snapshot is.
+    let held = image.hold(true);
+    assert_eq!(export(&[&path, "--force", "--live"]).expect(5)["error"]["code"], "in-use");
+    export(&[&path, "--force"]).expect(0);
+    assert_same("of a running machine", &std::fs::read(&out).expect("it"), &before);
+    drop(held);
+    snapslot.verb("delete", image.path(), &[]).expect(0);
+    assert_eq!(export(&[&path, "--force"]).expect(4)["error"]["code"], "slot-empty");
+    // LUKS: what is in the image is not the content.
+    let secret = Image::create_luks(scratch.join("secret.qcow2"), &[], 4 * MIB);
+    secret.guest(["write -q -P 5 0 1M"]);
+    snapslot.verb("take", secret.path(), &[]).expect(0);
+    let out = scratch.join("secret.raw");
+    let refused = snapslot.verb("export", secret.path(), &[&out.display().to_string()]);
+    assert_eq!(refused.expect(6)["error"]["code"], "no-content");
+    assert!(!out.exists());
+    let left: Vec<_> =
+        std::fs::read_dir(scratch.path()).expect("it").flatten().map(|e| e.file_name()).collect();
+    assert!(!left.iter().any(|n| n.to_string_lossy().contains("part")), "{left:?}");
+}
+
+#[test]
+fn an_export_goes_to_a_pipe_and_a_killed_one_leaves_nothing() {
+    let Subject { scratch, image, before, .. } = subject(&[], None, 4);
+    let snapslot = snapslot(&scratch);
+    let shell = format!(
+        "{} --state-dir {} export {} - 2>/dev/null | sha256sum",
+        env!("CARGO_BIN_EXE_snapslot"),
+        snapslot.state().display(),
+        image.path().display()
+    );
+    let piped = program("sh", &["-c", &shell]).expect_success();
+    let plain = scratch.join("plain");
+    std::fs::write(&plain, &before).expect("room");
+    assert!(String::from_utf8_lossy(&piped.stdout).starts_with(&sha256(&plain)));
+    // A larger one, killed on its way.
+    let large = Image::create(scratch.join("large.qcow2"), &[], 512 * MIB);
+    large.guest(["write -q -P 3 0 500M"]);
+    snapslot.verb("take", large.path(), &[]).expect(0);
+    let folder = scratch.join("out");
+    std::fs::create_dir(&folder).expect("room");
+    let out = folder.join("large.raw").display().to_string();
+    for signal in ["-KILL", "-INT"] {
+        let mut process =
+            snapslot.start(["export".as_ref(), large.path().as_os_str(), out.as_ref()]);
+        std::thread::sleep(std::time::Duration::from_millis(120));
+        let ended = process.has_ended();
+        program("kill", &[signal, &process.id().to_string()]);
+        let done = process.finish(std::time::Duration::from_secs(60));
+        if !ended && done.code != Some(0) {
+            let left: Vec<_> = std::fs::read_dir(&folder).expect("it").flatten().collect();
+            assert!(left.is_empty(), "{signal} left {left:?}");
+        }
+    }
+}
+
+/// Raw disks share blocks with their exports where the file system can.
+fn shares_blocks(kind: &str, mkfs: &[&str]) {
+    let scratch = Scratch::new();
+    let (file, at) = (scratch.join("fs"), scratch.join("mnt"));
+    std::fs::File::create(&file).and_then(|f| f.set_len(512 * MIB)).expect("room");
+    std::fs::create_dir(&at).expect("room");
+    let mut make = mkfs.to_vec();
+    let path = file.display().to_string();
+    make.push(&path);
+    program(make[0], &make[1..]).expect_success();
+    let mount = at.display().to_string();
+    let mounted = program("mount", &["-o", "loop", &path, &mount]);
+    assert!(mounted.code == Some(0), "{kind} cannot be mounted: {}", mounted.account());
+    let disk = at.join("vm.img");
+    let bytes = SplitMix64::new(5).bytes(40 * MIB as usize);
+    std::fs::write(&disk, &bytes).expect("room");
+    let snapslot = snapslot(&scratch);
+    let volume = format!("raw:{}", disk.display());
+    snapslot.verb("take", Path::new(&volume), &[]).expect(0);
+    for (name, format) in [("out.raw", "raw"), ("out.qcow2", "qcow2")] {
+        let out = at.join(name);
+        let done = snapslot.verb("export", Path::new(&volume), &[&out.display().to_string()]);
+        let told = done.expect(0);
+        assert_eq!(told["shared-bytes"], 40 * MIB, "{kind}, {format}");
+        assert_same(&format!("{kind}, {format}"), &raw_of(&out, format), &bytes);
+        assert!(out.metadata().expect("it").blocks() > 0);
+    }
+    program("umount", &[&mount]).expect_success();
+}
+
+#[test]
+fn xfs_shares_blocks_with_an_export() {
+    shares_blocks("xfs", &["mkfs.xfs", "-q", "-m", "reflink=1"]);
+}
+
+#[test]
+fn btrfs_shares_blocks_with_an_export() {
+    shares_blocks("btrfs", &["mkfs.btrfs", "-q"]);
+}
+
+#[test]
+fn an_export_to_a_device_overwrites_all_of_it() {
+    let Subject { scratch, image, before, .. } = subject(&[], None, 6);
+    let snapslot = snapslot(&scratch);
+    let file = scratch.join("device");
+    std::fs::write(&file, vec![0xaa; 16 * MIB as usize]).expect("room");
+    let made = program("losetup", &["--show", "-f", &file.display().to_string()]).expect_success();
+    let device = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    let refused = snapslot.verb("export", image.path(), &[&device]);
+    let done = snapslot.verb("export", image.path(), &[&device, "--force"]);
+    program("losetup", &["-d", &device]).expect_success();
+    assert_eq!(refused.expect(6)["error"]["code"], "target");
+    done.expect(0);
+    let bytes = std::fs::read(&file).expect("it");
+    assert_same("the device", &bytes[..SIZE as usize], &before);
+    assert!(
+        bytes[SIZE as usize..].iter().all(|b| *b == 0xaa),
+        "more was written than the disk has"
+    );
+}
