@@ -331,3 +331,52 @@ fn an_export_to_a_device_overwrites_all_of_it() {
         "more was written than the disk has"
     );
 }
+
+#[test]
+fn an_exported_image_comes_back() {
+    let Subject { scratch, image, before, .. } = subject(&[], None, 21);
+    let snapslot = snapslot(&scratch);
+    let out = scratch.join("away.qcow2");
+    let away = out.display().to_string();
+    snapslot.verb("export", image.path(), &[&away, "--compress", "zstd"]).expect(0);
+    // The image would be written anew, and what is in its slot lost.
+    let refused = snapslot.verb("restore", image.path(), &["--from", &away]);
+    assert_eq!(refused.expect(6)["error"]["code"], "no-content");
+    snapslot.verb("delete", image.path(), &[]).expect(0);
+    image.guest(["write -q -P 99 0 4M"]);
+    std::fs::set_permissions(image.path(), std::os::unix::fs::PermissionsExt::from_mode(0o640))
+        .expect("it");
+    // Not without a yes, not while a machine has it.
+    let path = image.path().display().to_string();
+    let asked = snapslot.run(["restore", path.as_str(), "--from", &away]);
+    assert_eq!(asked.expect(6)["error"]["code"], "not-confirmed");
+    let held = image.hold(true);
+    assert_eq!(snapslot.verb("restore", image.path(), &["--from", &away]).code(), 5);
+    drop(held);
+    snapslot.verb("restore", image.path(), &["--from", &away]).expect(0);
+    image.assert_clean();
+    assert_same("put back", &image.active(), &before);
+    assert_eq!(image.path().metadata().expect("it").mode() & 0o777, 0o640);
+    // And it has a slot as before.
+    snapslot.verb("take", image.path(), &[]).expect(0);
+    snapslot.verb("delete", image.path(), &[]).expect(0);
+    // A raw disk keeps what its slot holds.
+    let disk = scratch.join("vm.img");
+    let first = SplitMix64::new(8).bytes(3 * MIB as usize);
+    std::fs::write(&disk, &first).expect("room");
+    let volume = format!("raw:{}", disk.display());
+    snapslot.verb("take", Path::new(&volume), &["--full-copy"]).expect(0);
+    snapslot.verb("restore", Path::new(&volume), &["--from", &away]).expect(0);
+    assert_same("a raw disk", &std::fs::read(&disk).expect("it"), &before);
+    assert_eq!(snapslot.verb("status", Path::new(&volume), &[]).slot(), "held");
+    snapslot.verb("restore", Path::new(&volume), &[]).expect(0);
+    assert_same("its slot", &std::fs::read(&disk).expect("it"), &first);
+    let itself = snapslot.verb("restore", Path::new(&volume), &["--from", &volume]);
+    assert_ne!(itself.code(), 0, "a disk is put back from itself");
+    let rubbish = scratch.join("rubbish.qcow2");
+    std::fs::write(&rubbish, [7; 4096]).expect("room");
+    let refused =
+        snapslot.verb("restore", Path::new(&volume), &["--from", &rubbish.display().to_string()]);
+    assert_ne!(refused.code(), 0);
+    assert_same("after rubbish", &std::fs::read(&disk).expect("it"), &first);
+}

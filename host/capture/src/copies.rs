@@ -210,6 +210,14 @@ impl Copies {
         users::user(&disk).map_err(|e| CopyError::io(opened.say(), Doing::Stat, e))
     }
 
+    /// Gives a file that is to take the disk's place its owner, mode and extended attributes.
+    pub fn dress(&self, file: &File) -> Result<(), CopyError> {
+        let opened = self.open()?;
+        let disk = opened.open_disk(false)?;
+        opened.refuse_unsuitable(&disk)?;
+        attributes::dress(&disk, file, &opened.say())
+    }
+
     /// Saves a copy of the disk's present content: whole, or not at all.
     pub fn save(&self, new: &Save, watch: &Watch<'_>) -> Result<SavedCopy, CopyError> {
         let mark = &new.mark;

@@ -174,7 +174,8 @@ pub enum Command {
     #[command(after_help = "Examples:
   snapslot restore ./disk.qcow2            # shows what would be lost, and asks
   snapslot restore vm1 --yes               # for scripts
-  snapslot restore vm1 --yes --consume     # and empties the slot")]
+  snapslot restore vm1 --yes --consume     # and empties the slot
+  snapslot restore raw:/srv/vm2.img --from before.qcow2   # an image that was exported")]
     Restore {
         /// The machine, or one of its volumes
         machine: String,
@@ -184,6 +185,13 @@ pub enum Command {
         /// Delete the snapshot once it is restored
         #[arg(long)]
         consume: bool,
+        /// Set the disk to what this image holds, not to the snapshot: a path that ends in .qcow2, or
+        /// BACKEND:PLACE like raw:/backup/vm1.raw
+        #[arg(long, value_name = "IMAGE", conflicts_with_all = ["consume", "dry_run"])]
+        from: Option<String>,
+        /// A backing file of IMAGE that may be read, the nearest first; repeat for a chain
+        #[arg(long, value_name = "VOLUME", requires = "from")]
+        backing: Vec<String>,
         /// Print the plan that would run, and stop
         #[arg(long)]
         dry_run: bool,

@@ -56,7 +56,10 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
                 Asked { note, replace, dry_run, room: store_size, full_copy, ..Asked::default() };
             slot::take(&engine, output, &machine, &asked)
         }
-        Command::Restore { machine, yes, consume, dry_run } => {
+        Command::Restore { machine, yes, from: Some(from), backing, .. } => {
+            content::import(&engine, output, &machine, &from, &backing, yes)
+        }
+        Command::Restore { machine, yes, consume, dry_run, .. } => {
             slot::restore(&engine, output, &machine, yes, consume, dry_run)
         }
         Command::Delete { machine, yes, dry_run } => {

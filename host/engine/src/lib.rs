@@ -11,6 +11,7 @@
 mod carry;
 mod engine;
 mod error;
+mod import;
 mod installed;
 mod keep;
 mod live;
@@ -28,6 +29,7 @@ mod volume;
 
 pub use engine::{Engine, Settings, Tools};
 pub use error::EngineError;
+pub use import::Imported;
 pub use installed::{InstallError, Installed};
 pub use live::{LiveExport, ServeOptions};
 pub use locator::{Known, Locator, LocatorError, is_machine_name};

@@ -361,7 +361,7 @@ impl Engine {
     }
 
     /// One view of an image, by its plugin's extents.
-    fn image(
+    pub(crate) fn image(
         &self,
         locator: &Locator,
         disk: &Arc<FileDisk>,
@@ -429,7 +429,10 @@ fn share(volume: &Volume) -> Result<EngineLock<'_>, EngineError> {
 }
 
 /// The present content of an image is read only while nobody writes it.
-fn reading<'d>(locator: &Locator, disk: &'d FileDisk) -> Result<ImageLock<'d>, EngineError> {
+pub(crate) fn reading<'d>(
+    locator: &Locator,
+    disk: &'d FileDisk,
+) -> Result<ImageLock<'d>, EngineError> {
     ImageLock::reading(disk).map_err(|e| match lock_error(locator, e, None) {
         EngineError::Busy { volume, holders, .. } => {
             EngineError::InUse { volume, users: Users { holders, ..Users::default() } }

@@ -238,6 +238,9 @@ pub struct LiveDisk {
     herald: OnceLock<Herald>,
 }
 
+/// Reads of the disk itself; `false`: it would have to wait.
+type Below<'a> = dyn Fn(u64, &mut [u8]) -> Result<bool, DiskError> + 'a;
+
 type Herald = Box<dyn Fn(&str, &str) + Send + Sync>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -397,7 +400,7 @@ impl LiveDisk {
         &self,
         offset: u64,
         buf: &mut [u8],
-        below: &dyn Fn(u64, &mut [u8]) -> Result<bool, DiskError>,
+        below: &Below<'_>,
     ) -> Result<bool, DiskError> {
         if self.waiting.load(Ordering::Acquire) == 0 && self.going.load(Ordering::Acquire) == 0 {
             return below(offset, buf);
@@ -845,7 +848,7 @@ impl LiveDisk {
                 return Ok(());
             }
         }
-        const ZEROES: [u8; 65_536] = [0; 65_536];
+        static ZEROES: [u8; 65_536] = [0; 65_536];
         let (mut at, end) = (offset, offset + length);
         while at < end {
             let n = (end - at).min(ZEROES.len() as u64);

@@ -431,7 +431,7 @@ fn every_failure_of_disk_and_store_leaves_a_legal_state() {
                 world.fail_at(Some(Fault { at, for_ever, errno }));
                 let mut taken = None;
                 let mut now = first.clone();
-                let mut put = |offset: u64, length: usize, byte: u8, now: &mut Vec<u8>| {
+                let put = |offset: u64, length: usize, byte: u8, now: &mut Vec<u8>| {
                     if live.write(offset, &vec![byte; length]).is_ok() {
                         now[offset as usize..offset as usize + length].fill(byte);
                         return true;

@@ -349,7 +349,7 @@ impl Connection<'_> {
         if end.is_none_or(|end| end > self.size) {
             return Err(if changes { error::ENOSPC } else { error::EINVAL });
         }
-        let odd = (request.offset | length) % u64::from(self.limits.smallest) != 0;
+        let odd = !(request.offset | length).is_multiple_of(u64::from(self.limits.smallest));
         if length == 0 || odd || (request.kind == command::READ && request.length > REQUEST_MAX) {
             return Err(error::EINVAL);
         }

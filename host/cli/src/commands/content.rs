@@ -13,6 +13,7 @@ use snapslot_engine::content::{Range, Watch};
 use snapslot_engine::{Compared, Engine, EngineError, Which};
 
 use crate::args::{Compress, ExportArgs, ImageFormat};
+use crate::ask::{Answer, confirm};
 use crate::output::{Failed, Output};
 use crate::progress::Progress;
 use crate::stop;
@@ -116,6 +117,50 @@ fn exported(output: Output, args: &ExportArgs, volume: &str, done: &Exported, to
 
 fn usage(why: &str) -> Failed {
     EngineError::Usage(why.to_owned()).into()
+}
+
+pub fn import(
+    engine: &Engine,
+    output: Output,
+    machine: &str,
+    from: &str,
+    backing: &[String],
+    yes: bool,
+) -> Result<ExitCode, Failed> {
+    if !yes {
+        let question = format!(
+            "{machine}: set the disk to what {from} holds?\nWhat is on it now cannot be had back, but for what its slot holds."
+        );
+        match confirm(&question) {
+            Answer::Yes => {}
+            Answer::No => {
+                return Err(Failed::NotConfirmed("not confirmed; nothing was changed".to_owned()));
+            }
+            Answer::Nobody => {
+                return Err(Failed::NotConfirmed(format!(
+                    "{machine}: there is no terminal to ask on, and --yes was not given; nothing was changed"
+                )));
+            }
+        }
+    }
+    let begun = Instant::now();
+    stop::listen();
+    let progress = Progress::new(output.json);
+    let tell = |n, all| progress.tell(machine, n, all);
+    let watch = Watch { progress: &tell, stop: &stop::wanted };
+    let done = engine.import(machine, from, backing, &watch)?;
+    drop(progress);
+    let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let words = format!(
+        "{} {} is what {} holds, {}, in {}.\n",
+        output.strong("Restored:"),
+        done.volume,
+        done.from,
+        bytes(done.virtual_size),
+        microseconds(took)
+    );
+    output.done(json!(done), &words);
+    Ok(ExitCode::SUCCESS)
 }
 
 pub fn diff(

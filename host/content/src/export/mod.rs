@@ -17,6 +17,7 @@ mod raw;
 mod stream;
 mod target;
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -121,8 +122,22 @@ pub fn export(
             }
             to_stream(content, std::io::stdout(), "standard output", wanted.digest, watch)
         }
-        Destination::Path(path) => to_path(content, path, wanted, watch),
+        Destination::Path(path) => to_path(content, path, wanted, watch, &|_| Ok(())),
     }
+}
+
+/// Writes content out in place of a file that is there. `dress` is given the new file when it is whole, and
+/// before it has the name: for owner and mode.
+pub fn replace(
+    content: &dyn Content,
+    path: &Path,
+    format: Format,
+    watch: &Watch<'_>,
+    dress: &dyn Fn(&File) -> Result<(), ContentError>,
+) -> Result<Exported, ContentError> {
+    let wanted =
+        Wanted { format, packing: None, level: None, digest: false, force: true, sync: true };
+    to_path(content, path, &wanted, watch, dress)
 }
 
 /// Writes raw content to a stream, in order.
@@ -142,6 +157,7 @@ fn to_path(
     path: &Path,
     wanted: &Wanted,
     watch: &Watch<'_>,
+    dress: &dyn Fn(&File) -> Result<(), ContentError>,
 ) -> Result<Exported, ContentError> {
     let target = Target::open(path, wanted.force, wanted.sync)?;
     let share = target.is_file() && wanted.packing.is_none() && !wanted.digest;
@@ -164,6 +180,7 @@ fn to_path(
             run(content, &sink, Cut { grain: qcow2::CLUSTER, share }, wanted.digest, watch)?
         }
     };
+    dress(target.file())?;
     target.keep(wanted.sync)?;
     Ok(done)
 }
@@ -202,7 +219,7 @@ fn run(
         // At most a piece, which fits.
         let bytes = own.bytes(length as usize);
         content.read_at(start, bytes)?;
-        read.fetch_add(length as u64, Ordering::Relaxed);
+        read.fetch_add(length, Ordering::Relaxed);
         sink.data(number, start, bytes)?;
         match &digest {
             Some(digest) => order.turn(number, || digest.data(bytes)),

@@ -55,7 +55,7 @@ impl Digest {
     }
 
     pub(super) fn zero(&self, mut length: u64) -> Result<(), ContentError> {
-        const ZEROES: [u8; 65_536] = [0; 65_536];
+        static ZEROES: [u8; 65_536] = [0; 65_536];
         let mut hash = self.hash();
         while length > 0 {
             let n = length.min(ZEROES.len() as u64);

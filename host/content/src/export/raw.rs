@@ -135,11 +135,12 @@ impl Sink for Raw<'_> {
             return Err(self.fail(Doing::Write, error));
         };
         let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let whole = start % 4096 == 0 && (length % 4096 == 0 || start + length == self.size);
+        let whole = start.is_multiple_of(4096)
+            && (length.is_multiple_of(4096) || start + length == self.size);
         if whole && fallocate(self.target.file(), flags, at, bytes).is_ok() {
             return Ok(());
         }
-        const ZEROES: [u8; 65_536] = [0; 65_536];
+        static ZEROES: [u8; 65_536] = [0; 65_536];
         let mut done = 0;
         while done < length {
             let n = (length - done).min(ZEROES.len() as u64);

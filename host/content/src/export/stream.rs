@@ -36,7 +36,7 @@ impl<W: Write + Send> Sink for Stream<W> {
     }
 
     fn zero(&self, number: u64, _start: u64, length: u64) -> Result<(), ContentError> {
-        const ZEROES: [u8; 65_536] = [0; 65_536];
+        static ZEROES: [u8; 65_536] = [0; 65_536];
         self.order.turn(number, || {
             let mut rest = length;
             while rest > 0 {
