@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -61,6 +61,7 @@ pub struct Server {
     stop: AtomicBool,
     served: AtomicU64,
     live: Mutex<Vec<RawFd>>,
+    pool: OnceLock<Pool>,
 }
 
 /// What a server has done.
@@ -81,7 +82,8 @@ impl Server {
     /// One for these exports, of which there is at least one.
     pub fn new(exports: Vec<Announced>, tls: Option<Tls>) -> Server {
         let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
-        Server { exports, tls, stop, served, live: Mutex::default() }
+        let (live, pool) = (Mutex::default(), OnceLock::new());
+        Server { exports, tls, stop, served, live, pool }
     }
 
     /// What it has done so far.
@@ -92,7 +94,7 @@ impl Server {
 
     /// Takes in clients until `stop` says so; then ends every connection and waits for them.
     pub fn run(&self, listeners: &[Listener], stop: &(dyn Fn() -> bool + Sync)) -> io::Result<()> {
-        let pool = Pool::new()?;
+        let pool = self.pool()?;
         for listener in listeners {
             match listener {
                 Listener::Unix(l) => l.set_nonblocking(true)?,
@@ -118,7 +120,6 @@ impl Server {
                         tracing::warn!("a client was sent away: there are {CONNECTIONS_MAX}");
                         continue;
                     }
-                    let pool = &pool;
                     let started = std::thread::Builder::new()
                         .name("nbd".to_owned())
                         .spawn_scoped(scope, move || self.connection(stream, pool));
@@ -136,6 +137,23 @@ impl Server {
             drop(live);
             Ok(())
         })
+    }
+
+    fn pool(&self) -> io::Result<&Pool> {
+        match self.pool.get() {
+            Some(pool) => Ok(pool),
+            None => {
+                let pool = Pool::new()?;
+                Ok(self.pool.get_or_init(|| pool))
+            }
+        }
+    }
+
+    /// Serves one client that is connected already, until it leaves or is sent away.
+    pub fn serve_one(&self, client: UnixStream) -> io::Result<()> {
+        let pool = self.pool()?;
+        self.connection(Stream::Unix(client), pool);
+        Ok(())
     }
 
     fn connection(&self, stream: Stream, pool: &Pool) {

@@ -138,3 +138,67 @@ mod tests {
         assert!(!plan(&mut Bytes(&bytes)).is_empty());
     }
 }
+
+/// What a client of a network block device sends: often a whole handshake and requests with some
+/// fields of the fuzzer's choice, sometimes its bytes as they are.
+pub fn nbd_client(bytes: &mut Bytes<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let honest = bytes.byte() % 4 != 0;
+    if !honest {
+        out.extend_from_slice(bytes.0);
+        return out;
+    }
+    out.extend((u32::from(bytes.byte()) & 3 | 1).to_be_bytes());
+    let mut chosen = false;
+    for _ in 0..24 {
+        if !bytes.more() {
+            break;
+        }
+        if chosen {
+            let kind = u16::from(bytes.byte() % 10);
+            let flags = u16::from(bytes.byte() & 31);
+            let length = match bytes.byte() % 4 {
+                0 => bytes.number() as u32,
+                _ => u32::from(bytes.byte()) * 64,
+            };
+            out.extend(0x2560_9513_u32.to_be_bytes());
+            out.extend(flags.to_be_bytes());
+            out.extend(kind.to_be_bytes());
+            out.extend(bytes.number().to_be_bytes());
+            out.extend((bytes.number() % 70_000).to_be_bytes());
+            out.extend(length.to_be_bytes());
+            if kind == 1 {
+                out.resize(out.len() + (length as usize).min(1 << 16), bytes.byte());
+            }
+            continue;
+        }
+        const KINDS: [u32; 10] = [8, 10, 7, 1, 3, 6, 9, 5, 2, 77];
+        let kind = KINDS[usize::from(bytes.byte()) % KINDS.len()];
+        let mut data = Vec::new();
+        match kind {
+            6 | 7 => {
+                let name = bytes.text(4);
+                data.extend((name.len() as u32).to_be_bytes());
+                data.extend(name.as_bytes());
+                data.extend(1_u16.to_be_bytes());
+                data.extend(3_u16.to_be_bytes());
+            }
+            9 | 10 => {
+                data.extend(0_u32.to_be_bytes());
+                data.extend(u32::from(bytes.byte() % 3).to_be_bytes());
+                data.extend(15_u32.to_be_bytes());
+                data.extend(b"base:allocation");
+            }
+            _ => {}
+        }
+        if bytes.byte() % 8 == 0 {
+            data.extend(bytes.text(20).as_bytes());
+        }
+        chosen = kind == 7 || kind == 1;
+        out.extend(b"IHAVEOPT");
+        out.extend(kind.to_be_bytes());
+        out.extend((data.len() as u32).to_be_bytes());
+        out.extend(data);
+    }
+    out
+}
