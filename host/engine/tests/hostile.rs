@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use snapslot_engine::content::Watch;
 use snapslot_engine::{
     Asked, Confine, Depth, Engine, EngineError, Known, PLUGINS_ARGUMENT, PlaceKind, Settings, Verb,
     serve_plugins,
@@ -190,7 +191,28 @@ fn harmless(confine: Confine) {
         let status = engine.status(&volume).expect(case);
         assert_eq!((status.slot.word(), status.volumes[0].changed_bytes), ("held", None), "{case}");
     }
-    println!("{} cases", CASES.len() + 2);
+    // A list of what changed that is none.
+    let wrong = [
+        "differences-trap",
+        "differences-loop",
+        "differences-of-no-length",
+        "differences-overflow",
+        "differences-go-back",
+        "differences-never-end",
+        "differences-without-end",
+    ];
+    for case in wrong {
+        let path = scratch.path().join(format!("{case}.img"));
+        std::fs::write(&path, &content).expect("a volume");
+        let volume = format!("hostile:{}", path.display());
+        engine.operate(&volume, Verb::Take, &Asked::default(), &|_, _, _| ()).expect(case);
+        let held = std::fs::read(&path).expect("it");
+        let error = engine.diff(&volume, false, &[], &Watch::NONE).expect_err(case);
+        assert_eq!(error.exit(), 7, "{case}: {error}");
+        assert!(error.to_string().contains("hostile"), "{case}: which plugin? {error}");
+        assert!(std::fs::read(&path).expect("it") == held, "{case}: the volume changed");
+    }
+    println!("{} cases", CASES.len() + 2 + wrong.len());
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use snapslot_plugin_sdk::{
     Argument, Backend, Change, CommandGrant, Content, Description, Extent, ExtentPage, Facts,
     Failure, FailureKind, Fill, Finding, Goal, Grammar, Guard, Hole, ImageGrant, Level, Mask,
-    PlaceKind, Plan, Role, Snapshot, Target, View, log,
+    PlaceKind, Plan, Role, Snapshot, Stretch, StretchPage, Target, View, log,
 };
 
 const SECTOR: u64 = 512;
@@ -283,6 +283,32 @@ impl Backend for Hostile {
             "measure-traps" => panic!("as told"),
             "measure-loops" => forever(),
             _ => Ok(Change { changed_bytes: u64::MAX, held_bytes: u64::MAX }),
+        }
+    }
+
+    fn differences(
+        target: &dyn Target,
+        _identity: &str,
+        cursor: u64,
+        _max: u32,
+    ) -> Result<StretchPage, Failure> {
+        let page = |start, length, next| {
+            Ok(StretchPage { stretches: vec![Stretch { start, length }], next })
+        };
+        match told(target).as_str() {
+            "differences-trap" => panic!("as told"),
+            "differences-loop" => forever(),
+            "differences-of-no-length" => page(cursor, 0, None),
+            "differences-overflow" => page(u64::MAX, u64::MAX, None),
+            "differences-go-back" => page(cursor, 512, Some(0)),
+            "differences-never-end" => {
+                Ok(StretchPage { stretches: Vec::new(), next: Some(cursor) })
+            }
+            "differences-without-end" => {
+                let one = Stretch { start: cursor, length: 1 };
+                Ok(StretchPage { stretches: vec![one; 400_000], next: None })
+            }
+            _ => page(0, 512, None),
         }
     }
 }
