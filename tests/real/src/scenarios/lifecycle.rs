@@ -66,12 +66,20 @@ fn exported(subject: &Subject, storage: &dyn Storage, first: &Content) {
         return;
     };
     let mut done = export();
-    let shown = (storage.locator().strip_prefix("zfs:")).filter(|_| done.code() == 6);
-    if let Some(dataset) = shown {
-        // Hidden until somebody asks; the message says by which command.
-        let said = done.expect(6)["error"]["message"].to_string();
-        let command = format!("zfs set snapdev=visible {dataset}");
-        assert!(said.contains(&command), "{said}");
+    let mut undo = None;
+    if done.code() == 6 {
+        // Hidden until somebody asks for it; the message says by which command.
+        let said = done.expect(6)["error"]["message"].as_str().unwrap_or_default().to_owned();
+        let command = said.split('`').nth(1).unwrap_or_default().to_owned();
+        undo = match command.split_once(' ') {
+            Some(("zfs", rest)) => {
+                Some(format!("zfs inherit snapdev {}", rest.rsplit(' ').next().unwrap_or_default()))
+            }
+            Some(("lvchange", rest)) => {
+                Some(format!("lvchange -an {}", rest.rsplit(' ').next().unwrap_or_default()))
+            }
+            _ => panic!("no command that helps: {said}"),
+        };
         tools::run(&command);
         for _ in 0..100 {
             done = export();
@@ -83,8 +91,8 @@ fn exported(subject: &Subject, storage: &dyn Storage, first: &Content) {
     }
     done.expect(0);
     assert_same("the export", &std::fs::read(out).expect("the export"), bytes);
-    if let Some(dataset) = shown {
-        tools::run(&format!("zfs inherit snapdev {dataset}"));
+    if let Some(command) = undo {
+        tools::run(&command);
     }
     std::fs::remove_file(out).expect("the export");
 }
