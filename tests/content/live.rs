@@ -162,6 +162,37 @@ fn without_its_server_the_slot_is_restored_and_deleted_too() {
 }
 
 #[test]
+fn a_disk_written_past_its_server_has_lost_its_snapshot() {
+    let scratch = Scratch::new();
+    let served = Served::new(&scratch);
+    let process = served.start(&[]);
+    served.verb("take", &[]).expect(0);
+    served.qemu_io(&["write -q -P 1 0 1M", "flush"]);
+    served.stop(process);
+    // Only looked at, it stays.
+    let path = served.disk.display().to_string();
+    program("qemu-io", &["-r", "-f", "raw", "-c", "read 0 4k", &path]).expect_success();
+    assert_eq!(served.verb("status", &[]).slot(), "held");
+    program("qemu-io", &["-f", "raw", "-c", "write -q -P 7 8M 4k", &path]).expect_success();
+    let now = served.bytes();
+    let status = served.verb("status", &[]);
+    assert_eq!(status.expect(0)["slot"]["drift"], "snapshot-lost");
+    assert_eq!(served.verb("restore", &[]).code(), 8);
+    let out = scratch.join("out.raw").display().to_string();
+    assert_ne!(
+        served.verb("export", &[&out]).code(),
+        0,
+        "what is not the snapshot was exported as it"
+    );
+    let process = served.start(&[]);
+    assert_eq!(served.verb("status", &[]).expect(0)["slot"]["drift"], "snapshot-lost");
+    assert_same("nothing was set back", &served.bytes(), &now);
+    served.verb("delete", &[]).expect(0);
+    served.verb("take", &[]).expect(0);
+    served.stop(process);
+}
+
+#[test]
 fn nobody_else_writes_a_disk_that_is_served() {
     let scratch = Scratch::new();
     let served = Served::new(&scratch);

@@ -183,7 +183,10 @@ impl Copies {
 
     /// The copies, oldest first. A file that has the name of one and cannot be ours is an error.
     pub fn list(&self) -> Result<Vec<SavedCopy>, CopyError> {
-        self.open()?.list()
+        let mut found = self.open()?.list()?;
+        found.extend(self.live_listed()?);
+        found.sort_by(|a, b| a.order().cmp(&b.order()));
+        Ok(found)
     }
 
     /// What one more copy would take.
@@ -223,7 +226,7 @@ impl Copies {
         let mark = &new.mark;
         check_mark(mark)?;
         if self.save_live(new)? {
-            let listed = self.open()?.live_listed()?.filter(|c| c.mark == *mark);
+            let listed = self.live_listed()?.filter(|c| c.mark == *mark);
             return listed
                 .ok_or_else(|| CopyError::Missing { name: self.disk.display().to_string() });
         }
@@ -353,7 +356,6 @@ impl Opened {
                 lost: false,
             });
         }
-        found.extend(self.live_listed()?);
         found.sort_by(|a, b| a.order().cmp(&b.order()));
         Ok(found)
     }

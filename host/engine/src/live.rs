@@ -267,7 +267,7 @@ impl Engine {
             done
         });
         drop(control);
-        export.live.flush().map_err(|e| EngineError::NoContent {
+        copies.leave(&export.live).map_err(|e| EngineError::NoContent {
             volume: locator.to_string(),
             why: format!("what was written last may not be durable: {e}"),
         })?;

@@ -317,6 +317,35 @@ impl LiveDisk {
         Ok(())
     }
 
+    /// Begins to use the disk, whose file says this of its last change: a snapshot past which it was written is
+    /// given up.
+    pub fn begin(&self, stamp: Option<u64>) -> Result<(), LiveError> {
+        let mut slot = lock(&self.slot);
+        let Some(held) = slot.held.as_mut() else { return Ok(()) };
+        if held.head.is_overtaken(stamp) {
+            self.lose(&mut slot, "the disk was written past its server")?;
+            return self.end_waiting();
+        }
+        if held.head.stamp != 0 {
+            held.head.stamp = 0;
+            held.head.sequence += 1;
+            held.head.write(&*held.store)?;
+        }
+        Ok(())
+    }
+
+    /// Ends using it, all being flushed: from now on nobody should write it.
+    pub fn end(&self, stamp: Option<u64>) -> Result<(), LiveError> {
+        self.flush()?;
+        let mut slot = lock(&self.slot);
+        if let (Some(held), Some(stamp)) = (slot.held.as_mut(), stamp) {
+            held.head.stamp = stamp;
+            held.head.sequence += 1;
+            held.head.write(&*held.store)?;
+        }
+        Ok(())
+    }
+
     /// Who is told, with mark and cause, when the snapshot has to be given up. The first one counts.
     pub fn when_lost(&self, herald: impl Fn(&str, &str) + Send + Sync + 'static) {
         let _ = self.herald.set(Box::new(herald));
@@ -717,6 +746,7 @@ impl LiveDisk {
             taken_nanoseconds: nanoseconds,
             state: State::Held,
             mark: mark.to_owned(),
+            stamp: 0,
         };
         self.no_saved();
         *self.close() = true;

@@ -5,7 +5,7 @@
 //! 4096     head B, 4,096 bytes  ┘ a change of state writes the other one, then flushes
 //! 8192     segment │ segment │ …
 //!
-//! head:    "SNAPLIVE" │ version 4 │ crc 4 │ sequence 8 │ generation 8 │ disk size 8 │ taken s 8 │ ns 4 │ state 1 │ mark 16
+//! head:    "SNAPLIVE" │ version 4 │ crc 4 │ sequence 8 │ generation 8 │ disk size 8 │ taken s 8 │ ns 4 │ state 1 │ mark 16 │ stamp 8
 //! segment: "SNAPSEGM" │ crc 4 │ crc of the data 4 │ generation 8 │ number 8 │ count 8 │ block numbers, 8 each
 //!          │ zeroes up to a multiple of 4,096 │ the blocks, 4,096 bytes each
 //! ```
@@ -60,6 +60,9 @@ pub struct Head {
     pub state: State,
     /// The slot's mark.
     pub mark: String,
+    /// What the disk's file said of its last change when its server was stopped in good order; 0: it serves,
+    /// or nobody knows. Another one later tells that the disk was written past its server.
+    pub stamp: u64,
 }
 
 impl Head {
@@ -83,6 +86,7 @@ impl Head {
             State::Lost => 3,
         }]);
         put(&self.mark.as_bytes()[..16.min(self.mark.len())]);
+        put(&self.stamp.to_le_bytes());
         let crc = crc32c::crc32c(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
         out
@@ -109,7 +113,13 @@ impl Head {
                 _ => return None,
             },
             mark: mark.to_owned(),
+            stamp: u64_at(&copy, 69),
         })
+    }
+
+    /// Whether the disk was written past its server: `now` is what its file says; none: it says nothing.
+    pub fn is_overtaken(&self, now: Option<u64>) -> bool {
+        self.stamp != 0 && now.is_some_and(|now| now != self.stamp)
     }
 
     /// The head that counts; none: there is no snapshot.

@@ -89,8 +89,18 @@ impl Copies {
     pub fn live_disk(&self, knobs: Knobs) -> Result<LiveDisk, CopyError> {
         let opened = self.open()?;
         let disk = FileDisk::open_writable(&opened.disk)?;
+        let stamp = opened.stamp();
         let live = LiveDisk::open(Arc::new(disk), Box::new(opened.live_companion()), knobs);
-        live.map_err(|e| opened.live_error(e))
+        let live = live.map_err(|e| opened.live_error(e))?;
+        live.begin(stamp).map_err(|e| opened.live_error(e))?;
+        Ok(live)
+    }
+
+    /// Flushes it and takes note of the disk as it is, so that a write past its server shows.
+    pub fn leave(&self, live: &LiveDisk) -> Result<(), CopyError> {
+        let opened = self.open()?;
+        live.flush().map_err(|e| opened.live_error(e))?;
+        live.end(opened.stamp()).map_err(|e| opened.live_error(e))
     }
 
     /// The head of the live snapshot, if there is one.
@@ -101,6 +111,30 @@ impl Copies {
     /// Whether this mark is the live snapshot's.
     pub(super) fn is_live(&self, mark: &str) -> Result<bool, CopyError> {
         Ok(self.live_head()?.is_some_and(|h| h.mark == mark))
+    }
+
+    /// Whether the disk was written past its server.
+    fn is_overtaken(&self, head: &Head) -> Result<bool, CopyError> {
+        Ok(head.is_overtaken(self.open()?.stamp()) && self.served()?.is_none())
+    }
+
+    /// The live snapshot as one of those that are listed.
+    pub(super) fn live_listed(&self) -> Result<Option<SavedCopy>, CopyError> {
+        let opened = self.open()?;
+        let Some((head, file)) = opened.live_store()? else { return Ok(None) };
+        let name = opened.name(LIVE);
+        let meta =
+            file.metadata().map_err(|e| CopyError::io(opened.folder.say(&name), Doing::Stat, e))?;
+        Ok(Some(SavedCopy {
+            identity: which(&meta),
+            name: name.to_string_lossy().into_owned(),
+            taken_seconds: head.taken_seconds,
+            taken_nanoseconds: head.taken_nanoseconds,
+            size: head.disk_size,
+            held_bytes: meta.blocks().saturating_mul(512),
+            lost: head.state == State::Lost || self.is_overtaken(&head)?,
+            mark: head.mark,
+        }))
     }
 
     /// Takes a live snapshot; `false`: nobody serves the disk.
@@ -120,7 +154,9 @@ impl Copies {
         if opened.is_file {
             opened.refuse_used(&opened.open_disk(false)?)?;
         }
-        self.live_disk(OFFLINE)?.restore(mark).map_err(|e| opened.live_error(e))
+        let live = self.live_disk(OFFLINE)?;
+        live.restore(mark).map_err(|e| opened.live_error(e))?;
+        self.leave(&live)
     }
 
     pub(super) fn discard_live(&self, mark: &str) -> Result<(), CopyError> {
@@ -136,7 +172,7 @@ impl Copies {
         if !self.live_unfinished()? {
             return Ok(false);
         }
-        self.live_disk(OFFLINE)?;
+        self.leave(&self.live_disk(OFFLINE)?)?;
         Ok(true)
     }
 
@@ -152,6 +188,11 @@ impl Copies {
         if self.is_live(mark)?
             && let Some(snapshot) = opened.live_snapshot()?
         {
+            if self.is_overtaken(snapshot.head())? {
+                let why =
+                    "the disk was written past its server, so the snapshot is lost".to_owned();
+                return Err(CopyError::Live { name: opened.say(), why });
+            }
             return Ok(Arc::new(snapshot));
         }
         let (name, file, _) = opened.open_copy(mark)?;
@@ -222,21 +263,11 @@ impl Opened {
         Snapshot::open(disk, Box::new(store)).map_err(of_content)
     }
 
-    /// The live snapshot as one of those that are listed.
-    pub(super) fn live_listed(&self) -> Result<Option<SavedCopy>, CopyError> {
-        let Some((head, file)) = self.live_store()? else { return Ok(None) };
-        let name = self.name(LIVE);
-        let meta =
-            file.metadata().map_err(|e| CopyError::io(self.folder.say(&name), Doing::Stat, e))?;
-        Ok(Some(SavedCopy {
-            identity: which(&meta),
-            name: name.to_string_lossy().into_owned(),
-            taken_seconds: head.taken_seconds,
-            taken_nanoseconds: head.taken_nanoseconds,
-            size: head.disk_size,
-            held_bytes: meta.blocks().saturating_mul(512),
-            lost: head.state == State::Lost,
-            mark: head.mark,
-        }))
+    /// What the disk's file says of its last change; a device says nothing.
+    fn stamp(&self) -> Option<u64> {
+        let meta = std::fs::metadata(&self.disk).ok().filter(|_| self.is_file)?;
+        let (seconds, nanoseconds) =
+            (u64::try_from(meta.mtime()).ok()?, meta.mtime_nsec().unsigned_abs());
+        seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds).map(|n| n.max(1))
     }
 }

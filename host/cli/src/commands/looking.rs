@@ -117,7 +117,7 @@ fn drift_in_words(drift: Drift) -> &'static str {
         Drift::VolumeReplaced => "the volume is another one than when the snapshot was taken",
         Drift::Partial => "some volumes of the machine hold the snapshot and some do not",
         Drift::SnapshotLost => {
-            "the snapshot is lost: its store ran full, so its content is gone though its name is there"
+            "the snapshot is lost: its store ran full, or the disk was written past its server; its content is gone though its name is there"
         }
     }
 }

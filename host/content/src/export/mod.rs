@@ -167,7 +167,7 @@ fn to_path(
                 let why = "raw images cannot be compressed; --format qcow2 can".to_owned();
                 return Err(ContentError::Target { name: target.name().to_owned(), why });
             }
-            let sink = raw::Raw::new(&target, content)?;
+            let sink = raw::Raw::new(&target, content.size())?;
             run(content, &sink, Cut { grain: 4096, share }, wanted.digest, watch)?
         }
         Format::Qcow2 => {
