@@ -312,12 +312,12 @@ impl Bench {
             runs.rotate_left(round % n);
             for (what, who, mut command, out) in runs {
                 let _ = std::fs::remove_file(out);
+                self.done(&mut Command::new("sync"))?;
                 // A virtual machine may have given memory back that lay idle, and gets it again page by page: whoever
                 // came first after a pause would pay for all. So as much as is needed is used right before.
                 let warm = self.dir.join("warm");
                 std::fs::copy(&raw, &warm)?;
                 std::fs::remove_file(&warm)?;
-                self.done(&mut Command::new("sync"))?;
                 let took = self.done(&mut command)?;
                 // The first round warms up.
                 if round > 0 || self.rounds == 1 {
