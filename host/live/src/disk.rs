@@ -604,20 +604,7 @@ impl LiveDisk {
         if slot.held.is_none() {
             return Ok(());
         }
-        let mut blocks: Vec<u64> = Vec::new();
-        for shard in &self.shards {
-            let mut shard = lock(shard);
-            let shard = &mut *shard;
-            // What a commit could not end is still going.
-            for (block, bytes) in shard.waiting.drain() {
-                if shard.going.insert(block, bytes).is_none() {
-                    self.going.fetch_add(1, Ordering::AcqRel);
-                }
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-            }
-            blocks.extend(shard.going.keys());
-        }
-        blocks.sort_unstable();
+        let blocks = self.gather();
         let fresh: Vec<u64> = blocks.iter().copied().filter(|b| !self.is_saved(*b)).collect();
         if let Some(held) = &mut slot.held {
             match self.save(held, &fresh) {
@@ -642,6 +629,24 @@ impl LiveDisk {
         self.is_stuck.store(why.is_some(), Ordering::Release);
         *lock(&self.stuck) = why;
         result
+    }
+
+    /// Has all that waits go; gives the blocks, ascending. What a commit could not end is among them.
+    fn gather(&self) -> Vec<u64> {
+        let mut blocks: Vec<u64> = Vec::new();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let shard = &mut *shard;
+            for (block, bytes) in shard.waiting.drain() {
+                if shard.going.insert(block, bytes).is_none() {
+                    self.going.fetch_add(1, Ordering::AcqRel);
+                }
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+            }
+            blocks.extend(shard.going.keys());
+        }
+        blocks.sort_unstable();
+        blocks
     }
 
     /// Appends blocks as the disk has them, and flushes the store.
@@ -773,19 +778,7 @@ impl LiveDisk {
     /// Ends the time of first writes: what waits goes to the disk as it is.
     fn end_waiting(&self) -> Result<(), LiveError> {
         let mut gate = self.close();
-        let mut blocks: Vec<u64> = Vec::new();
-        for shard in &self.shards {
-            let mut shard = lock(shard);
-            let shard = &mut *shard;
-            for (block, bytes) in shard.waiting.drain() {
-                if shard.going.insert(block, bytes).is_none() {
-                    self.going.fetch_add(1, Ordering::AcqRel);
-                }
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-            }
-            blocks.extend(shard.going.keys());
-        }
-        blocks.sort_unstable();
+        let blocks = self.gather();
         if let Err(e) = self.overwrite(&blocks) {
             return Err(self.break_down(&e.to_string()));
         }
