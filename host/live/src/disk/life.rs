@@ -1,0 +1,232 @@
+//! The life of the snapshot: found again, taken, restored, deleted, given up. The order of each is at the head of
+//! the module above.
+
+use std::sync::atomic::Ordering;
+
+use snapslot_disk::DiskError;
+use snapslot_slot::is_mark;
+
+use super::{Held, LiveDisk, LiveError, RUN_MAX, Shard, Slot, lock};
+use crate::blocks::{BLOCK, ByBlock, runs};
+use crate::store::{Head, State, Tail, saved};
+
+impl LiveDisk {
+    pub(super) fn find(&self) -> Result<(), LiveError> {
+        let Some(store) = self.companion.reopen()? else { return Ok(()) };
+        let Some(head) = Head::of(&*store)? else {
+            // Of a take that never was.
+            self.companion.remove()?;
+            self.companion.sync_name()?;
+            return Ok(());
+        };
+        if head.disk_size != self.size {
+            return Err(LiveError::Size { then: head.disk_size, now: self.size });
+        }
+        let mut slot = lock(&self.slot);
+        if head.state == State::Lost {
+            slot.lost = Some((head, "its store was full or failed".to_owned()));
+            return Ok(());
+        }
+        let (mut tail, mut places) = (Tail::start(head.generation), ByBlock::default());
+        while let Some((blocks, at)) = tail.next(&*store, self.size)? {
+            for (i, block) in blocks.iter().enumerate() {
+                places.insert(*block, at + i as u64 * BLOCK);
+                self.mark_saved(*block);
+            }
+        }
+        let restoring = head.state == State::Restoring;
+        let mut held = Held { head, store, tail, places };
+        if restoring {
+            self.write_back(&mut held)?;
+        } else {
+            // Segments read here may be in memory only; what overwrites the disk comes after.
+            held.store.flush()?;
+        }
+        slot.held = Some(held);
+        *self.gate.write().unwrap_or_else(|e| e.into_inner()) = true;
+        Ok(())
+    }
+
+    /// Begins to use the disk, whose file says this of its last change: a snapshot past which it was written is
+    /// given up.
+    pub fn begin(&self, stamp: Option<u64>) -> Result<(), LiveError> {
+        let mut slot = lock(&self.slot);
+        let Some(held) = slot.held.as_mut() else { return Ok(()) };
+        if held.head.is_overtaken(stamp) {
+            self.lose(&mut slot, "the disk was written past its server")?;
+            return self.end_waiting();
+        }
+        if held.head.stamp != 0 {
+            held.head.stamp = 0;
+            held.head.sequence += 1;
+            held.head.write(&*held.store)?;
+        }
+        Ok(())
+    }
+
+    /// Ends using it, all being flushed: from now on nobody should write it.
+    pub fn end(&self, stamp: Option<u64>) -> Result<(), LiveError> {
+        self.flush()?;
+        let mut slot = lock(&self.slot);
+        if let (Some(held), Some(stamp)) = (slot.held.as_mut(), stamp) {
+            held.head.stamp = stamp;
+            held.head.sequence += 1;
+            held.head.write(&*held.store)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the snapshot up, durably: the store says so, or is not there any more.
+    pub(super) fn lose(&self, slot: &mut Slot, why: &str) -> Result<(), LiveError> {
+        let Some(mut held) = slot.held.take() else { return Ok(()) };
+        held.head.state = State::Lost;
+        held.head.sequence += 1;
+        let said = held.head.write(&*held.store);
+        let gone = || self.companion.remove().and_then(|()| self.companion.sync_name());
+        if said.or_else(|_| gone()).is_err() {
+            // Neither: to go on would leave a snapshot that claims to be whole.
+            slot.held = Some(held);
+            return Err(self.break_down(&format!("its snapshot cannot be given up: {why}")));
+        }
+        if let Some(herald) = self.herald.get() {
+            herald(&held.head.mark, why);
+        }
+        slot.lost = Some((held.head, why.to_owned()));
+        Ok(())
+    }
+
+    /// Takes a snapshot.
+    pub fn take(&self, mark: &str, seconds: u64, nanoseconds: u32) -> Result<(), LiveError> {
+        if !is_mark(mark) {
+            return Err(LiveError::Mark { mark: mark.to_owned() });
+        }
+        self.check_sound()?;
+        let mut slot = lock(&self.slot);
+        if let Some(mark) = Self::mark_of(&slot) {
+            return Err(LiveError::Held { mark });
+        }
+        self.companion.remove()?;
+        let store = self.companion.create()?;
+        let begun = self.companion.sync_name().and_then(|()| self.disk.flush());
+        if let Err(e) = begun {
+            let _ = self.companion.remove();
+            return Err(e.into());
+        }
+        let head = Head {
+            sequence: 1,
+            generation: 1,
+            disk_size: self.size,
+            taken_seconds: seconds,
+            taken_nanoseconds: nanoseconds,
+            state: State::Held,
+            mark: mark.to_owned(),
+            stamp: 0,
+        };
+        self.no_saved();
+        *self.close() = true;
+        // Writes go on; first ones wait, and no commit takes them before the head is durable.
+        let tail = Tail::start(1);
+        let durable = self.disk.flush().and_then(|()| {
+            store.extend(crate::store::Tail::start(1).at)?;
+            head.write(&*store)
+        });
+        match durable {
+            Ok(()) => {
+                let places = ByBlock::default();
+                slot.held = Some(Held { head, store, tail, places });
+                Ok(())
+            }
+            Err(e) => {
+                let _ = self.companion.remove().and_then(|()| self.companion.sync_name());
+                self.end_waiting()?;
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Ends the time of first writes: what waits goes to the disk as it is.
+    pub(super) fn end_waiting(&self) -> Result<(), LiveError> {
+        let mut gate = self.close();
+        let blocks = self.gather();
+        if let Err(e) = self.overwrite(&blocks) {
+            return Err(self.break_down(&e.to_string()));
+        }
+        let _ = self.stuck::<()>(Ok(()));
+        self.no_saved();
+        *gate = false;
+        Ok(())
+    }
+
+    pub(super) fn mark_of(slot: &Slot) -> Option<String> {
+        let head = slot.held.as_ref().map(|h| &h.head).or(slot.lost.as_ref().map(|(h, _)| h));
+        head.map(|h| h.mark.clone())
+    }
+
+    /// Sets the disk back to the snapshot, which stays. Nobody may be using the disk.
+    pub fn restore(&self, mark: &str) -> Result<(), LiveError> {
+        self.check_sound()?;
+        let mut slot = lock(&self.slot);
+        if let Some((head, why)) = slot.lost.as_ref().filter(|(h, _)| h.mark == mark) {
+            return Err(LiveError::Lost { mark: head.mark.clone(), why: why.clone() });
+        }
+        let Some(held) = slot.held.as_mut().filter(|h| h.head.mark == mark) else {
+            return Err(LiveError::Missing { mark: mark.to_owned() });
+        };
+        let _closed = self.close();
+        // It would be set back at once: where nothing was saved the disk has the old content still.
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            self.waiting.fetch_sub(shard.waiting.len(), Ordering::AcqRel);
+            self.going.fetch_sub(shard.going.len(), Ordering::AcqRel);
+            *shard = Shard::default();
+        }
+        held.head.state = State::Restoring;
+        held.head.sequence += 1;
+        if let Err(e) = held.head.write(&*held.store).and_then(|()| self.write_back(held)) {
+            return Err(self.break_down(&e.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The second half of a restore, from the head that says so on. Done twice it is done once.
+    fn write_back(&self, held: &mut Held) -> Result<(), DiskError> {
+        let mut blocks: Vec<u64> = held.places.keys().copied().collect();
+        blocks.sort_unstable();
+        for (first, n) in runs(&blocks, RUN_MAX) {
+            let mut bytes = Vec::with_capacity(n * BLOCK as usize);
+            for block in first..first + n as u64 {
+                if let Some(place) = held.places.get(&block) {
+                    bytes.extend_from_slice(&saved(&*held.store, *place)?[..]);
+                }
+            }
+            let end = ((first + n as u64) * BLOCK).min(self.size);
+            bytes.truncate((end - first * BLOCK) as usize);
+            self.disk.write_at(first * BLOCK, &bytes)?;
+        }
+        self.disk.flush()?;
+        held.head.state = State::Held;
+        held.head.sequence += 1;
+        held.head.generation += 1;
+        held.head.write(&*held.store)?;
+        held.tail = Tail::start(held.head.generation);
+        held.places.clear();
+        self.no_saved();
+        Ok(())
+    }
+
+    /// Drops the snapshot.
+    pub fn delete(&self, mark: &str) -> Result<(), LiveError> {
+        self.check_sound()?;
+        let mut slot = lock(&self.slot);
+        if Self::mark_of(&slot).as_deref() != Some(mark) {
+            return Err(LiveError::Missing { mark: mark.to_owned() });
+        }
+        self.companion.remove()?;
+        self.companion.sync_name()?;
+        *slot = Slot::default();
+        let ended = self.end_waiting();
+        drop(slot);
+        self.ended.notify_all();
+        ended
+    }
+}
