@@ -381,6 +381,10 @@ impl EngineError {
         EngineError::Disk { volume: volume.to_string(), source }
     }
 
+    pub(crate) fn content(volume: impl ToString, source: ContentError) -> Self {
+        EngineError::Content { volume: volume.to_string(), source }
+    }
+
     pub(crate) fn backend(volume: impl ToString, failure: Failure) -> Self {
         EngineError::Backend { volume: volume.to_string(), failure: Box::new(failure) }
     }

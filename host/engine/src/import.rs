@@ -11,13 +11,12 @@ use serde::Serialize;
 use snapslot_content::export::{Exported, Format, replace};
 use snapslot_content::{Content, ContentError, Watch};
 use snapslot_disk::{FileDisk, Users};
-use snapslot_runtime::{Sight, View};
+use snapslot_runtime::View;
 
 use crate::engine::{Engine, now};
 use crate::error::EngineError;
-use crate::locator::Locator;
 use crate::operate::{Context, lock_images};
-use crate::view::reading;
+use crate::view::{image, reading_all, sight_of};
 use crate::volume::Volume;
 
 /// What was put back.
@@ -47,15 +46,7 @@ impl Engine {
     ) -> Result<Imported, EngineError> {
         let (machine, known) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
-        let named = Locator::parse(text, self.backends()).ok();
-        let index = match locators.as_slice() {
-            [_] => Some(0),
-            many => many.iter().position(|l| Some(l) == named.as_ref()),
-        };
-        let index = index.ok_or_else(|| {
-            let names: Vec<String> = locators.iter().map(ToString::to_string).collect();
-            EngineError::Usage(format!("name the volume that is meant: {}", names.join(", ")))
-        })?;
+        let index = self.one_of(text, &machine.name, &locators)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _engine_locks = self.lock(&machine, &volumes)?;
         self.recover_locked(&machine, &volumes)?;
@@ -107,9 +98,8 @@ impl Engine {
                     why: e.to_string(),
                 })
             };
-            let done = replace(&**content, path, format, watch, &dress).map_err(|source| {
-                EngineError::Content { volume: volume.locator.to_string(), source }
-            });
+            let done = replace(&**content, path, format, watch, &dress)
+                .map_err(|e| EngineError::content(&volume.locator, e));
             let outcome = done.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
             self.store.end(operation, now(), &outcome)?;
             done
@@ -129,29 +119,15 @@ impl Engine {
         backing: &[String],
         work: impl FnOnce(&FileDisk, &Arc<dyn Content>) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
-        let open = |text: &str| -> Result<(Locator, Arc<FileDisk>), EngineError> {
-            let locator = Locator::parse(text, self.backends())?;
-            let path =
-                locator.path().ok_or_else(|| EngineError::Usage(format!("{text} is no file")))?;
-            let disk =
-                FileDisk::open_read_only(path).map_err(|e| EngineError::disk(&locator, e))?;
-            Ok((locator, Arc::new(disk)))
-        };
-        let mut chain = vec![open(text)?];
+        let mut chain = vec![self.open_file(text)?];
         for below in backing {
-            chain.push(open(below)?);
+            chain.push(self.open_file(below)?);
         }
-        let _kept: Vec<_> =
-            chain.iter().map(|(l, d)| reading(l, d)).collect::<Result<_, EngineError>>()?;
+        let _kept = reading_all(&chain)?;
         let mut content: Option<Arc<dyn Content>> = None;
         for (locator, disk) in chain.iter().rev() {
             let plugin = self.plugin(&locator.backend)?;
-            let sight = Sight {
-                place: locator.place.clone(),
-                disk: Some(disk.clone() as Arc<dyn snapslot_disk::Disk>),
-                commands: None,
-                copies: None,
-            };
+            let sight = sight_of(locator, disk);
             let facts = match plugin.description().copies.is_some() {
                 true => None,
                 false => Some(plugin.inspect(&sight).map_err(|e| EngineError::call(locator, e))?),
@@ -162,7 +138,7 @@ impl Engine {
                 let why = finding.message.clone();
                 return Err(EngineError::NoContent { volume: locator.to_string(), why });
             }
-            content = Some(self.image(locator, disk, &View::Current, content)?);
+            content = Some(image(locator, disk, &plugin, &View::Current, content)?);
         }
         match &content {
             Some(content) => work(&chain[0].1, content),

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use snapslot_disk::{EngineLock, ImageLock, Users};
+use snapslot_disk::{EngineLock, ImageLock};
 use snapslot_live::control::{Answer, Request, ask, hear};
 use snapslot_live::{Knobs, LiveDisk, LiveError, OnFull};
 use snapslot_nbd::{Export, Extent};
@@ -23,7 +23,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::operate::Room;
 use crate::serving::disk_as_io;
-use crate::status::lock_error;
+use crate::status::{image_lock_error, lock_error};
 use crate::volume::Volume;
 
 /// Memory for first writes that wait for their old content to be durable.
@@ -191,17 +191,7 @@ impl Engine {
             self.recover(text)?;
         }
         let locators = self.locators(&machine)?;
-        let locator = match locators.as_slice() {
-            [one] => one,
-            many => {
-                let named = crate::locator::Locator::parse(text, self.backends()).ok();
-                many.iter().find(|l| Some(*l) == named.as_ref()).ok_or_else(|| {
-                    let names: Vec<String> = many.iter().map(ToString::to_string).collect();
-                    let names = names.join(", ");
-                    EngineError::Usage(format!("name the volume that is meant: {names}"))
-                })?
-            }
-        };
+        let locator = &locators[self.one_of(text, &machine.name, &locators)?];
         let volume = Volume::open_to_change(self, std::slice::from_ref(locator))?.remove(0);
         let plugin = self.plugin(&locator.backend)?;
         let (Some(copies), Some(disk), true) =
@@ -215,14 +205,7 @@ impl Engine {
             });
         };
         let _image = match disk.is_file() {
-            true => Some(ImageLock::exclusive(disk).map_err(|e| {
-                match lock_error(locator, e, None) {
-                    EngineError::Busy { volume, holders, .. } => {
-                        EngineError::InUse { volume, users: Users { holders, ..Users::default() } }
-                    }
-                    other => other,
-                }
-            })?),
+            true => Some(ImageLock::exclusive(disk).map_err(|e| image_lock_error(locator, e))?),
             false => {
                 let users = volume.users()?;
                 if !users.is_empty() {

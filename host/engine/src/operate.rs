@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use snapslot_disk::{EngineLock, ImageLock, Users};
+use snapslot_disk::{EngineLock, ImageLock};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
@@ -13,7 +13,7 @@ use crate::engine::{Engine, now, refused};
 use crate::error::EngineError;
 use crate::recover::Meta;
 use crate::rehearse::Depth;
-use crate::status::{derive, lock_error, parts};
+use crate::status::{derive, image_lock_error, lock_error, parts};
 use crate::store::{Machine, Seen};
 use crate::volume::Volume;
 
@@ -279,15 +279,7 @@ pub(crate) fn lock_images(volumes: &[Volume]) -> Result<Vec<ImageLock<'_>>, Engi
         }
     }
     (images.into_iter())
-        .map(|(v, disk)| {
-            ImageLock::exclusive(disk).map_err(|e| match lock_error(&v.locator, e, None) {
-                EngineError::Busy { volume, holders, .. } => {
-                    let users = Users { holders, ..Users::default() };
-                    EngineError::InUse { volume, users }
-                }
-                other => other,
-            })
-        })
+        .map(|(v, disk)| ImageLock::exclusive(disk).map_err(|e| image_lock_error(&v.locator, e)))
         .collect()
 }
 

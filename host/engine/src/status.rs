@@ -353,3 +353,13 @@ pub(crate) fn lock_error(
         LockError::Disk(source) => EngineError::disk(locator, source),
     }
 }
+
+/// The same for a lock on an image: who has it uses the disk.
+pub(crate) fn image_lock_error(locator: &Locator, error: LockError) -> EngineError {
+    match lock_error(locator, error, None) {
+        EngineError::Busy { volume, holders, .. } => {
+            EngineError::InUse { volume, users: Users { holders, ..Users::default() } }
+        }
+        other => other,
+    }
+}

@@ -20,14 +20,14 @@ use snapslot_content::{
     At, Compression, Content, ContentError, Extent, Map, Mapped, Plain, Range, Watch, by_content,
     by_map,
 };
-use snapslot_disk::{Disk, DiskError, EngineLock, FileDisk, ImageLock, Users};
+use snapslot_disk::{Disk, DiskError, EngineLock, FileDisk, ImageLock};
 use snapslot_runtime::{self as runtime, Facts, FailureKind, Plugin, View};
 use snapslot_slot::{Refusal, State};
 
 use crate::engine::{Engine, refused};
 use crate::error::EngineError;
 use crate::locator::Locator;
-use crate::status::{derive, left_behind, lock_error};
+use crate::status::{derive, image_lock_error, left_behind, lock_error};
 use crate::volume::{Volume, changes_image};
 
 /// Extents asked for at once.
@@ -82,7 +82,8 @@ fn as_pairs<S: serde::Serializer>(ranges: &[Range], to: S) -> Result<S::Ok, S::E
 }
 
 /// One machine, looked at.
-struct Looked {
+struct Looked<'e> {
+    plugins: Vec<Plugin<'e>>,
     volumes: Vec<Volume>,
     facts: Vec<Facts>,
     state: State,
@@ -100,28 +101,16 @@ impl Engine {
         work: impl FnOnce(&Opened) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
         let looked = self.look_at_all(text)?;
-        let index = self.one_of(text, &looked)?;
-        let volume = &looked.volumes[index];
-        let plugin = self.plugin(&volume.locator.backend)?;
+        let index = self.one_of(text, &looked.name, &looked.locators())?;
+        let (volume, plugin) = (&looked.volumes[index], &looked.plugins[index]);
         let _shared = share(volume)?;
-        let disks = backing
-            .iter()
-            .map(|text| {
-                let locator = Locator::parse(text, self.backends())?;
-                let path = locator.path().ok_or_else(|| {
-                    EngineError::Usage(format!("{text} is no file; a backing file is one"))
-                })?;
-                let disk = FileDisk::open_read_only(path);
-                Ok((locator.clone(), Arc::new(disk.map_err(|e| EngineError::disk(&locator, e))?)))
-            })
-            .collect::<Result<Vec<(Locator, Arc<FileDisk>)>, EngineError>>()?;
-        let _kept: Vec<_> = disks
-            .iter()
-            .map(|(locator, disk)| reading(locator, disk))
-            .collect::<Result<_, EngineError>>()?;
+        let disks =
+            backing.iter().map(|text| self.open_file(text)).collect::<Result<Vec<_>, _>>()?;
+        let _kept = reading_all(&disks)?;
         let mut below: Option<Arc<dyn Content>> = None;
         for (locator, disk) in disks.iter().rev() {
-            below = Some(self.image(locator, disk, &View::Current, below)?);
+            let plugin = self.plugin(&locator.backend)?;
+            below = Some(image(locator, disk, &plugin, &View::Current, below)?);
         }
         let mut _unwritten = None;
         let (content, taken) = match which {
@@ -135,7 +124,7 @@ impl Engine {
                         return Err(EngineError::InUse { volume, users });
                     }
                 }
-                (self.current(volume, &plugin, below)?, None)
+                (current(volume, plugin, below)?, None)
             }
             Which::Snapshot => {
                 let occupant = match &looked.state {
@@ -147,10 +136,7 @@ impl Engine {
                     _ => return Err(refused(&looked.name, Refusal::Empty)),
                 };
                 let mark = &occupant.mark;
-                (
-                    self.snapshot(volume, &plugin, &looked.facts[index], mark, below)?,
-                    Some(occupant.taken),
-                )
+                (snapshot(volume, plugin, &looked.facts[index], mark, below)?, Some(occupant.taken))
             }
         };
         if looked.facts[index].findings.iter().any(|f| f.code == "encrypted") {
@@ -172,19 +158,19 @@ impl Engine {
         let State::Held { occupant } = &looked.state else {
             return Err(refused(&looked.name, Refusal::Empty));
         };
-        let named = self.one_of(text, &looked).ok();
+        let named = self.one_of(text, &looked.name, &looked.locators()).ok();
         let mut all = Vec::new();
         for (i, volume) in looked.volumes.iter().enumerate() {
             if named.is_some_and(|n| n != i) {
                 continue;
             }
             let locator = volume.locator.to_string();
-            let plugin = self.plugin(&volume.locator.backend)?;
+            let plugin = &looked.plugins[i];
             let facts = &looked.facts[i];
             let then = facts.snapshots.iter().find(|s| s.mark.as_ref() == Some(&occupant.mark));
             let size = facts.virtual_size.max(then.map_or(0, |s| s.virtual_size));
             let shared = share(volume)?;
-            let known = match (&volume.copies, lists(&plugin)) {
+            let known = match (&volume.copies, lists(plugin)) {
                 (Some(copies), false) if !content => copies
                     .changed(&occupant.mark)
                     .map_err(|e| EngineError::copy(&volume.locator, &e))?,
@@ -193,11 +179,9 @@ impl Engine {
             let by_metadata = match content {
                 true => None,
                 false if known.is_some() => known,
-                false => self.differing(
-                    volume,
-                    &plugin,
-                    &then.map_or(String::new(), |s| s.identity.clone()),
-                )?,
+                false => {
+                    differing(volume, plugin, &then.map_or(String::new(), |s| s.identity.clone()))?
+                }
             };
             drop(shared);
             let (ranges, by_content) = match by_metadata {
@@ -210,40 +194,6 @@ impl Engine {
         Ok(all)
     }
 
-    /// By metadata, where the plugin can; none where it cannot.
-    fn differing(
-        &self,
-        volume: &Volume,
-        plugin: &Plugin<'_>,
-        identity: &str,
-    ) -> Result<Option<Vec<Range>>, EngineError> {
-        let unsupported = |e: &runtime::CallError| matches!(e, runtime::CallError::Refused(f) if f.kind == FailureKind::Unsupported);
-        let sight = volume.sight();
-        let (mut cursor, mut ranges) = (0, Vec::new());
-        loop {
-            match plugin.differences(&sight, identity, cursor, PAGE) {
-                Ok(page) => {
-                    let range = |s: &runtime::Stretch| Range { offset: s.start, length: s.length };
-                    ranges.extend(page.stretches.iter().map(range));
-                    match page.next {
-                        Some(next) => cursor = next,
-                        None => return Ok(Some(snapslot_content::joined(ranges))),
-                    }
-                }
-                Err(e) if unsupported(&e) && changes_image(plugin) => break,
-                Err(e) if unsupported(&e) => return Ok(None),
-                Err(e) => return Err(EngineError::call(&volume.locator, e)),
-            }
-        }
-        // It lists extents at least: where they lie apart is where it changed.
-        let map = |view: &View| self.map(&volume.locator, volume.disk()?, plugin, &sight, view);
-        let then = View::Snapshot(identity.to_owned());
-        match (map(&View::Current), map(&then)) {
-            (Ok(now), Ok(then)) => Ok(Some(by_map(&now, &then))),
-            _ => Ok(None),
-        }
-    }
-
     /// By reading both.
     fn compared(
         &self,
@@ -254,15 +204,15 @@ impl Engine {
         self.with_content(volume, Which::Snapshot, backing, |then| {
             self.with_content(volume, Which::Current, backing, |now| {
                 by_content(&*now.content, &*then.content, watch)
-                    .map_err(|source| EngineError::Content { volume: volume.to_owned(), source })
+                    .map_err(|e| EngineError::content(volume, e))
             })
         })
     }
 
-    fn look_at_all(&self, text: &str) -> Result<Looked, EngineError> {
+    fn look_at_all(&self, text: &str) -> Result<Looked<'_>, EngineError> {
         let (machine, known) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
-        let (mut volumes, mut facts) = (Vec::new(), Vec::new());
+        let (mut plugins, mut volumes, mut facts) = (Vec::new(), Vec::new(), Vec::new());
         for locator in &locators {
             let volume = Volume::open_to_look(self, locator)?;
             let plugin = self.plugin(&locator.backend)?;
@@ -273,149 +223,194 @@ impl Engine {
             }
             facts.push(volume.inspect(&plugin)?);
             volumes.push(volume);
+            plugins.push(plugin);
         }
         let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
-        Ok(Looked { volumes, facts, state, name: machine.name })
+        Ok(Looked { plugins, volumes, facts, state, name: machine.name })
     }
 
     /// Which of a machine's volumes is meant.
-    fn one_of(&self, text: &str, looked: &Looked) -> Result<usize, EngineError> {
-        if looked.volumes.len() == 1 {
+    pub(crate) fn one_of(
+        &self,
+        text: &str,
+        machine: &str,
+        locators: &[Locator],
+    ) -> Result<usize, EngineError> {
+        if locators.len() == 1 {
             return Ok(0);
         }
         let named = Locator::parse(text, self.backends()).ok();
-        let found = looked.volumes.iter().position(|v| Some(&v.locator) == named.as_ref());
+        let found = locators.iter().position(|l| Some(l) == named.as_ref());
         found.ok_or_else(|| {
-            let names: Vec<String> = looked.volumes.iter().map(|v| v.locator.to_string()).collect();
+            let names: Vec<String> = locators.iter().map(Locator::to_string).collect();
             EngineError::Usage(format!(
-                "{} has {} volumes; name the one that is meant: {}",
-                looked.name,
+                "{machine} has {} volumes; name the one that is meant: {}",
                 names.len(),
                 names.join(", ")
             ))
         })
     }
 
-    fn current(
-        &self,
-        volume: &Volume,
-        plugin: &Plugin<'_>,
-        below: Option<Arc<dyn Content>>,
-    ) -> Result<Arc<dyn Content>, EngineError> {
-        let content = |source| EngineError::Content { volume: volume.locator.to_string(), source };
-        match &volume.image {
-            Some(disk) if lists(plugin) => self.image(&volume.locator, disk, &View::Current, below),
-            Some(disk) => Ok(Arc::new(Plain::new(disk.clone()).map_err(content)?)),
-            None => match &volume.locator.place {
-                Place::LvmVolume { .. } | Place::ZfsDataset(_) => {
-                    device(volume, volume.locator.place.device())
+    /// Opens an image that a person named, to be read.
+    pub(crate) fn open_file(&self, text: &str) -> Result<(Locator, Arc<FileDisk>), EngineError> {
+        let locator = Locator::parse(text, self.backends())?;
+        let path = locator
+            .path()
+            .ok_or_else(|| EngineError::Usage(format!("{text} is no file, as an image is")))?;
+        let disk = FileDisk::open_read_only(path).map_err(|e| EngineError::disk(&locator, e))?;
+        Ok((locator, Arc::new(disk)))
+    }
+}
+
+impl Looked<'_> {
+    fn locators(&self) -> Vec<Locator> {
+        self.volumes.iter().map(|v| v.locator.clone()).collect()
+    }
+}
+
+/// By metadata, where the plugin can; none where it cannot.
+fn differing(
+    volume: &Volume,
+    plugin: &Plugin<'_>,
+    identity: &str,
+) -> Result<Option<Vec<Range>>, EngineError> {
+    let unsupported = |e: &runtime::CallError| matches!(e, runtime::CallError::Refused(f) if f.kind == FailureKind::Unsupported);
+    let sight = volume.sight();
+    let (mut cursor, mut ranges) = (0, Vec::new());
+    loop {
+        match plugin.differences(&sight, identity, cursor, PAGE) {
+            Ok(page) => {
+                let range = |s: &runtime::Stretch| Range { offset: s.start, length: s.length };
+                ranges.extend(page.stretches.iter().map(range));
+                match page.next {
+                    Some(next) => cursor = next,
+                    None => return Ok(Some(snapslot_content::joined(ranges))),
                 }
-                _ => Err(no_content(volume, "its content is no disk that could be read")),
-            },
+            }
+            Err(e) if unsupported(&e) && changes_image(plugin) => break,
+            Err(e) if unsupported(&e) => return Ok(None),
+            Err(e) => return Err(EngineError::call(&volume.locator, e)),
         }
     }
+    // It lists extents at least: where they lie apart is where it changed.
+    let map = |view: &View| extents_of(&volume.locator, plugin, &sight, view);
+    let then = View::Snapshot(identity.to_owned());
+    match (map(&View::Current), map(&then)) {
+        (Ok(now), Ok(then)) => Ok(Some(by_map(&now, &then))),
+        _ => Ok(None),
+    }
+}
 
-    fn snapshot(
-        &self,
-        volume: &Volume,
-        plugin: &Plugin<'_>,
-        facts: &Facts,
-        mark: &str,
-        below: Option<Arc<dyn Content>>,
-    ) -> Result<Arc<dyn Content>, EngineError> {
-        let Some(found) = facts.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark)) else {
-            return Err(no_content(volume, "the snapshot is not there"));
-        };
-        match &volume.image {
-            Some(disk) if lists(plugin) => {
-                let view = View::Snapshot(found.identity.clone());
-                self.image(&volume.locator, disk, &view, below)
+fn current(
+    volume: &Volume,
+    plugin: &Plugin<'_>,
+    below: Option<Arc<dyn Content>>,
+) -> Result<Arc<dyn Content>, EngineError> {
+    match &volume.image {
+        Some(disk) => image(&volume.locator, disk, plugin, &View::Current, below),
+        None => match &volume.locator.place {
+            Place::LvmVolume { .. } | Place::ZfsDataset(_) => {
+                device(volume, volume.locator.place.device())
             }
-            Some(_) => {
-                let Some(copies) = &volume.copies else {
-                    return Err(no_content(volume, "no copies are kept of it"));
-                };
-                copies.open_content(mark).map_err(|e| EngineError::copy(&volume.locator, &e))
+            _ => Err(no_content(volume, "its content is no disk that could be read")),
+        },
+    }
+}
+
+fn snapshot(
+    volume: &Volume,
+    plugin: &Plugin<'_>,
+    facts: &Facts,
+    mark: &str,
+    below: Option<Arc<dyn Content>>,
+) -> Result<Arc<dyn Content>, EngineError> {
+    let Some(found) = facts.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark)) else {
+        return Err(no_content(volume, "the snapshot is not there"));
+    };
+    match &volume.image {
+        Some(disk) if lists(plugin) => {
+            let view = View::Snapshot(found.identity.clone());
+            image(&volume.locator, disk, plugin, &view, below)
+        }
+        Some(_) => {
+            let Some(copies) = &volume.copies else {
+                return Err(no_content(volume, "no copies are kept of it"));
+            };
+            copies.open_content(mark).map_err(|e| EngineError::copy(&volume.locator, &e))
+        }
+        None => device(volume, snapshot_device(volume, &found.name)),
+    }
+}
+
+/// The device of a snapshot of ours: a neighbour of the volume's own.
+fn snapshot_device(volume: &Volume, name: &str) -> Option<PathBuf> {
+    let place = &volume.locator.place;
+    match place {
+        Place::LvmVolume { group, .. } => {
+            let name = name.rsplit('/').next().unwrap_or_default();
+            Grammar::LvmOwn.allows(name, place).then(|| Path::new("/dev").join(group).join(name))
+        }
+        Place::ZfsDataset(_) => {
+            let name = name.rsplit('@').next().unwrap_or_default();
+            let volume = place.device()?.into_os_string().into_string().ok()?;
+            Grammar::ZfsOwn.allows(name, place).then(|| format!("{volume}@{name}").into())
+        }
+        Place::Image(_) | Place::Directory(_) => None,
+    }
+}
+
+/// One view of an image, by its plugin's extents.
+pub(crate) fn image(
+    locator: &Locator,
+    disk: &Arc<FileDisk>,
+    plugin: &Plugin<'_>,
+    view: &View,
+    below: Option<Arc<dyn Content>>,
+) -> Result<Arc<dyn Content>, EngineError> {
+    if !lists(plugin) {
+        let plain = Plain::new(disk.clone()).map_err(|e| EngineError::content(locator, e))?;
+        return Ok(Arc::new(plain));
+    }
+    let map = extents_of(locator, plugin, &sight_of(locator, disk), view)?;
+    Ok(Arc::new(Mapped::new(&locator.to_string(), disk.clone(), map, below)))
+}
+
+fn extents_of(
+    locator: &Locator,
+    plugin: &Plugin<'_>,
+    sight: &runtime::Sight,
+    view: &View,
+) -> Result<Map, EngineError> {
+    let name = locator.to_string();
+    let (mut map, mut cursor) = (Map::default(), 0);
+    loop {
+        let page =
+            plugin.extents(sight, view, cursor, PAGE).map_err(|e| EngineError::call(locator, e))?;
+        for extent in &page.extents {
+            // A page may begin before the cursor, with the extent that it lies in.
+            let skip = map.end().saturating_sub(extent.start);
+            if skip >= extent.length {
+                continue;
             }
-            None => device(volume, self.snapshot_device(volume, &found.name)),
+            let unlike = || ContentError::Unlike { name: name.clone(), at: extent.start };
+            let result =
+                converted(extent, skip).ok_or_else(unlike).and_then(|e| map.push(&e, &name));
+            result.map_err(|e| EngineError::content(&name, e))?;
+        }
+        match page.next {
+            Some(next) => cursor = next,
+            None => return Ok(map),
         }
     }
+}
 
-    /// The device of a snapshot of ours: a neighbour of the volume's own.
-    fn snapshot_device(&self, volume: &Volume, name: &str) -> Option<PathBuf> {
-        let place = &volume.locator.place;
-        match place {
-            Place::LvmVolume { group, .. } => {
-                let name = name.rsplit('/').next().unwrap_or_default();
-                Grammar::LvmOwn
-                    .allows(name, place)
-                    .then(|| Path::new("/dev").join(group).join(name))
-            }
-            Place::ZfsDataset(_) => {
-                let name = name.rsplit('@').next().unwrap_or_default();
-                let volume = place.device()?.into_os_string().into_string().ok()?;
-                Grammar::ZfsOwn.allows(name, place).then(|| format!("{volume}@{name}").into())
-            }
-            Place::Image(_) | Place::Directory(_) => None,
-        }
-    }
-
-    /// One view of an image, by its plugin's extents.
-    pub(crate) fn image(
-        &self,
-        locator: &Locator,
-        disk: &Arc<FileDisk>,
-        view: &View,
-        below: Option<Arc<dyn Content>>,
-    ) -> Result<Arc<dyn Content>, EngineError> {
-        let plugin = self.plugin(&locator.backend)?;
-        if !lists(&plugin) {
-            let plain = Plain::new(disk.clone());
-            return Ok(Arc::new(plain.map_err(|source| EngineError::Content {
-                volume: locator.to_string(),
-                source,
-            })?));
-        }
-        let sight = runtime::Sight {
-            place: locator.place.clone(),
-            disk: Some(disk.clone() as Arc<dyn Disk>),
-            commands: None,
-            copies: None,
-        };
-        let map = self.map(locator, disk, &plugin, &sight, view)?;
-        Ok(Arc::new(Mapped::new(&locator.to_string(), disk.clone(), map, below)))
-    }
-
-    fn map(
-        &self,
-        locator: &Locator,
-        _disk: &Arc<FileDisk>,
-        plugin: &Plugin<'_>,
-        sight: &runtime::Sight,
-        view: &View,
-    ) -> Result<Map, EngineError> {
-        let name = locator.to_string();
-        let (mut map, mut cursor) = (Map::default(), 0);
-        loop {
-            let page = plugin
-                .extents(sight, view, cursor, PAGE)
-                .map_err(|e| EngineError::call(locator, e))?;
-            for extent in &page.extents {
-                // A page may begin before the cursor, with the extent that it lies in.
-                let skip = map.end().saturating_sub(extent.start);
-                if skip >= extent.length {
-                    continue;
-                }
-                let unlike = || ContentError::Unlike { name: name.clone(), at: extent.start };
-                let result =
-                    converted(extent, skip).ok_or_else(unlike).and_then(|e| map.push(&e, &name));
-                result.map_err(|source| EngineError::Content { volume: name.clone(), source })?;
-            }
-            match page.next {
-                Some(next) => cursor = next,
-                None => return Ok(map),
-            }
-        }
+/// What a plugin sees of an image alone.
+pub(crate) fn sight_of(locator: &Locator, disk: &Arc<FileDisk>) -> runtime::Sight {
+    runtime::Sight {
+        place: locator.place.clone(),
+        disk: Some(disk.clone() as Arc<dyn Disk>),
+        commands: None,
+        copies: None,
     }
 }
 
@@ -429,16 +424,15 @@ fn share(volume: &Volume) -> Result<EngineLock<'_>, EngineError> {
 }
 
 /// The present content of an image is read only while nobody writes it.
-pub(crate) fn reading<'d>(
-    locator: &Locator,
-    disk: &'d FileDisk,
-) -> Result<ImageLock<'d>, EngineError> {
-    ImageLock::reading(disk).map_err(|e| match lock_error(locator, e, None) {
-        EngineError::Busy { volume, holders, .. } => {
-            EngineError::InUse { volume, users: Users { holders, ..Users::default() } }
-        }
-        other => other,
-    })
+fn reading<'d>(locator: &Locator, disk: &'d FileDisk) -> Result<ImageLock<'d>, EngineError> {
+    ImageLock::reading(disk).map_err(|e| image_lock_error(locator, e))
+}
+
+/// The same of a chain of images.
+pub(crate) fn reading_all(
+    chain: &[(Locator, Arc<FileDisk>)],
+) -> Result<Vec<ImageLock<'_>>, EngineError> {
+    chain.iter().map(|(locator, disk)| reading(locator, disk)).collect()
 }
 
 fn no_content(volume: &Volume, why: &str) -> EngineError {
@@ -464,12 +458,7 @@ fn device(volume: &Volume, path: Option<PathBuf>) -> Result<Arc<dyn Content>, En
         return Err(no_content(volume, "its device is no device"));
     }
     let plain = Plain::new(Arc::new(disk));
-    Ok(Arc::new(
-        plain.map_err(|source| EngineError::Content {
-            volume: volume.locator.to_string(),
-            source,
-        })?,
-    ))
+    Ok(Arc::new(plain.map_err(|e| EngineError::content(&volume.locator, e))?))
 }
 
 /// Why a device is not there, and what shows it.
