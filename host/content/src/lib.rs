@@ -15,7 +15,7 @@ mod pieces;
 mod plain;
 mod unpack;
 
-pub use content::{Content, Run, SharedRange, first_not_zero, is_zero};
+pub use content::{Content, Run, SharedRange, is_zero};
 pub use diff::{by_content, by_map, joined};
 pub use error::ContentError;
 pub use extent::{At, Compression, Extent};

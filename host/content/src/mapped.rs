@@ -119,6 +119,9 @@ struct Unpacked {
     bytes: Vec<u8>,
 }
 
+/// Fills what lies in one extent, from a guest offset on; `false`: it would have to wait.
+type Fill<'a> = dyn Fn(&Extent, u64, &mut [u8]) -> Result<bool, ContentError> + 'a;
+
 /// The content of an image.
 pub struct Mapped {
     name: String,
@@ -147,6 +150,28 @@ impl Mapped {
 
     fn backing(&self) -> Result<&Arc<dyn Content>, ContentError> {
         self.backing.as_ref().ok_or_else(|| ContentError::NoBacking { name: self.name.clone() })
+    }
+
+    /// Has each part of `buf` filled that lies in one extent, given the extent and the part's guest offset;
+    /// `false` as soon as one is not.
+    fn each_extent(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        fill: &Fill<'_>,
+    ) -> Result<bool, ContentError> {
+        self.within(offset, buf.len() as u64)?;
+        let (mut at, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let extent = self.find(at)?;
+            let n = (extent.start + extent.length - at).min(rest.len() as u64) as usize;
+            let (now, later) = rest.split_at_mut(n);
+            if !fill(&extent, at, now)? {
+                return Ok(false);
+            }
+            (at, rest) = (at + n as u64, later);
+        }
+        Ok(true)
     }
 
     fn read_packed(
@@ -202,40 +227,28 @@ impl Content for Mapped {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ContentError> {
-        self.within(offset, buf.len() as u64)?;
-        let (mut at, mut rest) = (offset, buf);
-        while !rest.is_empty() {
-            let extent = self.find(at)?;
+        self.each_extent(offset, buf, &|extent, at, now| {
             let within = at - extent.start;
-            let n = (extent.length - within).min(rest.len() as u64) as usize;
-            let (now, later) = rest.split_at_mut(n);
             match extent.at {
                 At::Zero => now.fill(0),
                 At::Data(host) => self.disk.read_at(host + within, now)?,
-                At::Packed { .. } => self.read_packed(&extent, within, now)?,
+                At::Packed { .. } => self.read_packed(extent, within, now)?,
                 At::Backing => read_below(&**self.backing()?, at, now)?,
             }
-            (at, rest) = (at + n as u64, later);
-        }
-        Ok(())
+            Ok(true)
+        })
+        .map(|_| ())
     }
 
     fn read_at_once(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ContentError> {
-        self.within(offset, buf.len() as u64)?;
-        let (mut at, mut rest) = (offset, buf);
-        while !rest.is_empty() {
-            let extent = self.find(at)?;
-            let within = at - extent.start;
-            let n = (extent.length - within).min(rest.len() as u64) as usize;
-            let (now, later) = rest.split_at_mut(n);
-            match extent.at {
-                At::Zero => now.fill(0),
-                At::Data(host) if self.disk.read_at_once(host + within, now)? => {}
-                _ => return Ok(false),
+        self.each_extent(offset, buf, &|extent, at, now| match extent.at {
+            At::Zero => {
+                now.fill(0);
+                Ok(true)
             }
-            (at, rest) = (at + n as u64, later);
-        }
-        Ok(true)
+            At::Data(host) => Ok(self.disk.read_at_once(host + (at - extent.start), now)?),
+            At::Packed { .. } | At::Backing => Ok(false),
+        })
     }
 
     fn run(&self, offset: u64, limit: u64) -> Result<Run, ContentError> {

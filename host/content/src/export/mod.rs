@@ -141,7 +141,7 @@ pub fn replace(
 }
 
 /// Writes raw content to a stream, in order.
-pub fn to_stream(
+fn to_stream(
     content: &dyn Content,
     to: impl Write + Send,
     name: &str,
@@ -259,8 +259,7 @@ fn run(
         }
         result
     };
-    let result = each(content, cut, watch, &Own::default, &sharing, &failed, &guarded);
-    result?;
+    each(content, cut, watch, &Own::default, &sharing, &failed, &guarded)?;
     let written = sink.finish()?;
     Ok(Exported {
         virtual_size: content.size(),

@@ -10,6 +10,14 @@ use super::{Held, LiveDisk, LiveError, RUN_MAX, Shard, Slot, lock};
 use crate::blocks::{BLOCK, ByBlock, runs};
 use crate::store::{Head, State, Tail, saved};
 
+impl Held {
+    /// Makes the head durable as it is now, as the one that counts.
+    fn write_head(&mut self) -> Result<(), DiskError> {
+        self.head.sequence += 1;
+        self.head.write(&*self.store)
+    }
+}
+
 impl LiveDisk {
     pub(super) fn find(&self) -> Result<(), LiveError> {
         let Some(store) = self.companion.reopen()? else { return Ok(()) };
@@ -58,20 +66,17 @@ impl LiveDisk {
         }
         if held.head.stamp != 0 {
             held.head.stamp = 0;
-            held.head.sequence += 1;
-            held.head.write(&*held.store)?;
+            held.write_head()?;
         }
         Ok(())
     }
 
     /// Ends using it, all being flushed: from now on nobody should write it.
     pub fn end(&self, stamp: Option<u64>) -> Result<(), LiveError> {
-        self.flush()?;
         let mut slot = lock(&self.slot);
         if let (Some(held), Some(stamp)) = (slot.held.as_mut(), stamp) {
             held.head.stamp = stamp;
-            held.head.sequence += 1;
-            held.head.write(&*held.store)?;
+            held.write_head()?;
         }
         Ok(())
     }
@@ -80,8 +85,7 @@ impl LiveDisk {
     pub(super) fn lose(&self, slot: &mut Slot, why: &str) -> Result<(), LiveError> {
         let Some(mut held) = slot.held.take() else { return Ok(()) };
         held.head.state = State::Lost;
-        held.head.sequence += 1;
-        let said = held.head.write(&*held.store);
+        let said = held.write_head();
         let gone = || self.companion.remove().and_then(|()| self.companion.sync_name());
         if said.or_else(|_| gone()).is_err() {
             // Neither: to go on would leave a snapshot that claims to be whole.
@@ -181,8 +185,7 @@ impl LiveDisk {
             *shard = Shard::default();
         }
         held.head.state = State::Restoring;
-        held.head.sequence += 1;
-        if let Err(e) = held.head.write(&*held.store).and_then(|()| self.write_back(held)) {
+        if let Err(e) = held.write_head().and_then(|()| self.write_back(held)) {
             return Err(self.break_down(&e.to_string()));
         }
         Ok(())
@@ -205,9 +208,8 @@ impl LiveDisk {
         }
         self.disk.flush()?;
         held.head.state = State::Held;
-        held.head.sequence += 1;
         held.head.generation += 1;
-        held.head.write(&*held.store)?;
+        held.write_head()?;
         held.tail = Tail::start(held.head.generation);
         held.places.clear();
         self.no_saved();
