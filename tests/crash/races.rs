@@ -57,10 +57,13 @@ fn of_two_takes_one_wins() {
 }
 
 /// Any two verbs: each is done, or told held, empty or busy; and what is there afterwards is
-/// what both tell.
+/// what both tell. Of each pair, one at least can be done as the slot stands.
 #[test]
 fn any_two_verbs_leave_a_legal_slot() {
-    const VERBS: [&str; 5] =
+    const EMPTY: [&str; 2] = ["take", "take --replace"];
+    const HELD: [&str; 4] =
+        ["take --replace", "restore --yes", "restore --yes --consume", "delete --yes"];
+    const ANY: [&str; 5] =
         ["take", "take --replace", "restore --yes", "restore --yes --consume", "delete --yes"];
     let rounds = setting("SNAPSLOT_TEST_RACES", 50);
     let seed = setting("SNAPSLOT_TEST_SEED", 0x7261_6365);
@@ -71,8 +74,13 @@ fn any_two_verbs_leave_a_legal_slot() {
     let image = image(&scratch);
     let mut counts = std::collections::BTreeMap::<i32, u64>::new();
     product.verb("take", image.path(), &[]).expect(0);
+    let mut held = true;
     for round in 0..rounds {
-        let pair = [0, 1].map(|_| VERBS[random.below(VERBS.len() as u64) as usize]);
+        let mut draw = |verbs: &[&'static str]| verbs[random.below(verbs.len() as u64) as usize];
+        let mut pair = [draw(if held { &HELD } else { &EMPTY }), draw(&ANY)];
+        if round % 2 == 1 {
+            pair.reverse();
+        }
         image.guest([format!("write -P {} {}k 64k", round % 255, 64 * (round % 100))]);
         let outcomes = both(&product, &image, pair);
         let account = || outcomes.each_ref().map(|o| o.process.account()).join("\n");
@@ -84,6 +92,7 @@ fn any_two_verbs_leave_a_legal_slot() {
         image.assert_clean();
         let status = product.verb("status", image.path(), &[]);
         let names: Vec<String> = image.snapshots().into_iter().map(|s| s.name).collect();
+        held = status.slot() == "held";
         match status.slot() {
             "held" => assert_eq!(names, [status.snapshot_name()], "{pair:?}:\n{}", account()),
             "empty" => assert_eq!(names, [""; 0], "{pair:?}:\n{}", account()),
@@ -91,5 +100,6 @@ fn any_two_verbs_leave_a_legal_slot() {
         }
     }
     println!("{rounds} races of any two verbs, exit codes and how often: {counts:?}");
-    assert!(counts.get(&0).is_some_and(|done| *done >= rounds / 2), "hardly any was done");
+    // The one that can be done loses only to one that is refused while it holds the lock.
+    assert!(counts.get(&0).is_some_and(|done| *done >= rounds / 4), "hardly any was done");
 }
