@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{Content, ContentError, SharedRange};
 
-/// Bytes of a piece: fits into a core's cache, and is worth a call of the system.
-pub(crate) const PIECE: u64 = 1 << 20;
+/// Bytes of a piece: what a page cache of large folios takes in one (a huge page), and many requests of a disk.
+pub(crate) const PIECE: u64 = 2 << 20;
 /// Reads in flight that a disk can put in order; more threads than this only contend.
 const THREADS_MAX: usize = 8;
 
@@ -63,6 +63,11 @@ struct Cursor<'a> {
 const SHARED_GRAIN: u64 = 4096;
 /// Shorter runs are copied faster than they are shared.
 const SHARED_MIN: u64 = 64 << 10;
+/// Longer runs are shared in parts: one that cannot be shared after all is one thread's to copy.
+const SHARED_MAX: u64 = 1 << 30;
+/// Pieces looked at for one that could be shared, before any is moved: enough for all but an odd image, and done in
+/// a millisecond.
+const TRIALS_MAX: usize = 1024;
 
 impl<'a> Cursor<'a> {
     fn next(&mut self, share: bool) -> Result<Option<Piece<'a>>, ContentError> {
@@ -81,7 +86,7 @@ impl<'a> Cursor<'a> {
         }
         if share
             && !run.zero
-            && let Some(mut range) = self.content.shared(start, run_end)
+            && let Some(mut range) = self.content.shared(start, run_end.min(start + SHARED_MAX))
         {
             let length = match start + range.length {
                 end if end == size => range.length,
@@ -109,6 +114,22 @@ impl<'a> Cursor<'a> {
         (self.at, self.number) = (end, number + 1);
         Ok(Some(Piece::Data { number, start, length: end - start }))
     }
+}
+
+/// The first run whose blocks could be shared, for a trial.
+pub(crate) fn first_shared(
+    content: &dyn Content,
+    cut: Cut,
+) -> Result<Option<(u64, SharedRange<'_>)>, ContentError> {
+    let mut cursor = Cursor { content, at: 0, number: 0, cut };
+    for _ in 0..TRIALS_MAX {
+        match cursor.next(cut.share)? {
+            Some(Piece::Shared { start, range, .. }) => return Ok(Some((start, range))),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    Ok(None)
 }
 
 /// Bytes that are not known to be zeroes: what there is to be moved.

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
-use crate::pieces::{Cut, Piece, each};
+use crate::pieces::{Cut, Piece, each, first_shared};
 use crate::{Content, ContentError, SharedRange, Watch};
 use order::{Digest, Order};
 use target::Target;
@@ -97,6 +97,11 @@ trait Sink: Sync {
     fn data(&self, number: u64, start: u64, bytes: &[u8]) -> Result<(), ContentError>;
     /// A run of zeroes.
     fn zero(&self, number: u64, start: u64, length: u64) -> Result<(), ContentError>;
+    /// Whether blocks can be shared between that file and the target: tried with the first of them, which
+    /// must be moved there in any case.
+    fn can_share(&self, _start: u64, _range: SharedRange<'_>) -> Result<bool, ContentError> {
+        Ok(false)
+    }
     /// Shares blocks; `false`: it cannot.
     fn share(&self, _start: u64, _range: SharedRange<'_>) -> Result<bool, ContentError> {
         Ok(false)
@@ -206,10 +211,15 @@ impl Own {
 fn run(
     content: &dyn Content,
     sink: &dyn Sink,
-    cut: Cut,
+    mut cut: Cut,
     digest: bool,
     watch: &Watch<'_>,
 ) -> Result<Exported, ContentError> {
+    // Found out before the threads begin: a run to be shared is given to one of them whole, and it
+    // alone would copy it.
+    if let Some((start, range)) = first_shared(content, cut)? {
+        cut.share = sink.can_share(start, range)?;
+    }
     let (sharing, failed) = (AtomicBool::new(true), AtomicBool::new(false));
     let shared = std::sync::atomic::AtomicU64::new(0);
     let read = std::sync::atomic::AtomicU64::new(0);

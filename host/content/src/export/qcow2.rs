@@ -87,6 +87,11 @@ impl<'t> Qcow2<'t> {
         at
     }
 
+    fn clone(&self, range: SharedRange<'_>, at: u64) -> Result<bool, ContentError> {
+        let shared = clone_range(range.file, range.offset, range.length, self.target.file(), at);
+        shared.map_err(|e| self.fail(Doing::Write, e))
+    }
+
     fn entry(&self, guest: u64) -> &AtomicU64 {
         let cluster = guest / CLUSTER;
         let table = self.tables[(cluster / ENTRIES) as usize]
@@ -230,18 +235,20 @@ impl Sink for Qcow2<'_> {
         Ok(())
     }
 
+    fn can_share(&self, _start: u64, mut range: SharedRange<'_>) -> Result<bool, ContentError> {
+        range.length = range.length.min(CLUSTER);
+        let next = self.next.lock().unwrap_or_else(|e| e.into_inner());
+        // The next place stays the next: the same content, or other, goes there first.
+        self.clone(range, next.0.next_multiple_of(CLUSTER))
+    }
+
     fn share(&self, start: u64, range: SharedRange<'_>) -> Result<bool, ContentError> {
         let length = range.length.next_multiple_of(CLUSTER);
-        let to = self.target.file();
-        let clone = |at| {
-            let shared = clone_range(range.file, range.offset, range.length, to, at);
-            shared.map_err(|e| self.fail(Doing::Write, e))
-        };
         let at = {
             // The place is taken only if blocks can be shared there.
             let mut next = self.next.lock().unwrap_or_else(|e| e.into_inner());
             let at = next.0.next_multiple_of(CLUSTER);
-            if !clone(at)? {
+            if !self.clone(range, at)? {
                 return Ok(false);
             }
             next.0 = at + length;

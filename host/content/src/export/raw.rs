@@ -103,6 +103,11 @@ impl Sink for Raw<'_> {
         Ok(())
     }
 
+    fn can_share(&self, start: u64, mut range: SharedRange<'_>) -> Result<bool, ContentError> {
+        range.length = range.length.min(GRAIN as u64);
+        self.share(start, range)
+    }
+
     fn share(&self, start: u64, range: SharedRange<'_>) -> Result<bool, ContentError> {
         let to = self.target.file();
         let shared = clone_range(range.file, range.offset, range.length, to, start);
