@@ -82,6 +82,16 @@ fn carry(mut session: ServerConnection, tcp: &mut TcpStream, plain: &UnixStream)
     let mut inward: Vec<u8> = Vec::new();
     let again = |e: &io::Error| e.kind() == io::ErrorKind::WouldBlock;
     loop {
+        // Before any waiting: what came with the end of the handshake is in the session already, and
+        // the socket will never tell of it again.
+        while inward.len() < BUFFER {
+            match session.reader().read(&mut buf) {
+                Ok(0) => return Ok(()),
+                Ok(n) => inward.extend_from_slice(&buf[..n]),
+                Err(e) if again(&e) => break,
+                Err(e) => return Err(e),
+            }
+        }
         let mut of_tcp = PollFlags::empty();
         let mut of_plain = PollFlags::empty();
         if inward.is_empty() {
@@ -108,14 +118,7 @@ fn carry(mut session: ServerConnection, tcp: &mut TcpStream, plain: &UnixStream)
                 Err(e) => return Err(e),
             }
             session.process_new_packets().map_err(bad)?;
-            loop {
-                match session.reader().read(&mut buf) {
-                    Ok(0) => return Ok(()),
-                    Ok(n) => inward.extend_from_slice(&buf[..n]),
-                    Err(e) if again(&e) => break,
-                    Err(e) => return Err(e),
-                }
-            }
+            continue;
         }
         if !inward.is_empty() {
             match (&*plain).write(&inward) {
