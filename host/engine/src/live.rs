@@ -217,7 +217,7 @@ impl Engine {
         let live = {
             // No other engine is at work on it while its snapshot is put in order.
             let _engine =
-                EngineLock::take(&volume.lock).map_err(|e| lock_error(locator, e, None))?;
+                EngineLock::take(&volume.lock).map_err(|e| lock_error(locator, e, |_| None))?;
             let size =
                 snapslot_disk::Disk::size(&**disk).map_err(|e| EngineError::disk(locator, e))?;
             let store_max = options.store.map_or(u64::MAX, |room| room.of(size));

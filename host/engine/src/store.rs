@@ -19,8 +19,14 @@ use snapslot_slot::{Moment, Occupant};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database said no.
-    #[error("{0}")]
+    #[error("{}", in_words(.0))]
     Database(#[from] rusqlite::Error),
+    /// A machine could not be put into it, because its volume is another's.
+    #[error("{volume} is another machine's in it")]
+    Claimed {
+        /// The volume.
+        volume: String,
+    },
     /// Its directory cannot be made.
     #[error("{path}: {source}")]
     Directory {
@@ -40,6 +46,36 @@ pub enum StoreError {
     /// A row that does not read.
     #[error("a row of it is damaged: {0}")]
     Damaged(String),
+}
+
+impl StoreError {
+    /// Whether another process keeps it locked.
+    pub fn is_busy(&self) -> bool {
+        let StoreError::Database(e) = self else { return false };
+        matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    }
+}
+
+/// What is wrong, and what helps.
+fn in_words(error: &rusqlite::Error) -> String {
+    let what_helps = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "; another process has kept it locked for ten seconds: try again when that has ended"
+        }
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            "; the snapshots are in the storage and not in it: with record.sqlite and what begins with that name \
+             moved out of the state directory they are found again, without notes and history"
+        }
+        Some(ErrorCode::DiskFull) => "; make room where the state directory lies",
+        Some(
+            ErrorCode::ReadOnly
+            | ErrorCode::CannotOpen
+            | ErrorCode::PermissionDenied
+            | ErrorCode::SystemIoFailure,
+        ) => "; the state directory must be one that this user can write (--state-dir)",
+        _ => "",
+    };
+    format!("{error}{what_helps}")
 }
 
 /// A machine that has a slot.
