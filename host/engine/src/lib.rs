@@ -24,6 +24,7 @@ mod rehearse;
 mod serving;
 mod status;
 mod store;
+mod target;
 mod view;
 mod volume;
 

@@ -399,22 +399,22 @@ impl HasFile for Looked {
 }
 
 pub(crate) fn lock_error(
-    locator: &Locator,
+    volume: impl ToString,
     error: LockError,
     since: impl FnOnce(&[Holder]) -> Option<Moment>,
 ) -> EngineError {
     match error {
         LockError::Held { holders, .. } => {
             let since = since(&holders);
-            EngineError::Busy { volume: locator.to_string(), holders, since }
+            EngineError::Busy { volume: volume.to_string(), holders, since }
         }
-        LockError::Disk(source) => EngineError::disk(locator, source),
+        LockError::Disk(source) => EngineError::disk(volume, source),
     }
 }
 
 /// The same for a lock on an image: who has it uses the disk.
-pub(crate) fn image_lock_error(locator: &Locator, error: LockError) -> EngineError {
-    match lock_error(locator, error, |_| None) {
+pub(crate) fn image_lock_error(volume: impl ToString, error: LockError) -> EngineError {
+    match lock_error(volume, error, |_| None) {
         EngineError::Busy { volume, holders, .. } => {
             EngineError::InUse { volume, users: Users { holders, ..Users::default() } }
         }
