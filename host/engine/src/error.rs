@@ -253,6 +253,7 @@ impl EngineError {
                 ContentError::Target { .. } => "target",
                 ContentError::Stopped => "stopped",
                 ContentError::Packed { .. } => "corrupt",
+                ContentError::Gone { .. } => "snapshot-lost",
                 _ => "io",
             },
         };
@@ -308,6 +309,7 @@ impl EngineError {
                 | ContentError::Exists { .. }
                 | ContentError::Packed { .. }
                 | ContentError::Target { .. } => 6,
+                ContentError::Gone { .. } => 8,
                 _ => 1,
             },
             EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,
