@@ -260,6 +260,11 @@ impl EngineError {
         fixed.to_owned()
     }
 
+    /// Whether it is for want of room.
+    pub(crate) fn is_no_space(&self) -> bool {
+        self.code() == "no-space"
+    }
+
     /// The exit code.
     pub fn exit(&self) -> u8 {
         match self {

@@ -81,7 +81,7 @@ pub struct Knobs {
 }
 
 /// How it stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Standing {
     /// The snapshot's mark; none: there is no snapshot.
@@ -127,6 +127,8 @@ struct Slot {
     held: Option<Held>,
     /// One whose content is gone, and why.
     lost: Option<(Head, String)>,
+    /// It went before there was anybody to be told.
+    untold: bool,
 }
 
 /// A disk with room for one live snapshot.
@@ -154,6 +156,8 @@ pub struct LiveDisk {
     /// Why the last commit came to nothing, and whether it was for want of room.
     stuck: Mutex<Option<(String, bool)>>,
     is_stuck: AtomicBool,
+    /// How the slot stood when it was last changed: whoever asks need not wait for a restore to end.
+    stood: Mutex<Standing>,
     /// Told, with mark and cause, when the snapshot is given up.
     herald: OnceLock<Herald>,
 }
@@ -195,15 +199,30 @@ impl LiveDisk {
             is_broken: AtomicBool::new(false),
             stuck: Mutex::new(None),
             is_stuck: AtomicBool::new(false),
+            stood: Mutex::default(),
             herald: OnceLock::new(),
         };
         live.find()?;
+        live.note(&lock(&live.slot));
         Ok(live)
     }
 
-    /// Who is told, with mark and cause, when the snapshot has to be given up. The first one counts.
+    /// Who is told, with mark and cause, when the snapshot has to be given up, or had to be when the disk was
+    /// opened. The first one counts.
     pub fn when_lost(&self, herald: impl Fn(&str, &str) + Send + Sync + 'static) {
-        let _ = self.herald.set(Box::new(herald));
+        let mut slot = lock(&self.slot);
+        if self.herald.set(Box::new(herald)).is_ok() && std::mem::take(&mut slot.untold) {
+            self.tell(&slot);
+        }
+    }
+
+    /// Tells of a snapshot that was lost; whether there is somebody to be told.
+    fn tell(&self, slot: &Slot) -> bool {
+        let (Some(herald), Some((head, why))) = (self.herald.get(), &slot.lost) else {
+            return false;
+        };
+        herald(&head.mark, why);
+        true
     }
 
     /// Its size in bytes.
@@ -497,18 +516,21 @@ impl LiveDisk {
         Ok(found)
     }
 
-    /// How it stands.
+    /// How it stands. What is being changed stands as it did before.
     pub fn standing(&self) -> Standing {
-        let slot = lock(&self.slot);
-        Standing {
-            mark: Self::mark_of(&slot),
+        let waiting = self.waiting.load(Ordering::Relaxed) + self.going.load(Ordering::Relaxed);
+        Standing { waiting_bytes: waiting as u64 * BLOCK, ..lock(&self.stood).clone() }
+    }
+
+    /// Takes note of how the slot stands, whenever it was changed.
+    fn note(&self, slot: &Slot) {
+        *lock(&self.stood) = Standing {
+            mark: Self::mark_of(slot),
             lost: slot.lost.is_some(),
             why: slot.lost.as_ref().map(|(_, why)| why.clone()),
             saved_bytes: slot.held.as_ref().map_or(0, |h| h.places.len() as u64 * BLOCK),
             store_bytes: slot.held.as_ref().map_or(0, |h| h.tail.at),
-            waiting_bytes: (self.waiting.load(Ordering::Relaxed)
-                + self.going.load(Ordering::Relaxed)) as u64
-                * BLOCK,
-        }
+            waiting_bytes: 0,
+        };
     }
 }

@@ -18,6 +18,7 @@ impl LiveDisk {
             return self.check_sound();
         }
         let result = self.commit_with(&mut slot);
+        self.note(&slot);
         drop(slot);
         let _order = lock(&self.wanted);
         self.ended.notify_all();

@@ -82,6 +82,7 @@ impl LiveDisk {
         let Some(held) = slot.held.as_mut() else { return Ok(()) };
         if held.head.is_overtaken(stamp) {
             self.lose(&mut slot, "the disk was written past its server")?;
+            self.note(&slot);
             return self.end_waiting();
         }
         if held.head.stamp != 0 {
@@ -115,10 +116,8 @@ impl LiveDisk {
                 return Err(self.break_down(&format!("its snapshot cannot be given up: {why}")));
             }
         }
-        if let Some(herald) = self.herald.get() {
-            herald(&held.head.mark, why);
-        }
         slot.lost = Some((held.head, why.to_owned()));
+        slot.untold = !self.tell(slot);
         Ok(())
     }
 
@@ -172,6 +171,7 @@ impl LiveDisk {
         let mut held = Held { head, store, tail, places };
         let Err(e) = durable else {
             slot.held = Some(held);
+            self.note(&slot);
             return Ok(());
         };
         // A head may be durable all the same, of a snapshot that nobody keeps.
@@ -223,6 +223,7 @@ impl LiveDisk {
         if let Err(e) = held.write_head().and_then(|()| self.write_back(held)) {
             return Err(self.break_down(&e.to_string()));
         }
+        self.note(&slot);
         Ok(())
     }
 
@@ -260,6 +261,7 @@ impl LiveDisk {
         }
         self.remove_store()?;
         *slot = Slot::default();
+        self.note(&slot);
         // It is gone. What cannot be brought to the disk is told by the next flush.
         let _ = self.end_waiting();
         drop(slot);
