@@ -366,3 +366,39 @@ fn a_server_killed_under_load_loses_nothing() {
     assert!(kills_with_snapshot > 0);
     served.stop(process);
 }
+
+/// Story: an image was put back in place of a disk whose snapshot lay partly in that disk. The snapshot was gone
+/// after that, or, its server having been killed, given back as a mixture.
+#[test]
+fn an_image_is_not_put_in_place_of_a_disk_that_its_snapshot_needs() {
+    let scratch = Scratch::new();
+    let served = Served::new(&scratch);
+    let before = served.bytes();
+    let image = scratch.join("other.raw");
+    std::fs::write(&image, SplitMix64::new(77).bytes(SIZE as usize)).expect("room");
+    let from = format!("raw:{}", image.display());
+    for killed in [false, true] {
+        let process = served.start(&[]);
+        if !killed {
+            served.verb("take", &[]).expect(0);
+        }
+        served.qemu_io(&["write -P 9 0 1M", "flush"]);
+        match killed {
+            false => served.stop(process),
+            true => {
+                program("kill", &["-KILL", &process.id().to_string()]);
+                process.finish(Duration::from_secs(60));
+            }
+        }
+        let now = served.bytes();
+        let refused = served.verb("restore", &["--from", &from]);
+        assert_eq!(refused.expect(6)["error"]["code"], "no-content", "killed: {killed}");
+        assert_same("the disk", &served.bytes(), &now);
+        assert_eq!(served.verb("status", &[]).slot(), "held", "killed: {killed}");
+    }
+    served.verb("restore", &[]).expect(0);
+    assert_same("what was taken", &served.bytes(), &before);
+    served.verb("delete", &[]).expect(0);
+    served.verb("restore", &["--from", &from]).expect(0);
+    assert_same("put back", &served.bytes(), &std::fs::read(&image).expect("it"));
+}

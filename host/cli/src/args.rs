@@ -157,7 +157,8 @@ pub enum Command {
         #[arg(long)]
         full_copy: bool,
         /// Refuse a volume that has no slot yet, instead of giving it one
-        #[arg(long, env = "SNAPSLOT_NO_ENABLE", hide_env_values = true)]
+        #[arg(long, env = "SNAPSLOT_NO_ENABLE", hide_env_values = true,
+              value_parser = clap::builder::FalseyValueParser::new())]
         no_enable: bool,
         /// Print the plan that would run, and stop
         #[arg(long)]

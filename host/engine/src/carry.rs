@@ -22,7 +22,7 @@ use snapslot_capture::{
 use snapslot_disk::Companion;
 use snapslot_runtime::{Answer, Facts, Failure, FailureKind, Goal, Plugin, not_run};
 
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::keep::in_contract;
 use crate::operate::{Context, Done, PlanDone, PlannedPhase, ReportDone, VolumeDone};
@@ -108,14 +108,13 @@ impl<'e> Context<'e> {
         meta: &Meta,
         done: &mut Done,
     ) -> Result<Vec<Facts>, EngineError> {
-        let store = &self.engine.store;
-        let operation = store.begin(&machine.name, &meta.verb, meta.started)?;
+        let operation = match self.begun.take() {
+            Some(begun) => begun,
+            None => self.engine.store.begin(&machine.name, &meta.verb, meta.started)?,
+        };
         let result = self.carry_out_begun(planned, meta, done);
         let outcome = result.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
-        // The operation is what counts; a history that cannot be written is told by its gap.
-        if let Err(error) = store.end(operation, now(), &outcome) {
-            tracing::warn!(%error, "the history could not be written");
-        }
+        self.end(operation, &outcome);
         result
     }
 

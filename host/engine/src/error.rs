@@ -140,7 +140,7 @@ pub enum EngineError {
     #[error(transparent)]
     Install(#[from] InstallError),
     /// The record cannot be read or written.
-    #[error("the record of slots: {0}")]
+    #[error("the record of slots cannot be used, and nothing was changed: {0}")]
     Store(#[from] StoreError),
     /// The record could not be written after the change was made.
     #[error(
@@ -238,6 +238,7 @@ impl EngineError {
                 InstallError::Taken(_) => "taken",
                 InstallError::Needed { .. } => "needed",
             },
+            EngineError::Store(e) if e.is_busy() => "store-busy",
             EngineError::Store(_) => "store",
             EngineError::Unrecorded { .. } => "unrecorded",
             EngineError::HalfDone { .. } => "half-done",
@@ -279,6 +280,7 @@ impl EngineError {
                 _ => 6,
             },
             EngineError::Busy { .. } | EngineError::InUse { .. } => 5,
+            EngineError::Store(e) if e.is_busy() => 5,
             EngineError::Backend { failure, .. } => match failure.kind {
                 FailureKind::InUse => 5,
                 FailureKind::Unsupported | FailureKind::Corrupt => 6,

@@ -303,7 +303,7 @@ fn engine_lock<'v>(
     volume: &'v Volume,
     copies: &Copies,
 ) -> Result<EngineLock<'v>, EngineError> {
-    let busy = |e| lock_error(locator, e, None);
+    let busy = |e| lock_error(locator, e, |_| None);
     let shared = EngineLock::share(&volume.lock).map_err(busy)?;
     if copies.unfinished().map_err(|e| EngineError::copy(locator, &e))?.is_none() {
         return Ok(shared);

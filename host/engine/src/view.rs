@@ -423,7 +423,7 @@ fn lists(plugin: &Plugin<'_>) -> bool {
 }
 
 fn share(volume: &Volume) -> Result<EngineLock<'_>, EngineError> {
-    EngineLock::share(&volume.lock).map_err(|e| lock_error(&volume.locator, e, None))
+    EngineLock::share(&volume.lock).map_err(|e| lock_error(&volume.locator, e, |_| None))
 }
 
 /// The present content of an image is read only while nobody writes it.

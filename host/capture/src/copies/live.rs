@@ -112,6 +112,12 @@ impl Copies {
         live.end(opened.stamp()).map_err(|e| opened.live_error(e))
     }
 
+    /// Whether a snapshot of it lies partly in the disk itself: then the disk must not be written past its
+    /// server, nor replaced.
+    pub fn shares_with_disk(&self) -> Result<bool, CopyError> {
+        Ok(self.live_head()?.is_some())
+    }
+
     /// The head of the live snapshot, if there is one.
     pub(super) fn live_head(&self) -> Result<Option<Head>, CopyError> {
         Ok(self.open()?.live_store()?.map(|(head, _)| head))
