@@ -127,7 +127,14 @@ impl<'e> Context<'e> {
         // All journals, the first volume's last: it is the one that decides (see `recover`).
         let changing: Vec<(usize, &Planned<'e>)> =
             planned.iter().enumerate().filter(|(_, p)| !p.plan.is_empty()).collect();
-        let befores = commit(&changing, meta).inspect_err(|_| {
+        let committed = match commit(&changing, meta) {
+            Err(e) if e.is_no_space() && needs_no_journal(&changing) => {
+                tracing::warn!("there is no room for a journal, and a delete needs none: {e}");
+                Ok(Vec::new())
+            }
+            committed => committed,
+        };
+        let befores = committed.inspect_err(|_| {
             for (_, p) in &changing {
                 if let (Some(Way::Image), Ok(disk)) = (p.plan.way(), p.volume.disk()) {
                     // Best effort: the error that counts is the one at hand.
@@ -399,6 +406,17 @@ impl Drop for HeldBack {
             let _ = before.thread_set_mask();
         }
     }
+}
+
+/// Whether it is one removal of one copy. That is one step of the file system, which is done or not: and it may be
+/// what makes room.
+fn needs_no_journal(changing: &[(usize, &Planned<'_>)]) -> bool {
+    let [(_, only)] = changing else { return false };
+    let removes = |s: &&Step| matches!(s, Step::Discard { .. });
+    let steps = only.plan.steps().iter().filter(|s| !matches!(s, Step::Barrier { .. }));
+    only.plan.way() == Some(Way::Copies)
+        && steps.clone().count() == 1
+        && steps.clone().all(|s| removes(&s))
 }
 
 /// Sets room aside and makes every plan durable, or none. Gives, for each image, its number and

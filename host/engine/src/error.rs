@@ -254,10 +254,16 @@ impl EngineError {
                 ContentError::Target { .. } => "target",
                 ContentError::Stopped => "stopped",
                 ContentError::Packed { .. } => "corrupt",
+                ContentError::Gone { .. } => "snapshot-lost",
                 _ => "io",
             },
         };
         fixed.to_owned()
+    }
+
+    /// Whether it is for want of room.
+    pub(crate) fn is_no_space(&self) -> bool {
+        self.code() == "no-space"
     }
 
     /// The exit code.
@@ -310,6 +316,7 @@ impl EngineError {
                 | ContentError::Exists { .. }
                 | ContentError::Packed { .. }
                 | ContentError::Target { .. } => 6,
+                ContentError::Gone { .. } => 8,
                 _ => 1,
             },
             EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,
