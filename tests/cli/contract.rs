@@ -157,7 +157,7 @@ fn the_json_of_every_command_keeps_its_keys() {
                   volumes.snapshots.taken.seconds volumes.snapshots.taken.nanoseconds \
                   volumes.snapshots.virtual-size volumes.snapshots.vm-state-size volumes.snapshots.lost volumes.unfinished \
                   volumes.findings volumes.in-use \
-                  volumes.changed-bytes volumes.held-bytes volumes.interrupted \
+                  volumes.changed-bytes volumes.held-bytes volumes.at-least volumes.worked-on-by volumes.interrupted \
                   confinement confinement.process confinement.files confinement.calls confinement.user \
                   confinement.limits";
     let check = |outcome: snapslot_test_support::Outcome, expected: &[&str]| {

@@ -157,7 +157,8 @@ pub enum Command {
         #[arg(long)]
         full_copy: bool,
         /// Refuse a volume that has no slot yet, instead of giving it one
-        #[arg(long, env = "SNAPSLOT_NO_ENABLE", hide_env_values = true)]
+        #[arg(long, env = "SNAPSLOT_NO_ENABLE", hide_env_values = true,
+              value_parser = clap::builder::FalseyValueParser::new())]
         no_enable: bool,
         /// Print the plan that would run, and stop
         #[arg(long)]
@@ -418,7 +419,7 @@ pub struct ListenArgs {
     /// The unix socket to make [default: one in the state directory]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Listen on this address and port too, with TLS
+    /// Listen on this address and port too, with TLS; port 0 is any that is free, and is said
     #[arg(long, value_name = "ADDRESS:PORT", requires = "tls")]
     pub tcp: Option<std::net::SocketAddr>,
     /// Directory of server-cert.pem, server-key.pem and ca-cert.pem, as QEMU has it: clients need a
@@ -542,6 +543,20 @@ impl Command {
     /// Whether it makes faults on purpose.
     pub fn is_noisy(&self) -> bool {
         matches!(self, Command::Plugin { command: PluginCommand::Test(_) })
+    }
+
+    /// Whether what it does matters more than who hears of it: a machine's disk is not taken from it, nor a change
+    /// stopped half-way, because a reader of our words, a client or a server that was asked has hung up.
+    pub fn outlives_its_reader(&self) -> bool {
+        matches!(
+            self,
+            Command::Serve(_)
+                | Command::Open(_)
+                | Command::Take { .. }
+                | Command::Restore { .. }
+                | Command::Delete { .. }
+                | Command::Recover { .. }
+        )
     }
 
     /// The verb, as `--json` names it.

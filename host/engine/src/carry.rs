@@ -22,7 +22,7 @@ use snapslot_capture::{
 use snapslot_disk::Companion;
 use snapslot_runtime::{Answer, Facts, Failure, FailureKind, Goal, Plugin, not_run};
 
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::keep::in_contract;
 use crate::operate::{Context, Done, PlanDone, PlannedPhase, ReportDone, VolumeDone};
@@ -108,14 +108,13 @@ impl<'e> Context<'e> {
         meta: &Meta,
         done: &mut Done,
     ) -> Result<Vec<Facts>, EngineError> {
-        let store = &self.engine.store;
-        let operation = store.begin(&machine.name, &meta.verb, meta.started)?;
+        let operation = match self.begun.take() {
+            Some(begun) => begun,
+            None => self.engine.store.begin(&machine.name, &meta.verb, meta.started)?,
+        };
         let result = self.carry_out_begun(planned, meta, done);
         let outcome = result.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
-        // The operation is what counts; a history that cannot be written is told by its gap.
-        if let Err(error) = store.end(operation, now(), &outcome) {
-            tracing::warn!(%error, "the history could not be written");
-        }
+        self.end(operation, &outcome);
         result
     }
 
@@ -128,7 +127,14 @@ impl<'e> Context<'e> {
         // All journals, the first volume's last: it is the one that decides (see `recover`).
         let changing: Vec<(usize, &Planned<'e>)> =
             planned.iter().enumerate().filter(|(_, p)| !p.plan.is_empty()).collect();
-        let befores = commit(&changing, meta).inspect_err(|_| {
+        let committed = match commit(&changing, meta) {
+            Err(e) if e.is_no_space() && needs_no_journal(&changing) => {
+                tracing::warn!("there is no room for a journal, and a delete needs none: {e}");
+                Ok(Vec::new())
+            }
+            committed => committed,
+        };
+        let befores = committed.inspect_err(|_| {
             for (_, p) in &changing {
                 if let (Some(Way::Image), Ok(disk)) = (p.plan.way(), p.volume.disk()) {
                     // Best effort: the error that counts is the one at hand.
@@ -400,6 +406,17 @@ impl Drop for HeldBack {
             let _ = before.thread_set_mask();
         }
     }
+}
+
+/// Whether it is one removal of one copy. That is one step of the file system, which is done or not: and it may be
+/// what makes room.
+fn needs_no_journal(changing: &[(usize, &Planned<'_>)]) -> bool {
+    let [(_, only)] = changing else { return false };
+    let removes = |s: &&Step| matches!(s, Step::Discard { .. });
+    let steps = only.plan.steps().iter().filter(|s| !matches!(s, Step::Barrier { .. }));
+    only.plan.way() == Some(Way::Copies)
+        && steps.clone().count() == 1
+        && steps.clone().all(|s| removes(&s))
 }
 
 /// Sets room aside and makes every plan durable, or none. Gives, for each image, its number and

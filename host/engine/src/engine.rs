@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use snapslot_command::{Executor, PlaceKind, Runner};
+use snapslot_disk::EngineLock;
 use snapslot_runtime::{Confine, Confinement, Plugin, Recording, Runtime};
 use snapslot_slot::{Moment, Refusal, Request, State, decide};
 
@@ -14,6 +15,7 @@ use crate::installed::{Installed, Shelf};
 use crate::locator::{Known, Locator, LocatorError, is_machine_name};
 use crate::plugins;
 use crate::rehearse::Depth;
+use crate::status::{Measure, lock_error};
 use crate::store::{Machine, Seen, SlotStore, SqliteStore};
 use crate::volume::Volume;
 
@@ -265,6 +267,8 @@ impl Engine {
             }
             files.push(file);
         }
+        let opened = self.shared(locators)?;
+        let _shares = share(&opened)?;
         if !self.store.enable(name, locators)? {
             for locator in locators {
                 if let Some(other) = self.store.machine_of(locator)?
@@ -293,7 +297,12 @@ impl Engine {
     /// Removes a slot; only an empty one.
     pub fn disable(&self, text: &str) -> Result<Machine, EngineError> {
         let (machine, known) = self.resolve(text)?;
-        let state = match self.status_of(&machine, true) {
+        // Of what is gone nobody can be taking a snapshot.
+        let there: Vec<String> =
+            machine.volumes.iter().filter(|v| !self.is_gone(v)).cloned().collect();
+        let opened = self.shared(&there).unwrap_or_default();
+        let _shares = share(&opened)?;
+        let state = match self.status_of(&machine, true, Measure::Not) {
             _ if !known => State::Disabled,
             Ok(status) => status.slot,
             // All its images are gone: there is nothing left that could hold a snapshot.
@@ -312,6 +321,11 @@ impl Engine {
         Ok(machine)
     }
 
+    /// Volumes, opened so that their locks can be shared.
+    fn shared(&self, locators: &[String]) -> Result<Vec<Volume>, EngineError> {
+        locators.iter().map(|l| Volume::open_to_look(self, &self.located(l)?)).collect()
+    }
+
     fn is_gone(&self, volume: &str) -> bool {
         Locator::parse(volume, self.backends())
             .is_ok_and(|l| l.path().is_some_and(|p| matches!(p.try_exists(), Ok(false))))
@@ -321,6 +335,13 @@ impl Engine {
     pub fn store(&self) -> &dyn SlotStore {
         &*self.store
     }
+}
+
+/// A share of the lock on each volume: nobody fills or empties a slot while it is made or removed.
+fn share(volumes: &[Volume]) -> Result<Vec<EngineLock<'_>>, EngineError> {
+    (volumes.iter())
+        .map(|v| EngineLock::share(&v.lock).map_err(|e| lock_error(&v.locator, e, |_| None)))
+        .collect()
 }
 
 /// What is known of a built-in plugin. Its place is one of four words, as a test makes sure.

@@ -140,7 +140,7 @@ pub enum EngineError {
     #[error(transparent)]
     Install(#[from] InstallError),
     /// The record cannot be read or written.
-    #[error("the record of slots: {0}")]
+    #[error("the record of slots cannot be used, and nothing was changed: {0}")]
     Store(#[from] StoreError),
     /// The record could not be written after the change was made.
     #[error(
@@ -238,6 +238,7 @@ impl EngineError {
                 InstallError::Taken(_) => "taken",
                 InstallError::Needed { .. } => "needed",
             },
+            EngineError::Store(e) if e.is_busy() => "store-busy",
             EngineError::Store(_) => "store",
             EngineError::Unrecorded { .. } => "unrecorded",
             EngineError::HalfDone { .. } => "half-done",
@@ -253,10 +254,16 @@ impl EngineError {
                 ContentError::Target { .. } => "target",
                 ContentError::Stopped => "stopped",
                 ContentError::Packed { .. } => "corrupt",
+                ContentError::Gone { .. } => "snapshot-lost",
                 _ => "io",
             },
         };
         fixed.to_owned()
+    }
+
+    /// Whether it is for want of room.
+    pub(crate) fn is_no_space(&self) -> bool {
+        self.code() == "no-space"
     }
 
     /// The exit code.
@@ -273,6 +280,7 @@ impl EngineError {
                 _ => 6,
             },
             EngineError::Busy { .. } | EngineError::InUse { .. } => 5,
+            EngineError::Store(e) if e.is_busy() => 5,
             EngineError::Backend { failure, .. } => match failure.kind {
                 FailureKind::InUse => 5,
                 FailureKind::Unsupported | FailureKind::Corrupt => 6,
@@ -308,6 +316,7 @@ impl EngineError {
                 | ContentError::Exists { .. }
                 | ContentError::Packed { .. }
                 | ContentError::Target { .. } => 6,
+                ContentError::Gone { .. } => 8,
                 _ => 1,
             },
             EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,

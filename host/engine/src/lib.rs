@@ -24,6 +24,7 @@ mod rehearse;
 mod serving;
 mod status;
 mod store;
+mod target;
 mod view;
 mod volume;
 
@@ -48,6 +49,6 @@ pub use snapslot_runtime::{
 };
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
 pub use snapslot_runtime::{Flaw, Recorded, read_recording};
-pub use status::{FoundSnapshot, Status, VolumeStatus};
+pub use status::{FoundSnapshot, Measure, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};
 pub use view::{Compared, Opened, Which};

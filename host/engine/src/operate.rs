@@ -1,10 +1,10 @@
 //! Take, restore and delete.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use snapslot_disk::{EngineLock, ImageLock};
+use snapslot_disk::{EngineLock, Holder, ImageLock};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
@@ -14,7 +14,7 @@ use crate::error::EngineError;
 use crate::recover::Meta;
 use crate::rehearse::Depth;
 use crate::status::{derive, image_lock_error, lock_error, parts};
-use crate::store::{Machine, Seen};
+use crate::store::{Machine, Seen, StoreError};
 use crate::volume::Volume;
 
 /// The three verbs.
@@ -204,6 +204,7 @@ impl Engine {
         let recorded = self.store.machine(&machine.name)?;
         let known = recorded.is_some();
         let machine = recorded.unwrap_or(machine);
+        self.refuse_claimed(&machine)?;
         let _image_locks = lock_images(&volumes)?;
 
         let plugins = self.plugins(&volumes)?;
@@ -222,7 +223,12 @@ impl Engine {
         let mut done = Done::nothing(&machine.name);
         done.slot = state.clone();
         done.enabled = enable && !asked.dry_run;
+        if !asked.dry_run {
+            // From here on others are told what is going on, and since when.
+            context.begun.set(Some(self.store.begin(&machine.name, verb.word(), now())?));
+        }
         let result = context.run(&machine, &state, verb, asked, facts, enable, &mut done);
+        context.end_unused(&result);
         done.elapsed_microseconds = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         result.map(|()| done)
     }
@@ -235,10 +241,35 @@ impl Engine {
     ) -> Result<Vec<EngineLock<'v>>, EngineError> {
         let mut sorted: Vec<&Volume> = volumes.iter().collect();
         sorted.sort_by_key(|v| v.locator.to_string());
-        let since = || self.store.running(&machine.name).ok().flatten().map(|o| o.started);
         (sorted.iter())
-            .map(|v| EngineLock::take(&v.lock).map_err(|e| lock_error(&v.locator, e, since())))
+            .map(|v| {
+                EngineLock::take(&v.lock)
+                    .map_err(|e| lock_error(&v.locator, e, |who| self.since(&machine.name, who)))
+            })
             .collect()
+    }
+
+    /// Since when one of these is at work on the machine, if the record says.
+    pub(crate) fn since(&self, machine: &str, workers: &[Holder]) -> Option<Moment> {
+        let recorded = self.store.running(machine).ok().flatten()?;
+        // Of processes that cannot be seen the record is believed.
+        let at_it = workers.is_empty() || workers.iter().any(|w| w.pid == recorded.process);
+        at_it.then_some(recorded.started)
+    }
+
+    /// Refuses a bare volume that has come to a machine of another name since it was looked up.
+    fn refuse_claimed(&self, machine: &Machine) -> Result<(), EngineError> {
+        for volume in &machine.volumes {
+            if let Some(other) = self.store.machine_of(volume)?
+                && other.name != machine.name
+            {
+                return Err(EngineError::Usage(format!(
+                    "{volume} has just become a volume of the machine {}; nothing was changed",
+                    other.name
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The rule. Says whether the volume is to be enabled on the way.
@@ -255,7 +286,17 @@ impl Engine {
             Verb::Delete => Request::Delete,
         };
         match decide(state, request) {
-            Ok(()) => Ok(verb == Verb::Take && self.store.machine(&machine.name)?.is_none()),
+            Ok(()) if verb == Verb::Take && self.store.machine(&machine.name)?.is_none() => {
+                // A snapshot of ours on a volume that has no slot here: to fill it anew gives it one.
+                match self.settings.enable_on_take {
+                    true => Ok(true),
+                    false => Err(refused(&machine.name, Refusal::Disabled)),
+                }
+            }
+            Ok(()) if verb == Verb::Restore && asked.consume && self.settings.enable_on_take => {
+                Ok(self.store.machine(&machine.name)?.is_none())
+            }
+            Ok(()) => Ok(false),
             Err(Refusal::Disabled) if verb == Verb::Take && self.settings.enable_on_take => {
                 Ok(true)
             }
@@ -325,6 +366,8 @@ pub(crate) struct Context<'e> {
     pub observer: Observer<'e>,
     /// The storage's own identity of each volume, by the last look.
     pub identities: RefCell<Vec<Option<String>>>,
+    /// The operation in the history that has begun and that nothing is carried out for yet.
+    pub begun: Cell<Option<u64>>,
 }
 
 impl<'e> Context<'e> {
@@ -334,7 +377,14 @@ impl<'e> Context<'e> {
         plugins: &'e [Plugin<'e>],
         observer: Observer<'e>,
     ) -> Self {
-        Context { engine, volumes, plugins, observer, identities: RefCell::default() }
+        Context {
+            engine,
+            volumes,
+            plugins,
+            observer,
+            identities: RefCell::default(),
+            begun: Cell::new(None),
+        }
     }
 
     /// Looks; where storage without a seal shows something half done, ends that and looks again.
@@ -357,6 +407,22 @@ impl<'e> Context<'e> {
         Ok((all, settled))
     }
 
+    /// Ends the operation that has begun if nothing was carried out for it.
+    fn end_unused(&self, result: &Result<(), EngineError>) {
+        if let Some(operation) = self.begun.take() {
+            let outcome = result.as_ref().map_or_else(EngineError::code, |()| "done".to_owned());
+            self.end(operation, &outcome);
+        }
+    }
+
+    /// Ends an operation in the history. What was done is what counts: a history that cannot be written is
+    /// told by its gap.
+    pub fn end(&self, operation: u64, outcome: &str) {
+        if let Err(error) = self.engine.store.end(operation, now(), outcome) {
+            tracing::warn!(%error, "the history could not be written");
+        }
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn run(
         &self,
@@ -368,7 +434,6 @@ impl<'e> Context<'e> {
         enable: bool,
         done: &mut Done,
     ) -> Result<(), EngineError> {
-        let store = &self.engine.store;
         let occupant = state.occupant();
         match verb {
             Verb::Take => {
@@ -396,9 +461,7 @@ impl<'e> Context<'e> {
                 let meta = Meta::new(machine, verb, Some(new.clone()), replaced.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
                 if enable {
-                    store.enable(&machine.name, &machine.volumes).map_err(|source| {
-                        EngineError::Unrecorded { machine: machine.name.clone(), source }
-                    })?;
+                    self.enable(machine)?;
                 }
                 let held = self.held(machine, &new, &after);
                 self.record(machine, Some(&held), replaced.as_deref())?;
@@ -432,6 +495,10 @@ impl<'e> Context<'e> {
                     return Ok(());
                 }
                 let consumed = asked.consume.then(|| occupant.mark.clone());
+                if enable {
+                    // What is still to go afterwards must have a place in the record.
+                    self.enable(machine)?;
+                }
                 let meta = Meta::new(machine, verb, Some(occupant.clone()), consumed.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
                 // A snapshot that had to be made again has another identity.
@@ -507,6 +574,16 @@ impl<'e> Context<'e> {
             }
         }
         Ok(Consistency::Offline)
+    }
+
+    /// Puts the machine into the record.
+    fn enable(&self, machine: &Machine) -> Result<(), EngineError> {
+        let unrecorded = |source| EngineError::Unrecorded { machine: machine.name.clone(), source };
+        match self.engine.store.enable(&machine.name, &machine.volumes).map_err(unrecorded)? {
+            true => Ok(()),
+            // Whoever makes a slot has a share of our lock, so this is no race but a mistake.
+            false => Err(unrecorded(StoreError::Claimed { volume: machine.volumes.join(", ") })),
+        }
     }
 
     fn plan_removal(&self, mark: &str) -> Result<Vec<Planned<'e>>, EngineError> {

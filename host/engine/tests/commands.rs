@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use snapslot_engine::{Asked, Depth, Done, Engine, EngineError, Settings, Tools, Verb};
+use snapslot_engine::{Asked, Depth, Done, Engine, EngineError, Measure, Settings, Tools, Verb};
 use snapslot_slot::State;
 use snapslot_testkit::storage::When;
 use snapslot_testkit::storage::machine::{Kind, Machine as Storage, Trouble};
@@ -53,7 +53,7 @@ impl Machine {
     }
 
     fn mark(&self) -> Option<String> {
-        let slot = self.engine().status(self.volume()).expect("a status").slot;
+        let slot = self.engine().status(self.volume(), Measure::Wholly).expect("a status").slot;
         slot.occupant().map(|o| o.mark.clone())
     }
 

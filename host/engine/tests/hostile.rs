@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use snapslot_engine::content::Watch;
 use snapslot_engine::{
-    Asked, Confine, Depth, Engine, EngineError, Known, PLUGINS_ARGUMENT, PlaceKind, Settings, Verb,
-    serve_plugins,
+    Asked, Confine, Depth, Engine, EngineError, Known, Measure, PLUGINS_ARGUMENT, PlaceKind,
+    Settings, Verb, serve_plugins,
 };
 
 /// What it does, and the exit code it is worth: 7, unless it gave up with a word of the contract.
@@ -188,7 +188,7 @@ fn harmless(confine: Confine) {
         std::fs::write(&path, &content).expect("a volume");
         let volume = format!("hostile:{}", path.display());
         engine.operate(&volume, Verb::Take, &Asked::default(), &|_, _, _| ()).expect(case);
-        let status = engine.status(&volume).expect(case);
+        let status = engine.status(&volume, Measure::Wholly).expect(case);
         assert_eq!((status.slot.word(), status.volumes[0].changed_bytes), ("held", None), "{case}");
     }
     // A list of what changed that is none.
@@ -305,7 +305,7 @@ fn what_is_no_component_of_this_contract_is_refused() {
     let count = cases.len();
     for (what, bytes, expected) in cases {
         let engine = engine(scratch.path(), bytes, confined()).expect("an engine");
-        let result = engine.status(&volume);
+        let result = engine.status(&volume, Measure::Wholly);
         let Err(error) = result else {
             // Damage may fall where nobody looks.
             assert_eq!(what, "damaged");

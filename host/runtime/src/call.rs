@@ -18,7 +18,7 @@ pub(crate) enum Call {
     Inspect,
     Plan(Goal),
     Extents { view: View, cursor: u64, max: u32 },
-    Measure(String),
+    Measure { identity: String, quick: bool },
     Differences { identity: String, cursor: u64, max: u32 },
     Explain { command: String, answer: Answer },
 }
@@ -31,7 +31,7 @@ impl Call {
             Call::Inspect => "inspect",
             Call::Plan(_) => "plan",
             Call::Extents { .. } => "extents",
-            Call::Measure(_) => "measure",
+            Call::Measure { .. } => "measure",
             Call::Differences { .. } => "differences",
             Call::Explain { .. } => "explain",
         }

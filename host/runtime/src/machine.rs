@@ -295,8 +295,8 @@ fn ask(storage: &Storage, store: &mut Store<Host>, call: &Call) -> Called<Reply<
         Call::Extents { view, cursor, max } => {
             backend.call_extents(store, target, view, *cursor, *max)?.map(Reply::Page)
         }
-        Call::Measure(identity) => {
-            backend.call_measure(store, target, identity)?.map(Reply::Change)
+        Call::Measure { identity, quick } => {
+            backend.call_measure(store, target, identity, *quick)?.map(Reply::Change)
         }
         Call::Differences { identity, cursor, max } => {
             backend.call_differences(store, target, identity, *cursor, *max)?.map(Reply::Stretches)

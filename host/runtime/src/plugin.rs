@@ -97,9 +97,10 @@ impl Plugin<'_> {
         Ok(page)
     }
 
-    /// Measures change.
-    pub fn measure(&self, sight: &Sight, identity: &str) -> Result<Change, CallError> {
-        match self.call(&Call::Measure(identity.to_owned()), Some(sight))? {
+    /// Measures change; `quick`: what little of the metadata shows is enough.
+    pub fn measure(&self, sight: &Sight, identity: &str, quick: bool) -> Result<Change, CallError> {
+        let call = Call::Measure { identity: identity.to_owned(), quick };
+        match self.call(&call, Some(sight))? {
             Reply::Change(change) => Ok(change),
             _ => Err(self.confused("measure")),
         }

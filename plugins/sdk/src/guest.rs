@@ -227,11 +227,13 @@ macro_rules! export_backend {
                 fn measure(
                     target: &exports::Target,
                     identity: String,
+                    quick: bool,
                 ) -> Result<exports::Change, exports::Failure> {
                     $crate::report_panics();
                     <$backend as $crate::Backend>::measure(
                         &$crate::GuestTarget(target),
                         &identity,
+                        quick,
                     )
                 }
 

@@ -278,11 +278,11 @@ impl Backend for Hostile {
         Ok(ExtentPage { extents: vec![extent], next: None })
     }
 
-    fn measure(target: &dyn Target, _identity: &str) -> Result<Change, Failure> {
+    fn measure(target: &dyn Target, _identity: &str, _quick: bool) -> Result<Change, Failure> {
         match told(target).as_str() {
             "measure-traps" => panic!("as told"),
             "measure-loops" => forever(),
-            _ => Ok(Change { changed_bytes: u64::MAX, held_bytes: u64::MAX }),
+            _ => Ok(Change { changed_bytes: u64::MAX, held_bytes: u64::MAX, at_least: false }),
         }
     }
 
