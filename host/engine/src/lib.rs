@@ -48,7 +48,7 @@ pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,
 };
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
-pub use snapslot_runtime::{Flaw, Recorded, read_recording};
+pub use snapslot_runtime::{Flaw, Recorded, plain, read_recording};
 pub use status::{FoundSnapshot, Measure, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};
 pub use view::{Compared, Opened, Which};
