@@ -16,7 +16,8 @@ use snapslot_test_support::{Scratch, Snapslot};
 use crate::asking::on_a_terminal;
 use crate::{image, snapslot, words};
 
-/// A component that calls itself so, serves this ending and asks for this action.
+/// A component that calls itself so, serves this ending and asks for this beyond copies: `changes`, or
+/// a command.
 fn component(name: &str, ending: &str, action: &str, summary: &str) -> PathBuf {
     // They are built one after the other into one place, once in a run.
     static BUILDING: Mutex<Vec<[String; 4]>> = Mutex::new(Vec::new());
@@ -50,9 +51,9 @@ fn toy() -> PathBuf {
     component("toy", ".toy", "", "whole copies")
 }
 
-/// The toy in a later version, which asks for a command.
+/// The toy in a later version, which asks for changes of its image.
 fn toy_that_wants_more() -> PathBuf {
-    component("toy", ".toy", "zfs destroy tank/x", "whole copies")
+    component("toy", ".toy", "changes", "whole copies")
 }
 
 #[track_caller]
@@ -123,13 +124,13 @@ fn what_was_approved_is_shown_pinned_and_used() {
 fn nobody_is_asked_about_what_they_were_not_shown() {
     let scratch = Scratch::new();
     let snapslot = snapslot(&scratch);
-    let file = toy_that_wants_more();
+    let file = component("toy-zfs", "", "zfs destroy {dataset}@{own}", "whole copies");
     for json in ["", "--json "] {
         for (typed, code) in [("n\n", 6), ("\n", 6)] {
             let line = format!("{json}plugin add '{}'", file.display());
             let (found, screen) = on_a_terminal(&snapslot, &line, typed);
             assert_eq!(found, code, "{screen}");
-            assert!(screen.contains("zfs destroy tank/x"), "{json}: {screen}");
+            assert!(screen.contains("zfs destroy {dataset}@{own}"), "{json}: {screen}");
         }
     }
     let (code, screen) =
@@ -147,8 +148,12 @@ fn a_later_version_that_wants_more_is_marked_and_denied_parts_stay_denied() {
     let later = toy_that_wants_more();
     let path = later.to_str().expect("text");
     let (code, out, _) = words(&snapslot, &["plugin", "add", path, "--dry-run"]);
-    assert!(code == 0 && out.contains("NEW, not asked for before: action more"), "{out}");
-    add(&snapslot, &later, 0, &["--yes", "--without", "action more", "--without", "copies"]);
+    assert!(
+        code == 0 && out.contains("NEW, not asked for before: image disk, change of image disk"),
+        "{out}"
+    );
+    let denied = ["--without", "change of image disk", "--without", "copies"];
+    add(&snapslot, &later, 0, &[&["--yes"], &denied[..]].concat());
     let shown = snapslot.run(["plugin", "show", "toy"]).expect(0).clone();
     assert_eq!(shown["effective"], serde_json::json!(["image disk"]), "{shown}");
     // What it was not given it does not have, and the grant is named.

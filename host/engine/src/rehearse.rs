@@ -23,8 +23,8 @@ pub enum Depth {
     Full,
 }
 
-/// Extents compared where the look is bounded.
-const BOUNDED_EXTENTS: u32 = 16;
+/// Extents compared where the look is bounded: each may cost a table, read through the plan.
+const BOUNDED_EXTENTS: u32 = 4;
 /// Extents asked for at once where it is not.
 const PAGE: u32 = 4096;
 

@@ -414,9 +414,17 @@ fn described(mut d: Description) -> Description {
         deadline_seconds: 10,
         reason: "to try".to_owned(),
     };
-    let look = || grant("look", &["zfs", "list"]);
-    let hole = |name: &str| Hole { name: name.to_owned(), grammar: Grammar::Number };
-    match (text[22] - b'0') * 10 + (text[23] - b'0') {
+    let number = |name: &str| Hole { name: name.to_owned(), grammar: Grammar::Number };
+    let dataset = || Hole { name: "dataset".to_owned(), grammar: Grammar::ZfsDataset };
+    let tag = |name: &str| Hole { name: name.to_owned(), grammar: Grammar::LvmTag };
+    let look =
+        || CommandGrant { holes: vec![dataset()], ..grant("look", &["zfs", "list", "{dataset}"]) };
+    let which = (text[22] - b'0') * 10 + (text[23] - b'0');
+    // With commands that other volumes than images may have, so that only the flaw is one.
+    if (10..30).contains(&which) {
+        d.place = PlaceKind::ZfsDataset;
+    }
+    match which {
         1 => forever(),
         2 => panic!("as told"),
         3 => {
@@ -435,12 +443,13 @@ fn described(mut d: Description) -> Description {
         14 => d.actions = vec![grant("run", &[])],
         15 => d.actions = vec![grant("run", &["zfs", "destroy", "a\nb"])],
         16 => d.actions = vec![grant("run", &["zfs", "destroy", "{where}"])],
-        17 => d.actions = vec![CommandGrant { holes: vec![hole("unused")], ..look() }],
-        18 => d.actions = vec![CommandGrant { holes: vec![hole("--help")], ..look() }],
+        17 => d.actions = vec![CommandGrant { holes: vec![number("unused")], ..look() }],
+        18 => d.actions = vec![CommandGrant { holes: vec![number("--help")], ..look() }],
         19 => {
             let template = vec!["zfs".to_owned(), "destroy".to_owned(), "tank".to_owned()];
             let guard = Some(Guard { template, equals: "guid".to_owned() });
-            d.actions = vec![CommandGrant { holes: vec![hole("guid")], guard, ..look() }];
+            let holes = vec![dataset(), number("guid")];
+            d.actions = vec![CommandGrant { holes, guard, ..look() }];
         }
         20 => d.actions = vec![CommandGrant { deadline_seconds: 0, ..look() }],
         21 => d.actions = vec![CommandGrant { deadline_seconds: u32::MAX, ..look() }],
@@ -451,6 +460,20 @@ fn described(mut d: Description) -> Description {
         24 => d.images = vec![d.images[0].clone(); 100_000],
         25 => d.actions = vec![grant("run", &["zfs;id", "list"])],
         26 => d.summary = "x".repeat(1 << 20),
+        27 => d.actions = vec![grant("run", &["zfs", "destroy", "-r", "tank"])],
+        28 => {
+            d.place = PlaceKind::LvmVolume;
+            let words = ["lvs", "-dddddd", "--c{t}", "vg0"];
+            d.queries = vec![CommandGrant { holes: vec![tag("t")], ..grant("look", &words) }];
+        }
+        29 => {
+            d.place = PlaceKind::LvmVolume;
+            let words = ["lvremove", "-y", "{x}"];
+            d.actions = vec![CommandGrant { holes: vec![tag("x")], ..grant("run", &words) }];
+        }
+        // A plugin of images, which has no use for a tool.
+        30 => d.actions = vec![grant("run", &["zfs", "destroy", "-r", "tank"])],
+        31 => d.queries = vec![look()],
         _ => {}
     }
     d
