@@ -158,7 +158,8 @@ fn the_json_of_every_command_keeps_its_keys() {
                   volumes.snapshots.virtual-size volumes.snapshots.vm-state-size volumes.snapshots.lost volumes.unfinished \
                   volumes.findings volumes.in-use \
                   volumes.changed-bytes volumes.held-bytes volumes.at-least volumes.worked-on-by volumes.interrupted \
-                  confinement confinement.process confinement.files confinement.calls confinement.user";
+                  confinement confinement.process confinement.files confinement.calls confinement.user \
+                  confinement.limits";
     let check = |outcome: snapslot_test_support::Outcome, expected: &[&str]| {
         let mut found = BTreeSet::new();
         keys(outcome.expect(0), "", &mut found);
@@ -216,7 +217,7 @@ fn the_json_of_every_command_keeps_its_keys() {
         &[
             "name version summary source endings place copies images images.role images.changes images.reason \
          queries actions digest imports confinement confinement.process confinement.files \
-         confinement.calls confinement.user denied effective added user",
+         confinement.calls confinement.user confinement.limits denied effective added user",
         ],
     );
     check(snapslot.verb("disable", path, &[]), &["machine changed slot slot.state"]);
