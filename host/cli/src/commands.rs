@@ -115,12 +115,10 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
         more_plugins: Vec::new(),
         plugin_time_max: None,
         confine: match args.common.confine {
-            args::Confine::Auto => Confine::Apart(OURSELVES.into()),
             args::Confine::Always => Confine::Strictly(OURSELVES.into()),
-            // What nobody approved yet is compiled and asked in a process of its own.
-            args::Confine::Never if is_of_strangers(&args.command) => {
-                Confine::Apart(OURSELVES.into())
-            }
+            // What nobody approved yet runs in a process of its own, or not at all.
+            _ if is_of_strangers(&args.command) => Confine::Separately(OURSELVES.into()),
+            args::Confine::Auto => Confine::Apart(OURSELVES.into()),
             args::Confine::Never => Confine::Here,
         },
         record: args.common.record.clone(),
@@ -129,8 +127,10 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
 }
 
 fn is_of_strangers(command: &Command) -> bool {
-    use PluginCommand::{Add, Check, Test};
-    matches!(command, Command::Plugin { command: Add { .. } | Check { .. } | Test(_) })
+    use PluginCommand::{Add, Check, Replay, Test};
+    let of_file =
+        |c: &PluginCommand| matches!(c, Add { .. } | Check { .. } | Replay { .. } | Test(_));
+    matches!(command, Command::Plugin { command } if of_file(command))
 }
 
 fn manual(dir: Option<&std::path::Path>, output: Output) -> Result<ExitCode, Failed> {

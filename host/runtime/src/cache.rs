@@ -46,11 +46,6 @@ impl Cache {
         (meta.is_file() && is_ours(&meta)).then_some(file)
     }
 
-    /// Whether anything is kept here.
-    pub(crate) fn keeps(&self) -> bool {
-        self.directory.is_some()
-    }
-
     /// Keeps it. That it cannot be kept costs time at the next run, and nothing else.
     pub(crate) fn keep(&self, digest: &str, key: u64, code: &[u8]) {
         let Some(path) = self.path(digest, key) else { return };

@@ -12,6 +12,7 @@ use snapslot_command::{Executor, FillError, Filled, Grant, Place, RunError};
 
 use crate::bindings::types::{Answer, Argument, Failure, FailureKind, SavedCopy, Saving};
 use crate::host::{CopiesView, Sight};
+use crate::shown::{deceives, plain};
 
 /// Commands asked for in one call: one look costs one, so this is room and no more.
 const COMMANDS_MAX: usize = 64;
@@ -147,8 +148,9 @@ impl World for Outside {
         while !message.is_char_boundary(end) {
             end -= 1;
         }
-        let line: String =
-            message[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let line: String = (message[..end].chars().filter(|c| !deceives(*c)))
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
         match loud {
             Loud::Debug => tracing::debug!(plugin = %self.plugin, "{line}"),
             Loud::Info => tracing::info!(plugin = %self.plugin, "{line}"),
@@ -174,7 +176,7 @@ pub(crate) fn limit(what: &str, limit: u64, asked: u64) -> Failure {
 
 /// Something the plugin has no grant for.
 pub(crate) fn not_granted(kind: &str, name: &str) -> Failure {
-    let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+    let name = plain(name, 64);
     let grant = format!("{kind} {name}");
     let grant = grant.trim();
     let message = format!("the plugin has no grant for the {grant}");
