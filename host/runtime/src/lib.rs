@@ -10,6 +10,7 @@ mod approved;
 mod bindings;
 mod cache;
 mod call;
+mod code;
 mod described;
 mod fault;
 mod flaw;

@@ -17,13 +17,13 @@ use snapslot_capture::Plan;
 use snapslot_command::PlaceKind;
 use snapslot_disk::{Disk, DiskError};
 
-use super::child::CODE_MAX;
 use super::frames::{FRAME_MAX, Wary};
 use super::sandbox::Confinement;
 use super::wire::{DiskThere, Order, ReadFault, SeenThere, Told, Word};
 use crate::bindings::types::{Description, Role};
 use crate::cache::Cache;
 use crate::call::{Building, Call, Ended, Reply};
+use crate::code::CODE_MAX;
 use crate::flaw::Flaw;
 use crate::host::Sight;
 use crate::limits::Limits;
