@@ -108,6 +108,13 @@ impl Runtime {
         }
     }
 
+    /// The same, without waiting until they are gone.
+    pub fn end_soon(&self) {
+        if let Home::Apart(apart) = &self.home {
+            apart.end_soon();
+        }
+    }
+
     /// What holds plugins besides wasm.
     pub fn confinement(&self) -> Confinement {
         match &self.home {

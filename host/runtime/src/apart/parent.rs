@@ -265,6 +265,13 @@ impl Worker {
         format!("the process in which it ran {words}")
     }
 
+    /// Has the process end; dropping takes note of it.
+    pub(super) fn end_soon(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+        }
+    }
+
     /// Ends the process. It holds nothing: there is nothing to end in order. One that is ending
     /// already ends as it was about to.
     fn stop(&mut self) -> Option<ExitStatus> {
