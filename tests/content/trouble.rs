@@ -58,8 +58,19 @@ fn no_flush_succeeds_while_the_store_is_full_and_writes_are_to_fail() {
     served.verb("delete", &[]).expect(0);
     assert_eq!(flush(&stream), 0);
     assert!(served.bytes()[..4 * MIB as usize].iter().all(|b| *b == 1));
+    // What is in memory only when it ends is said to be lost; the snapshot is whole.
+    let then = served.bytes();
+    served.verb("take", &[]).expect(0);
+    assert_eq!(fill(&stream, 0, 4, 2), 0, "it waits in memory");
+    assert_eq!(flush(&stream), 28);
     drop(stream);
-    served.stop(process);
+    program("kill", &["-TERM", &process.id().to_string()]);
+    let done = process.finish(LONG);
+    assert_eq!(done.code, Some(8), "{}", done.account());
+    assert!(done.text().contains("not-durable"), "{}", done.account());
+    let out = scratch.join("out.raw");
+    served.verb("export", &[&out.display().to_string()]).expect(0);
+    assert_same("the snapshot", &std::fs::read(&out).expect("it"), &then);
 }
 
 /// Story: `L failures` has it. Here with `open`, and with an export under way, which gave what the disk had become

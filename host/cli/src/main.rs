@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     }
     // `snapslot list | head` ends quietly, as other tools do, not with a panic.
     reset_broken_pipe();
+    commands::start_early();
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => return output::usage(&error),

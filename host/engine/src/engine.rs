@@ -65,6 +65,8 @@ pub struct Engine {
     known: Vec<Known>,
     installed: Vec<Installed>,
     unreadable: bool,
+    /// Whether it is there for one command: then plugins need not outlive what it asks them.
+    one_command: bool,
 }
 
 fn is_built_in(name: &str) -> bool {
@@ -106,7 +108,32 @@ impl Engine {
             .chain(settings.more_plugins.iter().map(|(known, _)| known.clone()))
             .chain(installed.iter().map(plugins::known))
             .collect();
-        Ok(Engine { settings, store, runtime, commands, shelf, known, installed, unreadable })
+        Ok(Engine {
+            settings,
+            store,
+            runtime,
+            commands,
+            shelf,
+            known,
+            installed,
+            unreadable,
+            one_command: false,
+        })
+    }
+
+    /// The same, for one command: the plugins' process ends as soon as nothing more is asked of it, and is
+    /// cleared up meanwhile.
+    #[must_use]
+    pub fn for_one_command(mut self) -> Engine {
+        self.one_command = true;
+        self
+    }
+
+    /// Nothing more is asked of plugins by the verb at hand.
+    pub(crate) fn plugins_have_done(&self) {
+        if self.one_command {
+            self.runtime.end_soon();
+        }
     }
 
     /// Ends the process that runs plugins, for who ends without dropping the engine.

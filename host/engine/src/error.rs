@@ -106,6 +106,16 @@ pub enum EngineError {
         /// What went wrong.
         cause: String,
     },
+    /// A disk is served no longer, and what was written last is in nobody's hands.
+    #[error(
+        "{volume}: its server has ended and what the machine wrote last is not on the disk: {cause}. What was flushed with success is there; see to the cause before the machine is started again"
+    )]
+    NotDurable {
+        /// The volume.
+        volume: String,
+        /// What went wrong.
+        cause: String,
+    },
     /// The result is not what was planned.
     #[error(
         "{volume}: the change was carried out, but looking again shows {found}; the machine should stay off until `snapslot status {volume}` has been read (and `qemu-img check`, if it is an image)"
@@ -223,6 +233,7 @@ impl EngineError {
             EngineError::Disk { .. } => "io",
             EngineError::Interrupted { .. } => "interrupted",
             EngineError::Unsettled { .. } => "unsettled",
+            EngineError::NotDurable { .. } => "not-durable",
             EngineError::Unexpected { .. } => "unexpected",
             EngineError::Journal { source: JournalError::Disk(d), .. } if d.is_no_space() => {
                 "no-space"
@@ -297,6 +308,7 @@ impl EngineError {
             EngineError::Journal { source: JournalError::Disk(_), .. } => 1,
             EngineError::Interrupted { .. }
             | EngineError::Unsettled { .. }
+            | EngineError::NotDurable { .. }
             | EngineError::Unexpected { .. }
             | EngineError::Journal { .. }
             | EngineError::ForeignJournal { .. }
@@ -362,6 +374,7 @@ impl EngineError {
             | EngineError::Content { volume, .. }
             | EngineError::NoContent { volume, .. }
             | EngineError::Unsettled { volume, .. }
+            | EngineError::NotDurable { volume, .. }
             | EngineError::Unexpected { volume, .. }
             | EngineError::Journal { volume, .. }
             | EngineError::ForeignJournal { volume, .. } => json!({ "volume": volume }),

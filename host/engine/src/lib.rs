@@ -46,6 +46,7 @@ pub use snapslot_live::{OnFull, Standing};
 pub use snapslot_nbd as nbd;
 pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,
+    start_early as start_plugins_early,
 };
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
 pub use snapslot_runtime::{Flaw, Recorded, plain, read_recording};

@@ -288,9 +288,9 @@ impl Engine {
         });
         let (done, _engine) = done;
         drop(control);
-        copies.leave(&export.live).map_err(|e| EngineError::NoContent {
+        copies.leave(&export.live).map_err(|e| EngineError::NotDurable {
             volume: locator.to_string(),
-            why: format!("what was written last may not be durable: {e}"),
+            cause: e.to_string(),
         })?;
         Ok(done)
     }
@@ -305,6 +305,12 @@ fn engine_lock<'v>(
 ) -> Result<EngineLock<'v>, EngineError> {
     let busy = |e| lock_error(locator, e, |_| None);
     let shared = EngineLock::share(&volume.lock).map_err(busy)?;
+    if !volume.lock.still_named().map_err(|e| EngineError::disk(locator, e))? {
+        // A restore has put another file in its place just now.
+        let what = io::Error::other("it was replaced by another file just now");
+        let (name, doing) = (locator.to_string(), snapslot_disk::Doing::Open);
+        return Err(EngineError::disk(locator, snapslot_disk::DiskError::io(name, doing, what)));
+    }
     if copies.unfinished().map_err(|e| EngineError::copy(locator, &e))?.is_none() {
         return Ok(shared);
     }

@@ -461,6 +461,9 @@ impl<'e> Context<'e> {
                 let replaced = occupant.map(|o| o.mark.clone());
                 let meta = Meta::new(machine, verb, Some(new.clone()), replaced.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
+                if replaced.is_none() {
+                    self.engine.plugins_have_done();
+                }
                 if enable {
                     self.enable(machine)?;
                 }
@@ -502,6 +505,9 @@ impl<'e> Context<'e> {
                 }
                 let meta = Meta::new(machine, verb, Some(occupant.clone()), consumed.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
+                if consumed.is_none() {
+                    self.engine.plugins_have_done();
+                }
                 // A snapshot that had to be made again has another identity.
                 let kept = self.held(machine, occupant, &after);
                 let same = machine.occupant.as_ref() == Some(&kept) && machine.seen == self.seen();

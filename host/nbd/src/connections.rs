@@ -66,7 +66,7 @@ impl Connections {
         if strangers.clone().count() >= STRANGERS_MAX
             && let Some(first) = strangers.clone().next()
         {
-            tracing::warn!("a client that said nothing made room for another one");
+            tracing::info!("a client that said nothing made room for another one");
             first.end(Shutdown::Both);
             let first = first.number;
             // Its own thread finds out in a moment; its place is free at once.

@@ -13,6 +13,7 @@
 mod connections;
 mod export;
 mod handshake;
+mod line;
 mod pool;
 mod server;
 mod socket;

@@ -5,19 +5,19 @@
 //! together when nothing more has arrived. A short while of asking again comes before sleeping:
 //! being woken takes longer than most requests.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::export::Export;
 use crate::handshake::Agreed;
-use crate::pool::{HELPERS, Pool};
-use crate::socket::{LINGER, receive_now, send_all, send_now, wait};
+use crate::line::{Line, Waiting};
+use crate::pool::Pool;
+use crate::socket::{LINGER, receive_now, wait};
 use crate::wire::{
     ALLOCATION_ID, HEAD, Head, REQUEST_MAX, SIMPLE_MAGIC, STATE_HOLE, STATE_ZERO, STRUCTURED_MAGIC,
     chunk, command, error, head,
@@ -27,143 +27,8 @@ use crate::wire::{
 const BUFFER: usize = 512 << 10;
 /// How long it is asked again before sleeping.
 const SPIN: Duration = Duration::from_micros(40);
-/// Requests of one connection that helpers have: fewer than there are helpers, so that others get some too.
-const WAITING_MAX: usize = HELPERS / 2;
-/// Bytes that these requests carry, or are answered with; one request may go beyond.
-const WAITING_BYTES_MAX: u64 = 64 << 20;
 /// Extents of one answer.
 const EXTENTS_MAX: usize = 4096;
-
-/// The socket, as both the connection's thread and helpers use it.
-///
-/// A helper never waits for the client: what the socket does not take at once is left for the connection's
-/// thread, which is woken and sends it before anything else.
-struct Line {
-    socket: OwnedFd,
-    left: Mutex<Left>,
-    /// Whether there may be something there.
-    is_left: AtomicBool,
-    wake: PipeWriter,
-    broken: AtomicBool,
-    waiting: Mutex<Load>,
-    answered: Condvar,
-}
-
-/// What helpers left to be sent.
-#[derive(Default)]
-struct Left {
-    bytes: Vec<u8>,
-    /// The connection's thread is sending, and looks here again before it does anything else.
-    sending: bool,
-    /// It was woken, and has not heard it yet.
-    woken: bool,
-}
-
-/// What helpers have.
-#[derive(Default)]
-struct Load {
-    requests: usize,
-    bytes: u64,
-}
-
-impl Line {
-    fn left(&self) -> MutexGuard<'_, Left> {
-        self.left.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Load> {
-        self.waiting.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// For helpers.
-    fn answer(&self, bytes: &[u8]) {
-        let mut left = self.left();
-        if !left.bytes.is_empty() || left.sending {
-            left.bytes.extend_from_slice(bytes);
-            return;
-        }
-        match send_now(self.socket.as_fd(), bytes) {
-            Ok(n) if n == bytes.len() => return,
-            Ok(n) => left.bytes.extend_from_slice(&bytes[n..]),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => left.bytes.extend_from_slice(bytes),
-            Err(_) => return self.broken.store(true, Ordering::Relaxed),
-        }
-        self.is_left.store(true, Ordering::Release);
-        if !left.woken {
-            left.woken = true;
-            // It fails only if nobody listens any more.
-            let _ = (&self.wake).write_all(b"!");
-        }
-    }
-
-    /// For the connection's thread: sends what helpers left, then this, between what others send.
-    fn send(&self, own: &[u8], until: Option<Instant>) -> io::Result<()> {
-        let mut left = self.left();
-        left.sending = true;
-        let mut bytes = std::mem::take(&mut left.bytes);
-        drop(left);
-        let mut own = Some(own).filter(|own| !own.is_empty());
-        loop {
-            let sent = send_all(self.socket.as_fd(), &bytes, until).and_then(|()| {
-                send_all(self.socket.as_fd(), own.take().unwrap_or_default(), until)
-            });
-            if let Err(e) = sent {
-                self.broken.store(true, Ordering::Relaxed);
-                return Err(e);
-            }
-            let mut left = self.left();
-            if left.bytes.is_empty() {
-                left.sending = false;
-                self.is_left.store(false, Ordering::Release);
-                return Ok(());
-            }
-            bytes = std::mem::take(&mut left.bytes);
-        }
-    }
-
-    /// Waits until helpers may have one more, of so many bytes.
-    fn one_more(&self, bytes: u64) {
-        let full = |load: &mut Load| {
-            load.requests >= WAITING_MAX
-                || (load.requests > 0 && load.bytes + bytes > WAITING_BYTES_MAX)
-        };
-        let waiting = self.answered.wait_while(self.waiting(), full);
-        let mut waiting = waiting.unwrap_or_else(|e| e.into_inner());
-        waiting.requests += 1;
-        waiting.bytes += bytes;
-    }
-
-    fn wait_for_all(&self) {
-        drop(self.answered.wait_while(self.waiting(), |load| load.requests > 0));
-    }
-}
-
-/// Ends one request that waits, however it ends.
-struct Waiting {
-    line: Arc<Line>,
-    bytes: u64,
-}
-
-impl Waiting {
-    fn new(line: &Arc<Line>, bytes: u64) -> Self {
-        line.one_more(bytes);
-        Waiting { line: line.clone(), bytes }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // The request will never be answered: better no connection than one that waits for ever.
-            let _ = shutdown(self.line.socket.as_raw_fd(), Shutdown::Both);
-        }
-        let mut load = self.line.waiting();
-        load.requests -= 1;
-        load.bytes -= self.bytes;
-        drop(load);
-        self.line.answered.notify_all();
-    }
-}
 
 /// Why a connection ended.
 pub(crate) enum End {
@@ -185,16 +50,7 @@ pub(crate) fn transmit(
     stop: &AtomicBool,
     served: &AtomicU64,
 ) -> io::Result<End> {
-    let (woken, wake) = std::io::pipe()?;
-    let line = Arc::new(Line {
-        socket,
-        left: Mutex::default(),
-        is_left: AtomicBool::new(false),
-        wake,
-        broken: AtomicBool::new(false),
-        waiting: Mutex::default(),
-        answered: Condvar::new(),
-    });
+    let (line, woken) = Line::new(socket)?;
     let mut connection = Connection {
         size: export.size(),
         limits: export.limits(),
@@ -212,7 +68,7 @@ pub(crate) fn transmit(
     };
     let end = connection.run(stop, served);
     line.wait_for_all();
-    if matches!(end, End::Left | End::Stopped) && !line.broken.load(Ordering::Relaxed) {
+    if matches!(end, End::Left | End::Stopped) && !line.is_broken() {
         // What was asked before is answered, to one that reads it.
         let _ = line.send(&[], Some(Instant::now() + LINGER));
     }
@@ -291,7 +147,7 @@ impl Connection<'_> {
                 }
                 self.answer(&request, data, payload);
                 // What helpers left goes out before they get more to do: so it stays little.
-                if (self.out.len >= BUFFER || self.line.is_left.load(Ordering::Acquire))
+                if (self.out.len >= BUFFER || self.line.is_left())
                     && let Err(e) = self.send()
                 {
                     return End::Io(e);
@@ -357,7 +213,7 @@ impl Connection<'_> {
             };
             if is_woken {
                 self.woken.read_exact(&mut [0])?;
-                self.line.left().woken = false;
+                self.line.heard();
                 self.line.send(&[], None)?;
             }
             look = true;
@@ -365,10 +221,10 @@ impl Connection<'_> {
     }
 
     fn send(&mut self) -> io::Result<()> {
-        if self.line.broken.load(Ordering::Relaxed) {
+        if self.line.is_broken() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        if self.out.len > 0 || self.line.is_left.load(Ordering::Acquire) {
+        if self.out.len > 0 || self.line.is_left() {
             self.line.send(&self.out.bytes[..self.out.len], None)?;
             self.out.len = 0;
             // One that asked for much does not keep the room for ever.

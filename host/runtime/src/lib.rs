@@ -10,6 +10,7 @@ mod approved;
 mod bindings;
 mod cache;
 mod call;
+mod code;
 mod described;
 mod fault;
 mod flaw;
@@ -28,7 +29,9 @@ mod record;
 mod runtime;
 mod shown;
 
-pub use apart::{ARGUMENT, Confinement, Most, give_up_all, give_up_files, give_up_rights, serve};
+pub use apart::{
+    ARGUMENT, Confinement, Most, give_up_all, give_up_files, give_up_rights, serve, start_early,
+};
 pub use approved::Approved;
 pub use bindings::types::{
     Answer, Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage, Facts,

@@ -2,6 +2,7 @@
 //!
 //! Knows no socket and no file: it is the same in this process and in one of its own.
 
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use wasmtime::{Config, Engine, Store, UpdateDeadline};
 use crate::bindings::types::{Failure, FailureKind};
 use crate::bindings::{Storage, StoragePre};
 use crate::call::{Call, Ended, Planned, Reply};
+use crate::code::{self, Pages};
 use crate::flaw::Flaw;
 use crate::host::{Host, PlanHandle, Seen};
 use crate::inert;
@@ -62,6 +64,9 @@ impl Machine {
         config.with_host_memory(Arc::new(HugeMemory));
         // The few kilobytes of a plugin's data are copied; only wasmtime's own memory can map them.
         config.memory_init_cow(false);
+        if Pages::SUFFICE {
+            config.with_custom_code_memory(Some(Arc::new(Pages)));
+        }
         let engine = Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         Storage::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
@@ -92,19 +97,18 @@ impl Machine {
     /// The code must be what `compile` of a machine with the same key gave: it will be run.
     pub(crate) unsafe fn revive(&self, code: &[u8]) -> Option<Component> {
         // SAFETY: as the caller promises.
-        let load = || unsafe { Component::deserialize(&self.engine, code) };
-        // A file damaged by the disk may even make the loader panic.
-        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
-            Ok(Ok(component)) => Some(component),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a kept plugin is compiled anew");
-                None
-            }
-            Err(_) => {
-                tracing::warn!("a kept plugin is damaged; it is compiled anew");
-                None
-            }
-        }
+        revived(|| unsafe { Component::deserialize(&self.engine, code) })
+    }
+
+    /// The same from a file of so many bytes, which is mapped. `None` also where that cannot be done.
+    ///
+    /// # Safety
+    /// As above; and nobody may write the file as long as this process lives.
+    pub(crate) unsafe fn revive_mapped(&self, file: &File, size: u64) -> Option<Component> {
+        let code = code::map(file, size)?;
+        // SAFETY: as the caller promises; the mapping is never taken away.
+        let load = || unsafe { Component::deserialize_raw(&self.engine, code) };
+        revived(load)
     }
 
     /// Checks what the component imports and exports, and links it.
@@ -254,6 +258,21 @@ impl Machine {
             }
         };
         (ended, host.world)
+    }
+}
+
+/// A file damaged by the disk may even make the loader panic.
+fn revived(load: impl FnOnce() -> wasmtime::Result<Component>) -> Option<Component> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
+        Ok(Ok(component)) => Some(component),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a kept plugin is compiled anew");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("a kept plugin is damaged; it is compiled anew");
+            None
+        }
     }
 }
 

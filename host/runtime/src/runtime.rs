@@ -116,6 +116,13 @@ impl Runtime {
         }
     }
 
+    /// The same, without waiting until they are gone.
+    pub fn end_soon(&self) {
+        if let Home::Apart(apart) = &self.home {
+            apart.end_soon();
+        }
+    }
+
     /// Removes the compiled code of a component from the cache.
     pub fn forget(&self, digest: &str) {
         self.cache.forget(digest);

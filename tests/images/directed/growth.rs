@@ -7,10 +7,10 @@ use snapslot_test_support::{Image, assert_same, setting};
 use super::{Case, MIB, assert_disk};
 use crate::{be32, be64};
 
-/// `SNAPSLOT_TEST_ROUNDS` (300).
+/// `SNAPSLOT_TEST_ROUNDS` (1,000).
 #[test]
 fn rounds_of_take_and_delete_do_not_grow_the_file() {
-    let rounds = setting("SNAPSLOT_TEST_ROUNDS", 300);
+    let rounds = setting("SNAPSLOT_TEST_ROUNDS", 1000);
     let case = Case::new(&["cluster_size=4k"], 4 * MIB);
     case.fill(1, 0, MIB);
     let length = || std::fs::metadata(case.image.path()).expect("the image").len();

@@ -243,6 +243,9 @@ const OFFLINE: Knobs = Knobs { store_max: u64::MAX, on_full: OnFull::LoseSnapsho
 fn of_content(error: snapslot_content::ContentError) -> CopyError {
     match error {
         snapslot_content::ContentError::Disk(e) => CopyError::Disk(e),
+        gone @ snapslot_content::ContentError::Gone { .. } => {
+            CopyError::Live { name: "the snapshot".to_owned(), why: gone.to_string() }
+        }
         other => {
             CopyError::io("the snapshot", Doing::Read, std::io::Error::other(other.to_string()))
         }

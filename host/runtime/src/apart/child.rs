@@ -20,6 +20,7 @@ use crate::bindings::types::{
     Answer, Argument, Description, Failure, FailureKind, SavedCopy, Saving,
 };
 use crate::call::{Ended, Planned, Reply, drafted};
+use crate::code::CODE_MAX;
 use crate::flaw::Flaw;
 use crate::grants::effective;
 use crate::host::Seen;
@@ -28,8 +29,6 @@ use crate::outside::{Grants, Loud, World};
 
 /// Where the socket is: the only descriptor that is handed down.
 const SOCKET: i32 = 0;
-/// Compiled code has a few megabytes; that of a language's whole runtime some hundred.
-pub(super) const CODE_MAX: u64 = 1 << 30;
 /// Steps of a plan that go in one frame, and roughly their bytes.
 const STEPS_AT_ONCE: usize = 4096;
 const BYTES_AT_ONCE: usize = 1 << 20;
@@ -120,10 +119,14 @@ impl Worker {
     fn obey(&mut self, order: Order, descriptor: Option<OwnedFd>) {
         match order {
             Order::Load if self.ready.is_none() => {
-                let code = descriptor.and_then(|d| whole(&File::from(d)));
-                // SAFETY: the engine sends only code that it compiled itself and kept where
-                // nobody else can write.
-                let component = code.and_then(|code| unsafe { self.machine.revive(&code) });
+                let component = descriptor.and_then(|d| {
+                    let file = File::from(d);
+                    // SAFETY: the engine sends only code that it compiled itself and kept where
+                    // nobody else can write; a file once kept is replaced, and not written to.
+                    let mapped = unsafe { self.machine.revive_mapped(&file, end(&file).ok()?) };
+                    // SAFETY: the same.
+                    mapped.or_else(|| unsafe { self.machine.revive(&whole(&file)?) })
+                });
                 let Some(component) = component else { return self.line.say(&Word::Damaged) };
                 let linked = self.machine.link(&component);
                 let linked = self.shelve(linked);

@@ -30,6 +30,7 @@ pub use child::serve;
 pub(crate) use parent::Component;
 pub use sandbox::{Confinement, Most, give_up_all, give_up_files, give_up_rights};
 pub(crate) use workers::Apart;
+pub use workers::start_early;
 
 /// The argument by which a program that uses this crate is told to be that process.
 pub const ARGUMENT: &str = "__plugins";

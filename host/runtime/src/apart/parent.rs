@@ -17,13 +17,13 @@ use snapslot_capture::Plan;
 use snapslot_command::PlaceKind;
 use snapslot_disk::Disk;
 
-use super::child::CODE_MAX;
 use super::frames::{FRAME_MAX, Wary};
 use super::sandbox::Confinement;
 use super::wire::{DiskThere, Order, SeenThere, Told, Word};
 use crate::bindings::types::{Description, Role};
 use crate::cache::Cache;
 use crate::call::{Building, Call, Ended, Reply};
+use crate::code::CODE_MAX;
 use crate::flaw::Flaw;
 use crate::host::Sight;
 use crate::limits::Limits;
@@ -264,6 +264,13 @@ impl Worker {
             },
         };
         format!("the process in which it ran {words}")
+    }
+
+    /// Has the process end; dropping takes note of it.
+    pub(super) fn end_soon(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+        }
     }
 
     /// Ends the process. It holds nothing: there is nothing to end in order. One that is ending

@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use snapslot_capture::Plan;
@@ -37,6 +37,36 @@ pub(crate) struct Apart {
     spare: Mutex<Option<Worker>>,
     /// By digest; the one that was used last stands last.
     homes: Mutex<Vec<(String, Home)>>,
+    /// Those that end.
+    ending: Mutex<Vec<Worker>>,
+}
+
+/// One that was started before there was anything else, and for which program.
+static EARLY: Mutex<Option<(PathBuf, Child, UnixStream)>> = Mutex::new(None);
+
+/// Starts the first process before it is known what it will do: it readies itself while the caller reads its
+/// arguments. If nobody comes to need it, it ends with the caller, by its socket. That it cannot be started
+/// is told when it is needed.
+pub fn start_early(program: &Path) {
+    if let Ok((child, ours)) = start(program) {
+        *lock(&EARLY) = Some((program.to_owned(), child, ours));
+    }
+}
+
+fn start(program: &Path) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let child = Command::new(program)
+        .arg0("snapslot")
+        .arg(super::ARGUMENT)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .env_clear()
+        .current_dir("/")
+        // Ctrl-C is for the engine, which ends in order.
+        .process_group(0)
+        .spawn()?;
+    Ok((child, ours))
 }
 
 /// The place of one component's process; none before it is needed, and after it was lost.
@@ -49,25 +79,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Apart {
     /// Starts the first.
     pub(crate) fn start(program: PathBuf, limits: Limits, strict: bool) -> io::Result<Apart> {
-        let (spare, homes) = (Mutex::default(), Mutex::default());
-        let apart = Apart { program, limits, strict, spare, homes };
+        let (spare, homes, ending) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let apart = Apart { program, limits, strict, spare, homes, ending };
         *lock(&apart.spare) = Some(apart.begin()?);
         Ok(apart)
     }
 
     fn begin(&self) -> io::Result<Worker> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let child = Command::new(&self.program)
-            .arg0("snapslot")
-            .arg(super::ARGUMENT)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .env_clear()
-            .current_dir("/")
-            // Ctrl-C is for the engine, which ends in order.
-            .process_group(0)
-            .spawn()?;
+        let early = lock(&EARLY).take_if(|(program, ..)| *program == self.program);
+        let (child, ours) = match early {
+            Some((_, child, ours)) => (child, ours),
+            None => start(&self.program)?,
+        };
         Worker::begin(Some(child), Wary::new(ours), self.limits, self.strict)
     }
 
@@ -164,9 +187,22 @@ impl Apart {
         home
     }
 
+    /// Ends all of them, and does not wait until they are gone: that is for [`Apart::end`].
+    pub(crate) fn end_soon(&self) {
+        let homes = lock(&self.homes);
+        let mut ending = lock(&self.ending);
+        for (_, home) in homes.iter() {
+            if let Some(mut worker) = lock(home).take() {
+                worker.end_soon();
+                ending.push(worker);
+            }
+        }
+    }
+
     /// Ends all of them; another call would start one again.
     pub(crate) fn end(&self) {
         lock(&self.spare).take();
+        lock(&self.ending).clear();
         let homes = std::mem::take(&mut *lock(&self.homes));
         for (_, home) in homes {
             lock(&home).take();
