@@ -19,6 +19,9 @@ use crate::volume::Volume;
 
 /// Volumes of one machine.
 const VOLUMES_MAX: usize = 64;
+/// How long a command is waited for that outlived its engine. Most take a fraction of that; a merge may
+/// take hours.
+const LEFT_OVER_MAX: Duration = Duration::from_secs(15);
 
 /// Where things are kept and how much is checked.
 #[derive(Clone, Debug)]
@@ -60,6 +63,7 @@ pub struct Engine {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) commands: Arc<dyn Executor>,
     pub(crate) shelf: Shelf,
+    pub(crate) patience: Duration,
     known: Vec<Known>,
     installed: Vec<Installed>,
     unreadable: bool,
@@ -104,7 +108,23 @@ impl Engine {
             .chain(settings.more_plugins.iter().map(|(known, _)| known.clone()))
             .chain(installed.iter().map(plugins::known))
             .collect();
-        Ok(Engine { settings, store, runtime, commands, shelf, known, installed, unreadable })
+        let patience = LEFT_OVER_MAX;
+        Ok(Engine {
+            settings,
+            store,
+            runtime,
+            commands,
+            shelf,
+            patience,
+            known,
+            installed,
+            unreadable,
+        })
+    }
+
+    /// Has it wait so long for a command that outlived the engine that ran it.
+    pub fn with_patience(self, patience: Duration) -> Engine {
+        Engine { patience, ..self }
     }
 
     /// Ends the process that runs plugins, for who ends without dropping the engine.

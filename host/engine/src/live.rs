@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use snapslot_disk::{EngineLock, ImageLock};
+use snapslot_disk::ImageLock;
 use snapslot_live::control::{Answer, Request, ask, hear};
 use snapslot_live::{Knobs, LiveDisk, LiveError, OnFull};
 use snapslot_nbd::{Export, Extent};
@@ -216,8 +216,7 @@ impl Engine {
         };
         let live = {
             // No other engine is at work on it while its snapshot is put in order.
-            let _engine =
-                EngineLock::take(&volume.lock).map_err(|e| lock_error(locator, e, None))?;
+            let _engine = volume.take_lock().map_err(|e| lock_error(locator, e, None))?;
             let size =
                 snapslot_disk::Disk::size(&**disk).map_err(|e| EngineError::disk(locator, e))?;
             let store_max = options.store.map_or(u64::MAX, |room| room.of(size));
