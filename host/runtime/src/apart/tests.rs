@@ -268,7 +268,7 @@ fn words() -> Vec<Word> {
         Word::Read { offset: 0, length: 1 },
         Word::Steps(vec![step("a")]),
         Word::Ended(Err(Ended::Fault { cause: "x".to_owned(), trace: Vec::new() })),
-        Word::Ended(Ok(Reply::Change(Change { changed_bytes: 1, held_bytes: 1 }))),
+        Word::Ended(Ok(Reply::Change(Change { changed_bytes: 1, held_bytes: 1, at_least: false }))),
     ]
 }
 
