@@ -5,8 +5,8 @@
 //! order is
 //!
 //! ```text
-//! take, restore   seals of images | commands and copies | work on images | seals off
-//! delete          seals of images | work on images | seals off | commands and copies
+//! take, restore   seals of images | commands and copies | noted | work on images | seals off
+//! delete          seals of images | noted | work on images | seals off | commands and copies
 //! ```
 //!
 //! A command that fails while nothing lies behind its point of no return takes all back: seals are
@@ -175,13 +175,16 @@ impl<'e> Context<'e> {
         let mut work = vec![Work::default(); planned.len()];
         let empties = planned.iter().any(|p| matches!(p.goal, Goal::Empty(_)));
         if empties {
-            for stage in [Stage::Seal, Stage::Work, Stage::Unseal] {
+            self.images(planned, Stage::Seal, &mut work)?;
+            note_work(&changing)?;
+            for stage in [Stage::Work, Stage::Unseal] {
                 self.images(planned, stage, &mut work)?;
             }
             self.others(planned, &befores, meta, &mut work)?;
         } else {
             self.images(planned, Stage::Seal, &mut work)?;
             self.others(planned, &befores, meta, &mut work)?;
+            note_work(&changing)?;
             self.images(planned, Stage::Work, &mut work)?;
             self.images(planned, Stage::Unseal, &mut work)?;
         }
@@ -208,7 +211,7 @@ impl<'e> Context<'e> {
     }
 
     /// One stage of all plans of images. In step: first all seals, then all the work, then all
-    /// seals off. So after a crash either no volume is past its seal, and all can go back, or all
+    /// seals off. So after a crash either nothing but seals was written, and all can go back, or all
     /// are sealed, and all can go on.
     fn images(
         &self,
@@ -447,6 +450,21 @@ fn commit(
         }
     }
     Ok(befores)
+}
+
+/// Of several volumes, notes in the journal that decides that images get more than their seals now: from here on
+/// there is no way back (see [`decide`](crate::decide)).
+fn note_work(changing: &[(usize, &Planned<'_>)]) -> Result<(), EngineError> {
+    let images = changing.iter().any(|(_, p)| p.plan.way() == Some(Way::Image));
+    match changing {
+        [(_, decider), _, ..] if images => {
+            journal::note_work(&decider.volume.journal()).map_err(|e| EngineError::Unsettled {
+                volume: decider.volume.locator.to_string(),
+                cause: format!("that the work begins could not be noted: {e}"),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Planned<'_> {

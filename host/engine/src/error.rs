@@ -126,6 +126,21 @@ pub enum EngineError {
         /// What went wrong.
         cause: String,
     },
+    /// One of several volumes whose operation was interrupted, without the others.
+    #[error(
+        "{volume}: a {verb} of it was interrupted together with other volumes of the machine {machine}, and they are recovered together or not at all; nothing was changed. `snapslot enable {machine} {}` tells this host of them, then `snapslot recover {machine}` ends it",
+        .all.iter().map(|v| format!("--volume {v}")).collect::<Vec<_>>().join(" ")
+    )]
+    Together {
+        /// The volume.
+        volume: String,
+        /// What was interrupted.
+        verb: String,
+        /// The machine, as it was called where that began.
+        machine: String,
+        /// All its volumes.
+        all: Vec<String>,
+    },
     /// Ending what was interrupted stopped in its middle.
     #[error(
         "{}. What was interrupted on {machine} is ended in part, and nothing is lost: then `snapslot recover {machine}` ends the rest", .source.without_claim()
@@ -293,6 +308,7 @@ impl EngineError {
             EngineError::NotDurable { .. } => "not-durable",
             EngineError::Partly { source, .. } if source.exit() == 5 => return source.code(),
             EngineError::Partly { .. } => "unsettled",
+            EngineError::Together { .. } => "together",
             EngineError::Mixed { .. } => "mixed",
             EngineError::Unrecovered { .. } => "unrecovered",
             EngineError::Unexpected { .. } => "unexpected",
@@ -375,6 +391,7 @@ impl EngineError {
             | EngineError::NotDurable { .. }
             | EngineError::Partly { .. }
             | EngineError::Mixed { .. }
+            | EngineError::Together { .. }
             | EngineError::Unrecovered { .. }
             | EngineError::Unexpected { .. }
             | EngineError::Journal { .. }
@@ -430,6 +447,9 @@ impl EngineError {
                 "cause": { "code": source.code(), "data": source.data() },
             }),
             EngineError::Mixed { machine, left } => json!({ "machine": machine, "volumes": left }),
+            EngineError::Together { volume, verb, machine, all } => {
+                json!({ "volume": volume, "verb": verb, "machine": machine, "volumes": all })
+            }
             EngineError::Unrecovered { machine, .. } => json!({ "machine": machine }),
             EngineError::InUse { volume, users } => json!({
                 "volume": volume, "holders": holders(&users.holders), "mounts": users.mounts,

@@ -9,6 +9,7 @@
 //! for one command at a time. It knows no format: what a volume is, plugins say.
 
 mod carry;
+mod decide;
 mod engine;
 mod error;
 mod import;

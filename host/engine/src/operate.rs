@@ -666,7 +666,7 @@ impl<'e> Context<'e> {
         done: &mut Done,
     ) -> Result<(), EngineError> {
         let planned = self.plan_removal(mark)?;
-        let meta = of.removal();
+        let meta = of.removal(mark);
         self.carry_out(machine, &planned, &meta, done)?;
         if of.verb == Verb::Delete.word() {
             self.record(machine, None, None)?;
