@@ -9,7 +9,9 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 use snapslot_test_support::{Scratch, Snapslot};
 
@@ -162,6 +164,72 @@ fn a_later_version_that_wants_more_is_marked_and_denied_parts_stay_denied() {
     let denied = snapslot.verb("take", &volume, &["--full-copy"]);
     assert!(message(denied.expect(7)).contains("copies"), "{denied:?}");
     assert!(fs::read(&volume).expect("it") == vec![7; 1 << 16]);
+}
+
+/// Story: `plugin add --yes` of a new version gave it what the old one had been denied, and nobody was
+/// told.
+#[test]
+fn what_was_denied_stays_denied_until_it_is_given() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let had = || snapslot.run(["plugin", "show", "toy"]).expect(0)["effective"].clone();
+    add(&snapslot, &toy(), 0, &["--yes", "--without", "copies"]);
+    assert_eq!(had(), serde_json::json!(["image disk"]));
+    let later = toy_that_wants_more();
+    let path = later.to_str().expect("text");
+    let (code, out, _) = words(&snapslot, &["plugin", "add", path, "--dry-run"]);
+    assert!(code == 0 && out.contains("Denied before, and still: copies"), "{out}");
+    assert_eq!(add(&snapslot, &later, 0, &["--yes"])["denied"], serde_json::json!(["copies"]));
+    assert_eq!(had(), serde_json::json!(["image disk", "change of image disk"]));
+    // The same again is the same; both at once, or a name that no grant has, is refused.
+    assert_eq!(add(&snapslot, &later, 0, &["--yes"])["added"], false);
+    add(&snapslot, &later, 2, &["--yes", "--with", "copies", "--without", "copies"]);
+    add(&snapslot, &later, 2, &["--yes", "--with", "copeis"]);
+    let (code, out, _) =
+        words(&snapslot, &["plugin", "add", path, "--with", "copies", "--dry-run"]);
+    assert!(code == 0 && out.contains("Denied before, and approved now: copies"), "{out}");
+    add(&snapslot, &later, 0, &["--yes", "--with", "copies"]);
+    assert_eq!(had(), serde_json::json!(["image disk", "change of image disk", "copies"]));
+}
+
+/// Story: between the last look for machines on a plugin and its removal a slot could be made on it, and
+/// was without its plugin then.
+#[test]
+fn a_plugin_does_not_go_while_a_slot_is_made_on_it() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    add(&snapslot, &toy(), 0, &["--yes"]);
+    let volume = scratch.join("disk.toy");
+    fs::write(&volume, vec![7; 1 << 16]).expect("a volume");
+    let lock = shelf(&snapslot).join("lock");
+    let locked = |how| {
+        let file = fs::OpenOptions::new().write(true).open(&lock).expect("the lock");
+        Flock::lock(file, how).unwrap_or_else(|(_, e)| panic!("it is locked: {e}"))
+    };
+    // Somebody makes a slot: the plugin stays.
+    let making = locked(FlockArg::LockSharedNonblock);
+    let busy = snapslot.run(["plugin", "remove", "toy", "--yes"]);
+    assert!(message(busy.expect(5)).contains("beginning to need"), "{busy:?}");
+    drop(making);
+    // Somebody removes it: who makes a slot waits, and finds it gone.
+    let removing = locked(FlockArg::LockExclusiveNonblock);
+    let enabling = snapslot.start(["enable", volume.to_str().expect("text")]);
+    let waits = || {
+        let all = fs::read_to_string("/proc/locks").expect("the kernel's list");
+        let pid = enabling.id().to_string();
+        all.lines().any(|l| l.contains("->") && l.split_whitespace().any(|word| word == pid))
+    };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !waits() {
+        assert!(Instant::now() < deadline, "it does not wait for who removes the plugin");
+        std::thread::yield_now();
+    }
+    let list = shelf(&snapslot).join("lock.json");
+    fs::write(&list, "{ \"version\": 1, \"plugins\": [] }").expect("written");
+    drop(removing);
+    let done = enabling.finish(Duration::from_secs(120));
+    assert!(done.code == Some(2) && done.text().contains("no plugin toy"), "{}", done.account());
+    assert!(snapslot.run(["list"]).expect(0)["machines"].as_array().is_some_and(Vec::is_empty));
 }
 
 #[test]

@@ -304,22 +304,9 @@ pub enum PluginCommand {
   snapslot plugin add ./vhd.wasm                      # shows it, asks, installs
   snapslot plugin add ./x.wasm --without 'action destroy' --yes
 
-The component is compiled and asked what it is in a process that can open no file, and copied
+A later version goes on without what the one before was denied; --with gives it. The component is compiled and asked what it is in a process that can open no file, and copied
 into the state directory: what happens to FILE afterwards does not matter.")]
-    Add {
-        /// The component, a .wasm file
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// Do not give this grant, by its name as in "action destroy"; repeat for several
-        #[arg(long, value_name = "GRANT")]
-        without: Vec<String>,
-        /// Approve without being asked
-        #[arg(long, short)]
-        yes: bool,
-        /// Show what it asks for, and stop
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Add(AddArgs),
     /// Begin a plugin of your own: a small, whole project
     #[command(after_help = "Examples:
   snapslot plugin new myformat                     # snapshots are copies that the host keeps
@@ -372,6 +359,25 @@ into the state directory: what happens to FILE afterwards does not matter.")]
         /// Its name; all installed plugins if left out
         name: Option<String>,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AddArgs {
+    /// The component, a .wasm file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Do not give this grant, by its name as in "action destroy"; repeat for several
+    #[arg(long, value_name = "GRANT")]
+    pub without: Vec<String>,
+    /// Give this grant, though the version before was denied it; repeat for several
+    #[arg(long, value_name = "GRANT")]
+    pub with: Vec<String>,
+    /// Approve without being asked
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Show what it asks for, and stop
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -578,7 +584,7 @@ impl Command {
             Command::History { .. } => "history",
             Command::Plugin { command: PluginCommand::List } => "plugin list",
             Command::Plugin { command: PluginCommand::Show { .. } } => "plugin show",
-            Command::Plugin { command: PluginCommand::Add { .. } } => "plugin add",
+            Command::Plugin { command: PluginCommand::Add(_) } => "plugin add",
             Command::Plugin { command: PluginCommand::New { .. } } => "plugin new",
             Command::Plugin { command: PluginCommand::Check { .. } } => "plugin check",
             Command::Plugin { command: PluginCommand::Replay { .. } } => "plugin replay",

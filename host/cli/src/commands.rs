@@ -141,8 +141,7 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
 
 fn is_of_strangers(command: &Command) -> bool {
     use PluginCommand::{Add, Check, Replay, Test};
-    let of_file =
-        |c: &PluginCommand| matches!(c, Add { .. } | Check { .. } | Replay { .. } | Test(_));
+    let of_file = |c: &PluginCommand| matches!(c, Add(_) | Check { .. } | Replay { .. } | Test(_));
     matches!(command, Command::Plugin { command } if of_file(command))
 }
 

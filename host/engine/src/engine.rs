@@ -195,9 +195,14 @@ impl Engine {
         })
     }
 
+    /// The plugin of this name, if it is one that was installed and is used.
+    pub(crate) fn installed_plugin(&self, name: &str) -> Option<&Installed> {
+        self.installed.iter().find(|p| p.name == name)
+    }
+
     /// The plugin of this name.
     pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
-        if let Some(plugin) = self.installed.iter().find(|p| p.name == name) {
+        if let Some(plugin) = self.installed_plugin(name) {
             return self.load_installed(plugin);
         }
         let builtin = snapslot_builtin::PLUGINS.iter().find(|b| b.name == name);
@@ -294,6 +299,9 @@ impl Engine {
         name: &str,
         locators: &[String],
     ) -> Result<Machine, EngineError> {
+        let places: Vec<Locator> =
+            locators.iter().map(|l| self.located(l)).collect::<Result<_, _>>()?;
+        let _keeping = self.keep_plugins(&places)?;
         let mut files = Vec::new();
         for locator in locators {
             // What cannot be looked at cannot have a slot: say so now, not at the first take.

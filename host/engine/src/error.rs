@@ -530,7 +530,7 @@ impl EngineError {
             volume: format!("backend {plugin}"),
             plugin: plugin.to_owned(),
             cause: error.to_string(),
-            log: Vec::new(),
+            log: error.log(),
         }
     }
 

@@ -54,7 +54,7 @@ pub use snapslot_runtime::{
     start_early as start_plugins_early,
 };
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
-pub use snapslot_runtime::{Flaw, Recorded, read_recording};
+pub use snapslot_runtime::{Flaw, Recorded, plain, read_recording};
 pub use status::{FoundSnapshot, Measure, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};
 pub use view::{Compared, Opened, Which};

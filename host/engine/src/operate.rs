@@ -223,6 +223,7 @@ impl Engine {
         };
         let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
         let enable = self.decide(&machine, &state, verb, asked)?;
+        let _keeping = if enable { self.keep_plugins(&locators)? } else { None };
         let mark = state.occupant().map(|o| o.mark.clone());
         if asked.shown.as_ref().is_some_and(|shown| shown.mark != mark) {
             return Err(EngineError::Changed { machine: machine.name.clone() });

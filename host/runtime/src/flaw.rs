@@ -151,8 +151,13 @@ impl Flaw {
 
 /// What a panic said, where one is in the log.
 fn last_words(log: &[String]) -> String {
-    let said = log.iter().find(|line| line.contains("panicked at"));
-    said.map(|line| format!(" ({line})")).unwrap_or_default()
+    let Some(at) = log.iter().position(|line| line.contains("panicked at")) else {
+        return String::new();
+    };
+    // The words may stand in a line of their own, below the place.
+    let more = log.get(at + 1).filter(|_| log[at].trim_end().ends_with(':'));
+    let words: Vec<&str> = log[at].split_whitespace().chain(more.map(String::as_str)).collect();
+    format!(" ({})", words.join(" "))
 }
 
 /// All flaws in one sentence.

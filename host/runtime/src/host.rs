@@ -13,7 +13,7 @@ use crate::bindings::types::{
 };
 use crate::bindings::{log, planning, sight, types};
 use crate::holdings::Holdings;
-use crate::outside::{Grants, Loud, World, limit, not_granted};
+use crate::outside::{COMMANDS_MAX, Grants, Loud, World, limit, not_granted};
 use crate::shown::plain;
 
 /// Handles: a target, a plan, an image or two.
@@ -77,6 +77,8 @@ pub(crate) struct Host {
     pub(crate) waited: Duration,
     /// Time its commands took, which have deadlines of their own.
     pub(crate) commanded: Duration,
+    /// Commands it asked for.
+    asked: usize,
     /// What it printed of a line.
     printed: Vec<u8>,
 }
@@ -95,6 +97,7 @@ impl Host {
             world,
             waited: Duration::ZERO,
             commanded: Duration::ZERO,
+            asked: 0,
             printed: Vec::new(),
         }
     }
@@ -247,6 +250,12 @@ impl sight::HostTarget for Host {
         arguments: Vec<Argument>,
     ) -> Answered<Answer> {
         self.seen(&target)?;
+        // Refused here, on its own time: who asks on regardless is not waited for.
+        if self.asked >= COMMANDS_MAX {
+            let asked = self.asked as u64 + 1;
+            return Ok(Err(limit("commands asked", COMMANDS_MAX as u64, asked)));
+        }
+        self.asked += 1;
         let begun = Instant::now();
         let result = self.world.ask(&query, &arguments);
         self.commanded += begun.elapsed();

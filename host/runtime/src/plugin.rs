@@ -7,15 +7,15 @@ use snapslot_slot::is_mark;
 
 use crate::apart::Component;
 use crate::bindings::types::{
-    Answer, Change, Description, ExtentPage, Facts, Failure, Finding, Goal, Snapshot, StretchPage,
-    View,
+    Answer, Change, Description, ExtentPage, Facts, Failure, FailureKind, Finding, Goal, Snapshot,
+    StretchPage, View,
 };
 use crate::call::{Call, Ended, Reply};
 use crate::fault::CallError;
 use crate::host::{Seen, Sight};
 use crate::machine::{Linked, Loaded};
 use crate::outside::{Grants, Outside, World};
-use crate::record::{Ears, Recorded, answer};
+use crate::record::{Asked, Ears, Recorded, in_short};
 use crate::runtime::{Home, Runtime};
 use crate::shown::{code, plain, unfit};
 
@@ -27,7 +27,12 @@ pub struct Plugin<'r> {
     pub(crate) linked: Linked,
     pub(crate) description: Description,
     pub(crate) grants: Arc<Grants>,
+    /// Names of what it asks for and was not given.
+    pub(crate) denied: Vec<String>,
 }
+
+/// Lines of its log that are shown with a fault.
+const LINES_TOLD: usize = 32;
 
 pub(crate) enum Code {
     Here(Box<Loaded>),
@@ -164,9 +169,10 @@ impl Plugin<'_> {
         }
     }
 
-    /// Holds a recorded call again, and gives what it answers now.
+    /// Holds a recorded call again, and gives what it answers now, in the shape of
+    /// [`Recorded::result`].
     pub fn replay(&self, then: &Recorded) -> serde_json::Value {
-        answer(&self.call_unheard(&then.asked, then.sight.as_ref()))
+        in_short(&self.call_unheard(&then.asked, then.sight.as_ref()).0)
     }
 
     /// One call, and written down if that is wanted.
@@ -175,20 +181,39 @@ impl Plugin<'_> {
         call: &Call,
         sight: Option<&Sight>,
     ) -> Result<Reply<Plan>, CallError> {
-        // What it says of itself is asked when it is loaded, and hears nothing.
+        // The first thing it is asked is told when it is known what it was granted.
         let recording = self.runtime.recording.as_ref().filter(|_| !matches!(call, Call::Describe));
-        let Some(recording) = recording else { return self.call_unheard(call, sight) };
+        let Some(recording) = recording else { return self.call_unheard(call, sight).0 };
         let ears = Ears::default();
         let heard = sight.map(|s| ears.at(s));
-        let result = self.call_unheard(call, heard.as_ref());
-        recording.write((&self.description.name, &self.digest), call, sight, &ears, &result);
+        let (result, log) = self.call_unheard(call, heard.as_ref());
+        recording.write(self.asked(), call, sight, &ears, log, &result);
         result
     }
 
-    /// One call, wherever plugins run.
-    fn call_unheard(&self, call: &Call, sight: Option<&Sight>) -> Result<Reply<Plan>, CallError> {
+    /// Writes down, if that is wanted, what it said of itself.
+    pub(crate) fn described(&self, asks: &Description) {
+        if let Some(recording) = &self.runtime.recording {
+            let result = Ok(Reply::Described(asks.clone()));
+            let (none, log) = (Ears::default(), Vec::new());
+            recording.write(self.asked(), &Call::Describe, None, &none, log, &result);
+        }
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        let (plugin, digest) = (&self.description.name, &self.digest);
+        Asked { plugin, digest, denied: &self.denied }
+    }
+
+    /// One call, wherever plugins run, and what it logged.
+    fn call_unheard(
+        &self,
+        call: &Call,
+        sight: Option<&Sight>,
+    ) -> (Result<Reply<Plan>, CallError>, Vec<String>) {
         let mut outside = Outside::new(&self.description.name, self.grants.clone(), sight);
-        let (result, mut lines) = match (&self.runtime.home, &self.code) {
+        outside.keep_all(self.runtime.recording.is_some());
+        let (result, lines) = match (&self.runtime.home, &self.code) {
             (Home::Here(machine), Code::Here(loaded)) => {
                 let seen = sight.map(|s| Seen { place: s.place.clone(), disk: s.disk.clone() });
                 let grants = self.grants.clone();
@@ -202,15 +227,32 @@ impl Plugin<'_> {
                 (result, outside.lines())
             }
             // A plugin's code is where its runtime is.
-            _ => return Err(self.confused(call.name())),
+            _ => return (Err(self.confused(call.name())), Vec::new()),
         };
-        result.map_err(|ended| match ended {
-            Ended::Refused(failure) => CallError::Refused(cleaned(failure)),
+        let result = result.map_err(|ended| match ended {
+            Ended::Refused(failure) => CallError::Refused(self.named(cleaned(failure))),
             Ended::Fault { cause, trace } => {
-                lines.extend(trace.into_iter().take(16));
-                self.fault(call.name(), &cause, lines)
+                let first = lines.len().saturating_sub(LINES_TOLD);
+                let last = lines[first..].iter().cloned();
+                let log = last.chain(trace.into_iter().take(16)).collect();
+                self.fault(call.name(), &cause, log)
             }
-        })
+        });
+        (result, lines)
+    }
+
+    /// A failure that is the plugin's own fault, with whose it is: it asked for what it may not, and gave
+    /// up.
+    fn named(&self, failure: Failure) -> Failure {
+        use FailureKind::{Internal, Invalid, Limit, NotGranted};
+        match failure.kind {
+            Internal | Invalid | Limit | NotGranted => {
+                let message =
+                    format!("the plugin {} gave up: {}", self.description.name, failure.message);
+                Failure { message, ..failure }
+            }
+            _ => failure,
+        }
     }
 }
 

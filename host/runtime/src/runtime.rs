@@ -50,6 +50,14 @@ pub(crate) enum Home {
     Apart(Box<Apart>),
 }
 
+/// What of what it asks for a component is given.
+enum Given<'a> {
+    /// All but this.
+    Without(&'a [String]),
+    /// What a person approved.
+    Approved(&'a Approved),
+}
+
 impl Runtime {
     /// A runtime that keeps compiled plugins in this directory, and lets one call compute for
     /// this long, at most as long as the contract says.
@@ -115,6 +123,11 @@ impl Runtime {
         }
     }
 
+    /// Removes the compiled code of a component from the cache.
+    pub fn forget(&self, digest: &str) {
+        self.cache.forget(digest);
+    }
+
     /// What holds plugins besides wasm.
     pub fn confinement(&self) -> Confinement {
         match &self.home {
@@ -125,7 +138,12 @@ impl Runtime {
 
     /// Loads a component, asks it what it is, and grants it all it asks for.
     pub fn load(&self, bytes: &[u8]) -> Result<Plugin<'_>, LoadError> {
-        self.load_with(bytes, None)
+        self.load_with(bytes, &Given::Without(&[]))
+    }
+
+    /// The same, but for the grants of these names.
+    pub fn load_without(&self, bytes: &[u8], denied: &[String]) -> Result<Plugin<'_>, LoadError> {
+        self.load_with(bytes, &Given::Without(denied))
     }
 
     /// Loads a component and grants it what it asks for and was approved. If it asks for something
@@ -135,14 +153,10 @@ impl Runtime {
         bytes: &[u8],
         approved: &Approved,
     ) -> Result<Plugin<'_>, LoadError> {
-        self.load_with(bytes, Some(approved))
+        self.load_with(bytes, &Given::Approved(approved))
     }
 
-    fn load_with(
-        &self,
-        bytes: &[u8],
-        approved: Option<&Approved>,
-    ) -> Result<Plugin<'_>, LoadError> {
+    fn load_with(&self, bytes: &[u8], given: &Given<'_>) -> Result<Plugin<'_>, LoadError> {
         if bytes.len() > COMPONENT_MAX {
             let (size, limit) = (bytes.len() as u64, COMPONENT_MAX as u64);
             return Err(flawed(vec![Flaw::TooLarge { size, limit }]));
@@ -170,6 +184,7 @@ impl Runtime {
             linked,
             description: Description::unknown(),
             grants: Arc::default(),
+            denied: Vec::new(),
         };
         let cannot = |why: String, log| flawed(vec![Flaw::Describe { why, log }]);
         let description = match plugin.call(&Call::Describe, None) {
@@ -185,16 +200,22 @@ impl Runtime {
         if !flaws.is_empty() {
             return Err(flawed(flaws));
         }
-        plugin.description = match approved {
-            None => asks,
-            Some(approved) => {
-                approved.effective(&asks).map_err(|grants| LoadError::NotApproved { grants })?
+        let (denied, has) = match given {
+            Given::Without(denied) => (*denied, asks.without(denied)),
+            Given::Approved(approved) => {
+                let has = approved.effective(&asks);
+                let has = has.map_err(|grants| LoadError::NotApproved { grants })?;
+                (approved.denied.as_slice(), has)
             }
         };
+        let asked_for = asks.grant_names();
+        plugin.denied = denied.iter().filter(|name| asked_for.contains(name)).cloned().collect();
+        plugin.description = has;
         plugin.grants = Arc::new(effective(&plugin.description).map_err(flawed)?);
         if let Code::Apart(component) = &mut plugin.code {
             component.granted = Some(plugin.description.clone());
         }
+        plugin.described(&asks);
         Ok(plugin)
     }
 

@@ -15,8 +15,9 @@ pub(crate) fn unfit(c: char) -> bool {
     c.is_control() || deceives(c)
 }
 
-/// A text without what is unfit, of at most so many characters.
-pub(crate) fn plain(text: &str, most: usize) -> String {
+/// A text without what a terminal would act on and without what shows as nothing or reorders a line, of
+/// at most so many characters: as text of a stranger's may be shown.
+pub fn plain(text: &str, most: usize) -> String {
     text.chars().filter(|c| !unfit(*c)).take(most).collect()
 }
 

@@ -171,6 +171,7 @@ macro_rules! export_backend {
 
             impl exports::Guest for Component {
                 fn describe() -> exports::Description {
+                    $crate::report_panics();
                     <$backend as $crate::Backend>::describe()
                 }
 

@@ -15,11 +15,11 @@ use std::time::Instant;
 
 use snapslot_capture::Plan;
 use snapslot_command::PlaceKind;
-use snapslot_disk::{Disk, DiskError};
+use snapslot_disk::Disk;
 
 use super::frames::{FRAME_MAX, Wary};
 use super::sandbox::Confinement;
-use super::wire::{DiskThere, Order, ReadFault, SeenThere, Told, Word};
+use super::wire::{DiskThere, Order, SeenThere, Told, Word};
 use crate::bindings::types::{Description, Role};
 use crate::cache::Cache;
 use crate::call::{Building, Call, Ended, Reply};
@@ -29,6 +29,7 @@ use crate::host::Sight;
 use crate::limits::Limits;
 use crate::machine::Linked;
 use crate::outside::{Grants, Outside, World};
+use crate::read_fault::ReadFault;
 use crate::shown::plain;
 
 /// Frames in which nothing long is said.
@@ -223,8 +224,8 @@ impl Worker {
                     continue;
                 }
                 Word::Size => Told::Size(match disk {
-                    Some(disk) => disk.size().map_err(|e| e.to_string()),
-                    None => Err("there is no image".to_owned()),
+                    Some(disk) => disk.size().map_err(|e| ReadFault::from(&e)),
+                    None => Err(ReadFault::of_words("there is no image")),
                 }),
                 Word::Read { offset, length } => Told::Bytes(read(disk, offset, length)),
                 Word::Steps(steps) => {
@@ -312,16 +313,13 @@ fn read(
     offset: u64,
     length: u32,
 ) -> Result<serde_bytes::ByteBuf, ReadFault> {
-    let Some(disk) = disk else {
-        return Err(ReadFault::Failed("there is no image".to_owned()));
-    };
+    let Some(disk) = disk else { return Err(ReadFault::of_words("there is no image")) };
     if length > READ_MAX {
-        return Err(ReadFault::Failed(format!("more than {READ_MAX} bytes at once")));
+        return Err(ReadFault::of_words(format!("more than {READ_MAX} bytes at once")));
     }
     let mut bytes = Vec::with_capacity(length as usize);
     match disk.read_append(offset, length as usize, &mut bytes) {
         Ok(()) => Ok(serde_bytes::ByteBuf::from(bytes)),
-        Err(DiskError::OutOfBounds { size, .. }) => Err(ReadFault::Outside { size }),
-        Err(error) => Err(ReadFault::Failed(error.to_string())),
+        Err(error) => Err(ReadFault::from(&error)),
     }
 }

@@ -10,7 +10,7 @@ use nix::libc;
 use snapslot_disk::{Disk, DiskError, Doing, Range};
 
 use super::child::{Line, confused};
-use super::wire::{ReadFault, Told, Word};
+use super::wire::{Told, Word};
 
 /// An image, for reading.
 pub(super) struct Image {
@@ -48,7 +48,7 @@ impl Disk for Image {
         match &self.source {
             Source::File(file) => end(file).map_err(|e| self.failed(e)),
             Source::Socket(line) => match line.ask(&Word::Size) {
-                Told::Size(size) => size.map_err(|e| self.told(e)),
+                Told::Size(size) => size.map_err(|fault| fault.again(&self.name, 0, 0)),
                 _ => Err(self.told(confused().message)),
             },
         }
@@ -74,10 +74,7 @@ impl Disk for Image {
                         buf.copy_from_slice(&bytes);
                         Ok(())
                     }
-                    Told::Bytes(Err(ReadFault::Outside { size })) => {
-                        Err(self.outside(size, offset, buf.len()))
-                    }
-                    Told::Bytes(Err(ReadFault::Failed(words))) => Err(self.told(words)),
+                    Told::Bytes(Err(fault)) => Err(fault.again(&self.name, offset, buf.len())),
                     _ => Err(self.told(confused().message)),
                 }
             }

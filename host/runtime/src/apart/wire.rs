@@ -12,6 +12,7 @@ use crate::flaw::Flaw;
 use crate::limits::Limits;
 use crate::machine::Linked;
 use crate::outside::Loud;
+use crate::read_fault::ReadFault;
 
 /// To the process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,13 +90,6 @@ pub(super) enum Told {
     Answer(Result<Answer, Failure>),
     Copies(Result<Vec<SavedCopy>, Failure>),
     Saving(Result<Saving, Failure>),
-    Size(Result<u64, String>),
+    Size(Result<u64, ReadFault>),
     Bytes(Result<serde_bytes::ByteBuf, ReadFault>),
-}
-
-/// A read that failed.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum ReadFault {
-    Outside { size: u64 },
-    Failed(String),
 }
