@@ -21,6 +21,9 @@ use crate::volume::Volume;
 
 /// Volumes of one machine.
 const VOLUMES_MAX: usize = 64;
+/// How long a command is waited for that outlived its engine. Most take a fraction of that; a merge may
+/// take hours.
+const LEFT_OVER_MAX: Duration = Duration::from_secs(15);
 
 /// Where things are kept and how much is checked.
 #[derive(Clone, Debug)]
@@ -62,6 +65,7 @@ pub struct Engine {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) commands: Arc<dyn Executor>,
     pub(crate) shelf: Shelf,
+    pub(crate) patience: Duration,
     known: Vec<Known>,
     installed: Vec<Installed>,
     unreadable: bool,
@@ -108,12 +112,14 @@ impl Engine {
             .chain(settings.more_plugins.iter().map(|(known, _)| known.clone()))
             .chain(installed.iter().map(plugins::known))
             .collect();
+        let patience = LEFT_OVER_MAX;
         Ok(Engine {
             settings,
             store,
             runtime,
             commands,
             shelf,
+            patience,
             known,
             installed,
             unreadable,
@@ -134,6 +140,11 @@ impl Engine {
         if self.one_command {
             self.runtime.end_soon();
         }
+    }
+
+    /// Has it wait so long for a command that outlived the engine that ran it.
+    pub fn with_patience(self, patience: Duration) -> Engine {
+        Engine { patience, ..self }
     }
 
     /// Ends the process that runs plugins, for who ends without dropping the engine.

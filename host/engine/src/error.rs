@@ -50,6 +50,16 @@ pub enum EngineError {
         /// Since when, if the record says.
         since: Option<Moment>,
     },
+    /// A command outlived the engine that ran it.
+    #[error(
+        "{volume}: a command of an operation that was killed is at work still{}; it is left to end. Try again then; nothing was changed", Holder::in_words(.holders)
+    )]
+    LeftOver {
+        /// The volume.
+        volume: String,
+        /// The command.
+        holders: Vec<Holder>,
+    },
     /// Some program has the image open.
     #[error("{volume} is in use{}; stop the machine first, nothing was changed", .users.in_words())]
     InUse {
@@ -116,6 +126,51 @@ pub enum EngineError {
         /// What went wrong.
         cause: String,
     },
+    /// One of several volumes whose operation was interrupted, without the others.
+    #[error(
+        "{volume}: a {verb} of it was interrupted together with other volumes of the machine {machine}, and they are recovered together or not at all; nothing was changed. `snapslot enable {machine} {}` tells this host of them, then `snapslot recover {machine}` ends it",
+        .all.iter().map(|v| format!("--volume {v}")).collect::<Vec<_>>().join(" ")
+    )]
+    Together {
+        /// The volume.
+        volume: String,
+        /// What was interrupted.
+        verb: String,
+        /// The machine, as it was called where that began.
+        machine: String,
+        /// All its volumes.
+        all: Vec<String>,
+    },
+    /// Ending what was interrupted stopped in its middle.
+    #[error(
+        "{}. What was interrupted on {machine} is ended in part, and nothing is lost: then `snapslot recover {machine}` ends the rest", .source.without_claim()
+    )]
+    Partly {
+        /// The machine.
+        machine: String,
+        /// Why.
+        source: Box<EngineError>,
+    },
+    /// An operation over several volumes went on where it could, and it could not everywhere.
+    #[error(
+        "{machine}: its restore was interrupted, and before it was recovered somebody wrote to, or removed the snapshot of, {}: that is left as it is, while the others are set back. `snapslot restore {machine}` sets all of them back, if all have the snapshot", .left.join(", ")
+    )]
+    Mixed {
+        /// The machine.
+        machine: String,
+        /// The volumes that are not set back.
+        left: Vec<String>,
+    },
+    /// A dry run found something that was interrupted.
+    #[error(
+        "{machine}: {what}. That is ended first, by `snapslot recover {machine}` or any verb without --dry-run; what would be planned then cannot be told before. Nothing was changed"
+    )]
+    Unrecovered {
+        /// The machine.
+        machine: String,
+        /// What was.
+        what: String,
+    },
     /// The result is not what was planned.
     #[error(
         "{volume}: the change was carried out, but looking again shows {found}; the machine should stay off until `snapslot status {volume}` has been read (and `qemu-img check`, if it is an image)"
@@ -164,7 +219,7 @@ pub enum EngineError {
     },
     /// The first half of a replacing take or consuming restore is done, the second is not.
     #[error(
-        "{machine}: {done}, but the old snapshot could not be deleted yet: {source}. `snapslot recover {machine}` tries again"
+        "{machine}: {done}, but the old snapshot could not be deleted yet: {}. `snapslot recover {machine}` tries again", .source.without_claim()
     )]
     HalfDone {
         /// The machine.
@@ -205,7 +260,24 @@ fn since_words(moment: &Option<Moment>) -> String {
     text.unwrap_or_default()
 }
 
+/// What errors say that come before any change.
+const CLAIMS: [&str; 3] =
+    ["; nothing was changed", ", nothing was changed", ". Try again then; nothing was changed"];
+
 impl EngineError {
+    /// Whether it says that nothing was changed.
+    pub(crate) fn claims_nothing_changed(&self) -> bool {
+        let words = self.to_string();
+        CLAIMS.iter().any(|claim| words.ends_with(claim))
+    }
+
+    /// What it says, without that.
+    pub(crate) fn without_claim(&self) -> String {
+        let words = self.to_string();
+        let bare = CLAIMS.iter().rev().find_map(|claim| words.strip_suffix(claim));
+        bare.map_or(words.clone(), ToOwned::to_owned)
+    }
+
     /// A stable word for programs.
     pub fn code(&self) -> String {
         let fixed = match self {
@@ -223,7 +295,7 @@ impl EngineError {
                 Refusal::Drifted { .. } => "drifted",
                 Refusal::Policy { .. } => "policy",
             },
-            EngineError::Busy { .. } => "busy",
+            EngineError::Busy { .. } | EngineError::LeftOver { .. } => "busy",
             EngineError::InUse { .. } => "in-use",
             EngineError::Backend { failure, .. } => return failure.code.clone(),
             EngineError::Plugin { .. } => "plugin-fault",
@@ -234,6 +306,11 @@ impl EngineError {
             EngineError::Interrupted { .. } => "interrupted",
             EngineError::Unsettled { .. } => "unsettled",
             EngineError::NotDurable { .. } => "not-durable",
+            EngineError::Partly { source, .. } if source.exit() == 5 => return source.code(),
+            EngineError::Partly { .. } => "unsettled",
+            EngineError::Together { .. } => "together",
+            EngineError::Mixed { .. } => "mixed",
+            EngineError::Unrecovered { .. } => "unrecovered",
             EngineError::Unexpected { .. } => "unexpected",
             EngineError::Journal { source: JournalError::Disk(d), .. } if d.is_no_space() => {
                 "no-space"
@@ -290,7 +367,10 @@ impl EngineError {
                 Refusal::Drifted { .. } => 8,
                 _ => 6,
             },
-            EngineError::Busy { .. } | EngineError::InUse { .. } => 5,
+            EngineError::Busy { .. } | EngineError::LeftOver { .. } | EngineError::InUse { .. } => {
+                5
+            }
+            EngineError::Partly { source, .. } if source.exit() == 5 => 5,
             EngineError::Store(e) if e.is_busy() => 5,
             EngineError::Backend { failure, .. } => match failure.kind {
                 FailureKind::InUse => 5,
@@ -309,6 +389,10 @@ impl EngineError {
             EngineError::Interrupted { .. }
             | EngineError::Unsettled { .. }
             | EngineError::NotDurable { .. }
+            | EngineError::Partly { .. }
+            | EngineError::Mixed { .. }
+            | EngineError::Together { .. }
+            | EngineError::Unrecovered { .. }
             | EngineError::Unexpected { .. }
             | EngineError::Journal { .. }
             | EngineError::ForeignJournal { .. }
@@ -355,6 +439,18 @@ impl EngineError {
             EngineError::Busy { volume, holders: list, since } => {
                 json!({ "volume": volume, "holders": holders(list), "since": since })
             }
+            EngineError::LeftOver { volume, holders: list } => {
+                json!({ "volume": volume, "holders": holders(list) })
+            }
+            EngineError::Partly { machine, source } => json!({
+                "machine": machine,
+                "cause": { "code": source.code(), "data": source.data() },
+            }),
+            EngineError::Mixed { machine, left } => json!({ "machine": machine, "volumes": left }),
+            EngineError::Together { volume, verb, machine, all } => {
+                json!({ "volume": volume, "verb": verb, "machine": machine, "volumes": all })
+            }
+            EngineError::Unrecovered { machine, .. } => json!({ "machine": machine }),
             EngineError::InUse { volume, users } => json!({
                 "volume": volume, "holders": holders(&users.holders), "mounts": users.mounts,
                 "claimed": users.claimed,

@@ -9,6 +9,7 @@
 //! for one command at a time. It knows no format: what a volume is, plugins say.
 
 mod carry;
+mod decide;
 mod engine;
 mod error;
 mod import;
@@ -17,11 +18,15 @@ mod keep;
 mod live;
 mod locator;
 mod looks;
+mod meta;
 mod operate;
+mod others;
+mod part;
 mod plugins;
 mod recover;
 mod rehearse;
 mod serving;
+mod settle;
 mod status;
 mod store;
 mod target;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use snapslot_command::{Answer, Command, Executor, RunError};
+use snapslot_disk::{Disk as _, FileDisk};
 
 /// Older answers are not given again.
 const AGE_MAX: Duration = Duration::from_secs(5);
@@ -56,13 +57,25 @@ impl Executor for Looks {
 }
 
 /// For changing: run for real, whatever was asked before.
-pub(crate) struct Changes(pub Arc<Looks>);
+pub(crate) struct Changes {
+    pub looks: Arc<Looks>,
+    /// The engine's lock, where it is a file of its own: commands keep it as long as they live.
+    pub lock: Option<Arc<FileDisk>>,
+}
 
 impl Executor for Changes {
     fn run(&self, command: &Command) -> Result<Answer, RunError> {
-        self.0.kept().clear();
-        let result = self.0.tools.run(command);
-        self.0.kept().clear();
+        self.looks.kept().clear();
+        let tools = &self.looks.tools;
+        let result = match self.lock.as_ref().and_then(|lock| lock.descriptor()) {
+            Some(held) => tools.run_holding(command, held),
+            None => tools.run(command),
+        };
+        if let (Err(RunError::Unkillable { .. }), Some(lock)) = (&result, &self.lock) {
+            // It works on: so nobody else may begin.
+            lock.leave_locked();
+        }
+        self.looks.kept().clear();
         result
     }
 }

@@ -4,16 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use snapslot_disk::{EngineLock, Holder, ImageLock};
+use snapslot_disk::{Companion as _, EngineLock, Holder, ImageLock, LockError};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
 use crate::carry::Planned;
 use crate::engine::{Engine, now, refused};
 use crate::error::EngineError;
-use crate::recover::Meta;
+use crate::meta::Meta;
 use crate::rehearse::Depth;
-use crate::status::{derive, image_lock_error, lock_error, parts};
+use crate::status::{derive, image_lock_error, left_behind, lock_error, parts};
 use crate::store::{Machine, Seen, StoreError};
 use crate::volume::Volume;
 
@@ -199,7 +199,10 @@ impl Engine {
         let locators = self.locators(&machine)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _engine_locks = self.lock(&machine, &volumes)?;
-        self.recover_locked(&machine, &volumes)?;
+        match asked.dry_run {
+            true => self.refuse_interrupted(&machine, &volumes)?,
+            false => drop(self.recover_locked(&machine, &volumes)?),
+        }
         // Recovery, or another process before the lock, may have changed the record.
         let recorded = self.store.machine(&machine.name)?;
         let known = recorded.is_some();
@@ -209,7 +212,11 @@ impl Engine {
 
         let plugins = self.plugins(&volumes)?;
         let context = Context::new(self, &volumes, &plugins, observer);
-        let (facts, settled) = context.look_at_settled(&machine.name)?;
+        let (facts, settled) = match asked.dry_run {
+            true => (context.look_at_whole(&machine.name)?, Vec::new()),
+            false => (context.look_at_settled(&machine.name))
+                .map_err(|e| context.told(&machine.name, e))?,
+        };
         let machine = match settled.is_empty() {
             true => machine,
             false => self.store.machine(&machine.name)?.unwrap_or(machine),
@@ -234,7 +241,8 @@ impl Engine {
         result.map(|()| done)
     }
 
-    /// One engine at a time, on every volume, in an order all engines share.
+    /// One engine at a time, on every volume, in an order all engines share. A command that outlived
+    /// its engine has its lock still, and is waited for a little.
     pub(crate) fn lock<'v>(
         &self,
         machine: &Machine,
@@ -242,12 +250,35 @@ impl Engine {
     ) -> Result<Vec<EngineLock<'v>>, EngineError> {
         let mut sorted: Vec<&Volume> = volumes.iter().collect();
         sorted.sort_by_key(|v| v.locator.to_string());
-        (sorted.iter())
-            .map(|v| {
-                EngineLock::take(&v.lock)
-                    .map_err(|e| lock_error(&v.locator, e, |who| self.since(&machine.name, who)))
-            })
-            .collect()
+        let begun = Instant::now();
+        let lock = |v: &&'v Volume| loop {
+            let failed = |e| lock_error(&v.locator, e, |who| self.since(&machine.name, who));
+            match v.take_lock() {
+                Err(LockError::Held { holders, .. })
+                    if v.has_lock_file() && !EngineLock::has_engine(&v.lock).map_err(failed)? =>
+                {
+                    if begun.elapsed() > self.patience {
+                        let volume = v.locator.to_string();
+                        return Err(EngineError::LeftOver { volume, holders });
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                result => return result.map_err(failed),
+            }
+        };
+        sorted.iter().map(lock).collect()
+    }
+
+    /// On a dry run: says what a real one would recover first, and changes nothing.
+    fn refuse_interrupted(&self, machine: &Machine, volumes: &[Volume]) -> Result<(), EngineError> {
+        let what = match volumes.iter().find_map(left_behind) {
+            Some(meta) => format!("a {} of it was interrupted", meta.verb),
+            None if machine.pending.is_some() => {
+                "a snapshot that was replaced or consumed is still to be removed".to_owned()
+            }
+            None => return Ok(()),
+        };
+        Err(EngineError::Unrecovered { machine: machine.name.clone(), what })
     }
 
     /// Since when one of these is at work on the machine, if the record says.
@@ -369,6 +400,8 @@ pub(crate) struct Context<'e> {
     pub identities: RefCell<Vec<Option<String>>>,
     /// The operation in the history that has begun and that nothing is carried out for yet.
     pub begun: Cell<Option<u64>>,
+    /// Whether ending what was interrupted has changed something.
+    pub acted: Cell<bool>,
 }
 
 impl<'e> Context<'e> {
@@ -385,6 +418,7 @@ impl<'e> Context<'e> {
             observer,
             identities: RefCell::default(),
             begun: Cell::new(None),
+            acted: Cell::new(false),
         }
     }
 
@@ -394,9 +428,11 @@ impl<'e> Context<'e> {
         let (mut all, mut settled) = (Vec::new(), Vec::new());
         let looked_at = look_at(self.volumes, self.plugins)?;
         for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(looked_at) {
-            let (facts, ended) = self.settle(volume, plugin, facts)?;
-            settled.extend(ended.then(|| volume.locator.to_string()));
-            all.push(facts);
+            let ended = self.settle(volume, plugin, facts)?;
+            settled.extend(ended.any.then(|| volume.locator.to_string()));
+            all.push(ended.facts);
+            // Its own journal, if it was killed: nothing is half done any more.
+            let _ = volume.rest_journal().remove();
         }
         self.saw(&all);
         if !settled.is_empty()
@@ -422,6 +458,23 @@ impl<'e> Context<'e> {
         if let Err(error) = self.engine.store.end(operation, now(), outcome) {
             tracing::warn!(%error, "the history could not be written");
         }
+    }
+
+    /// Looks, for a dry run: it ends nothing, and says what would have to be ended first.
+    fn look_at_whole(&self, name: &str) -> Result<Vec<Facts>, EngineError> {
+        let all = look_at(self.volumes, self.plugins)?;
+        for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(&all) {
+            let mut what = facts.unfinished.clone();
+            if let (Some(copies), true) = (&volume.copies, plugin.description().copies.is_some()) {
+                let found = copies.unfinished();
+                what = found.map_err(|e| EngineError::copy(&volume.locator, &e))?;
+            }
+            if let Some(what) = what {
+                return Err(EngineError::Unrecovered { machine: name.to_owned(), what });
+            }
+        }
+        self.saw(&all);
+        Ok(all)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -614,7 +667,7 @@ impl<'e> Context<'e> {
         done: &mut Done,
     ) -> Result<(), EngineError> {
         let planned = self.plan_removal(mark)?;
-        let meta = of.removal();
+        let meta = of.removal(mark);
         self.carry_out(machine, &planned, &meta, done)?;
         if of.verb == Verb::Delete.word() {
             self.record(machine, None, None)?;

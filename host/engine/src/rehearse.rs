@@ -43,7 +43,7 @@ pub(crate) fn rehearse(
     depth: Depth,
 ) -> Result<(), EngineError> {
     if plan.is_empty() {
-        return reached(before, before, goal).map_err(|why| EngineError::Plugin {
+        return reached(before, before, goal, None).map_err(|why| EngineError::Plugin {
             volume: volume.locator.to_string(),
             plugin: plugin.description().name.clone(),
             cause: format!(
@@ -72,7 +72,7 @@ pub(crate) fn rehearse(
     };
     let call = |e| EngineError::call(&volume.locator, e);
     let after = plugin.inspect(&planned).map_err(call)?;
-    reached(before, &after, goal).map_err(refuse)?;
+    reached(before, &after, goal, plan.way()).map_err(refuse)?;
     let from = match goal {
         Goal::Restored(identity) => View::Snapshot(identity.clone()),
         Goal::Held(_) | Goal::Empty(_) | Goal::Settled => View::Current,
@@ -106,8 +106,18 @@ pub(crate) fn rehearse(
     Ok(())
 }
 
-/// Whether the facts show the goal, and every snapshot of others as it was.
-pub(crate) fn reached(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), &'static str> {
+/// Whether the facts show the goal, and every snapshot of others as it was. Where commands change the
+/// storage, others are not held off meanwhile: they may take and remove snapshots of their own, so only
+/// ours is judged.
+pub(crate) fn reached(
+    before: &Facts,
+    after: &Facts,
+    goal: &Goal,
+    way: Option<Way>,
+) -> Result<(), &'static str> {
+    if way == Some(Way::Commands) {
+        return reached_by_commands(before, after, goal);
+    }
     // Others stay as they were, and in their order.
     let kept = |gone: Option<&str>| {
         let mut now = after.snapshots.iter();
@@ -161,6 +171,32 @@ pub(crate) fn reached(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), 
         }
     }
     Ok(())
+}
+
+fn reached_by_commands(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), &'static str> {
+    let is_there = |wanted: &dyn Fn(&Snapshot) -> bool| after.snapshots.iter().any(wanted);
+    match goal {
+        Goal::Held(new) if !is_there(&|s| s.mark.as_ref() == Some(&new.mark)) => {
+            Err("it makes no snapshot")
+        }
+        Goal::Restored(identity) => {
+            let of = before.snapshots.iter().find(|s| s.identity == *identity);
+            let Some(of) = of else { return Err("there was no such snapshot") };
+            // It may have been made again, under its mark.
+            let kept =
+                |s: &Snapshot| s.identity == *identity || (s.mark.is_some() && s.mark == of.mark);
+            match is_there(&kept) {
+                true if of.virtual_size == after.virtual_size => Ok(()),
+                true => Err("the disk's size is not the snapshot's"),
+                false => Err("the snapshot is gone"),
+            }
+        }
+        Goal::Empty(identity) if is_there(&|s| s.identity == *identity) => {
+            Err("the snapshot is still there")
+        }
+        Goal::Settled if after.unfinished.is_some() => Err("something is half done still"),
+        Goal::Held(_) | Goal::Empty(_) | Goal::Settled => Ok(()),
+    }
 }
 
 /// Whether a snapshot is as it was. What its store holds may have run over meanwhile: that is

@@ -9,7 +9,7 @@ use snapslot_slot::{Consistency, Drift, Moment, Occupant, Part, Running, State};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::locator::Locator;
-use crate::recover::Meta;
+use crate::meta::Meta;
 use crate::store::Machine;
 use crate::volume::Volume;
 

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use snapslot_capture::Copies;
 use snapslot_command::Place;
-use snapslot_disk::{DiskError, Doing, FileCompanion, FileDisk, FileId, Users, users};
+use snapslot_disk::{
+    DiskError, Doing, EngineLock, FileCompanion, FileDisk, FileId, LockError, Users, users,
+};
 use snapslot_runtime::{Facts, Failure, FailureKind, Plugin, Sight};
 
 use crate::engine::Engine;
@@ -90,10 +92,19 @@ impl Volume {
         FileCompanion::new(path, of)
     }
 
-    /// Says that this volume's part of an operation over several is done (see `recover`).
-    pub fn done_marker(&self) -> FileCompanion {
+    /// How far this volume's part of a restore over several is (see [`crate::part`]).
+    pub fn part_note(&self) -> FileCompanion {
+        self.beside_journal("-part")
+    }
+
+    /// The journal of what ends a change that was interrupted.
+    pub fn rest_journal(&self) -> FileCompanion {
+        self.beside_journal("-rest")
+    }
+
+    fn beside_journal(&self, suffix: &str) -> FileCompanion {
         let (path, of) = self.journal.clone();
-        FileCompanion::new(with_suffix(path, "-done"), of)
+        FileCompanion::new(with_suffix(path, suffix), of)
     }
 
     /// What a plugin may see of it.
@@ -126,7 +137,21 @@ impl Volume {
 
     /// The commands that change something.
     pub fn changes(&self) -> Changes {
-        Changes(self.looks.clone())
+        let lock = self.has_lock_file().then(|| self.lock.clone());
+        Changes { looks: self.looks.clone(), lock }
+    }
+
+    /// Takes the engine's lock.
+    pub fn take_lock(&self) -> Result<EngineLock<'_>, LockError> {
+        match self.has_lock_file() {
+            true => EngineLock::take_for_commands(&self.lock),
+            false => EngineLock::take(&self.lock),
+        }
+    }
+
+    /// Whether its lock is a file of its own. An image is no file to give to a command.
+    pub fn has_lock_file(&self) -> bool {
+        self.image.as_ref().is_none_or(|disk| !Arc::ptr_eq(disk, &self.lock))
     }
 
     /// Which file it is, where it is one.

@@ -202,7 +202,7 @@ pub fn not_run(error: &RunError) -> Failure {
     let (kind, code) = match error {
         RunError::Missing { .. } => (FailureKind::Unsupported, "tool-missing"),
         RunError::Start { .. } => (FailureKind::Io, "tool-failed"),
-        RunError::Deadline { .. } => (FailureKind::Io, "tool-hung"),
+        RunError::Deadline { .. } | RunError::Unkillable { .. } => (FailureKind::Io, "tool-hung"),
         RunError::TooMuch { .. } => (FailureKind::Io, "tool-flood"),
         RunError::Killed { .. } => (FailureKind::Io, "tool-died"),
     };

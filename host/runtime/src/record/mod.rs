@@ -67,6 +67,7 @@ enum NotRun {
     Start { program: String, errno: Option<i32>, why: String },
     Deadline { command: String, seconds: u64 },
     TooMuch { command: String, limit: usize },
+    Unkillable { command: String, seconds: u64, pid: u32 },
     Killed { command: String, signal: i32 },
 }
 
@@ -87,6 +88,9 @@ impl From<&RunError> for NotRun {
             RunError::TooMuch { command, limit } => {
                 NotRun::TooMuch { command: command.clone(), limit: *limit }
             }
+            RunError::Unkillable { command, seconds, pid } => {
+                NotRun::Unkillable { command: command.clone(), seconds: *seconds, pid: *pid }
+            }
             RunError::Killed { command, signal } => {
                 NotRun::Killed { command: command.clone(), signal: *signal }
             }
@@ -104,6 +108,9 @@ impl From<NotRun> for RunError {
             },
             NotRun::Deadline { command, seconds } => RunError::Deadline { command, seconds },
             NotRun::TooMuch { command, limit } => RunError::TooMuch { command, limit },
+            NotRun::Unkillable { command, seconds, pid } => {
+                RunError::Unkillable { command, seconds, pid }
+            }
             NotRun::Killed { command, signal } => RunError::Killed { command, signal },
         }
     }
