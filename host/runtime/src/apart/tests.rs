@@ -20,8 +20,7 @@ use super::parent::{Component, Lost, Worker};
 use super::sandbox::Confinement;
 use super::wire::Word;
 use crate::bindings::types::{
-    Argument, Change, CommandGrant, Description, Facts, Failure, FailureKind, Goal, Grammar, Hole,
-    ImageGrant, NewSnapshot, PlaceKind, Role, Snapshot,
+    Argument, Change, Description, Facts, Failure, FailureKind, Goal, NewSnapshot, Snapshot,
 };
 use crate::cache::Cache;
 use crate::call::{Building, Call, DraftEnd, DraftStep, Ended, Reply};
