@@ -17,9 +17,21 @@ pub(crate) struct Holdings {
     elements: usize,
 }
 
-/// How much there is with this growth; none if that is more than there may be.
-fn grown(held: usize, current: usize, desired: usize, most: usize) -> Option<usize> {
-    held.checked_add(desired.checked_sub(current)?).filter(|sum| *sum <= most)
+/// Lets something grow if its own limit and that of all together allow it. Who is past the latter is ended
+/// rather than told: hardly any language's runtime goes on after that.
+fn grow(
+    held: &mut usize,
+    (current, desired): (usize, usize),
+    own: Option<usize>,
+    most: usize,
+    what: impl FnOnce() -> String,
+) -> wasmtime::Result<bool> {
+    if own.is_some_and(|own| desired > own) {
+        return Ok(false);
+    }
+    let sum = desired.checked_sub(current).and_then(|more| held.checked_add(more));
+    *held = sum.filter(|sum| *sum <= most).ok_or_else(|| wasmtime::Error::msg(what()))?;
+    Ok(true)
 }
 
 impl ResourceLimiter for Holdings {
@@ -29,20 +41,8 @@ impl ResourceLimiter for Holdings {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if maximum.is_some_and(|most| desired > most) {
-            return Ok(false);
-        }
-        match grown(self.memory, current, desired, MEMORY_MAX) {
-            Some(memory) => {
-                self.memory = memory;
-                Ok(true)
-            }
-            // Ended rather than told: hardly any language's runtime goes on after that.
-            None => Err(wasmtime::Error::msg(format!(
-                "it asked for more than {} MiB of memory",
-                MEMORY_MAX >> 20
-            ))),
-        }
+        let what = || format!("it asked for more than {} MiB of memory", MEMORY_MAX >> 20);
+        grow(&mut self.memory, (current, desired), maximum, MEMORY_MAX, what)
     }
 
     fn table_growing(
@@ -51,18 +51,8 @@ impl ResourceLimiter for Holdings {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if maximum.is_some_and(|most| desired > most) {
-            return Ok(false);
-        }
-        match grown(self.elements, current, desired, ELEMENTS_MAX) {
-            Some(elements) => {
-                self.elements = elements;
-                Ok(true)
-            }
-            None => Err(wasmtime::Error::msg(format!(
-                "it asked for tables of more than {ELEMENTS_MAX} elements"
-            ))),
-        }
+        let what = || format!("it asked for tables of more than {ELEMENTS_MAX} elements");
+        grow(&mut self.elements, (current, desired), maximum, ELEMENTS_MAX, what)
     }
 
     fn instances(&self) -> usize {

@@ -221,7 +221,7 @@ fn partly() -> Option<BTreeMap<i64, Vec<SeccompRule>>> {
 }
 
 /// What libraries try by themselves and do without: how many processors there are, words on standard
-/// error before an abort, and whether a path leads anywhere.
+/// error before an abort, what a file is, names for memory.
 const DENIED: &[i64] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
@@ -230,6 +230,8 @@ const DENIED: &[i64] = &[
     libc::SYS_writev,
     libc::SYS_statx,
     libc::SYS_newfstatat,
+    libc::SYS_fstat,
+    libc::SYS_prctl,
 ];
 
 const CALLS: &[i64] = &[
