@@ -310,18 +310,17 @@ impl Engine {
         })
     }
 
-    /// Removes a slot; only an empty one.
+    /// Removes a slot; only an empty one. Volumes that are gone hold nothing.
     pub fn disable(&self, text: &str) -> Result<Machine, EngineError> {
         let (machine, known) = self.resolve(text)?;
-        let state = match self.status_of(&machine, true) {
+        let state = match self.status_of(&machine, true, &self.looks()) {
             _ if !known => State::Disabled,
             Ok(status) => status.slot,
-            // All its images are gone: there is nothing left that could hold a snapshot.
-            Err(EngineError::Disk { source, .. })
-                if source.is_not_found() && machine.volumes.iter().all(|v| self.is_gone(v)) =>
-            {
-                State::Empty
-            }
+            Err(error) if error.is_not_found() => match self.without_gone(&machine)? {
+                None => return Err(error),
+                Some(rest) if rest.volumes.is_empty() => State::Empty,
+                Some(rest) => self.status_of(&rest, true, &self.looks())?.slot,
+            },
             Err(error) => return Err(error),
         };
         decide(&state, Request::Disable).map_err(|r| refused(&machine.name, r))?;
@@ -332,9 +331,33 @@ impl Engine {
         Ok(machine)
     }
 
-    fn is_gone(&self, volume: &str) -> bool {
-        Locator::parse(volume, self.backends())
-            .is_ok_and(|l| l.path().is_some_and(|p| matches!(p.try_exists(), Ok(false))))
+    /// The machine with those of its volumes that are there; none if all are.
+    pub(crate) fn without_gone(&self, machine: &Machine) -> Result<Option<Machine>, EngineError> {
+        let mut rest = Machine { volumes: Vec::new(), seen: Vec::new(), ..machine.clone() };
+        for (volume, seen) in machine.volumes.iter().zip(&machine.seen) {
+            if !self.is_gone(volume)? {
+                rest.volumes.push(volume.clone());
+                rest.seen.push(seen.clone());
+            }
+        }
+        if let Some(occupant) = &mut rest.occupant {
+            occupant.parts.retain(|part| rest.volumes.contains(&part.volume));
+        }
+        Ok((rest.volumes.len() < machine.volumes.len()).then_some(rest))
+    }
+
+    /// Whether there is no such volume, for certain. That it cannot be looked at says nothing: its
+    /// group may be missing, its pool not imported.
+    fn is_gone(&self, volume: &str) -> Result<bool, EngineError> {
+        let locator = self.located(volume)?;
+        if let Some(path) = locator.path() {
+            return Ok(matches!(path.try_exists(), Ok(false)));
+        }
+        match self.look(&locator) {
+            Ok(_) => Ok(false),
+            Err(error) if error.is_not_found() => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// The record.

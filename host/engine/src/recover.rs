@@ -291,8 +291,9 @@ impl Engine {
                 context.record(machine, None, Some(&mark))
             }
             ("delete" | "restore", _) => match known {
+                // What is left of it was to go, and still is.
                 Some(m) if m.occupant.as_ref().is_some_and(|o| there(&o.mark).is_none()) => {
-                    context.record(machine, None, None)
+                    context.record(machine, None, m.pending.as_deref())
                 }
                 // What the interrupted change made another volume of, as the storage counts, is
                 // the machine's volume still: the journal vouches for it.
@@ -415,7 +416,7 @@ fn direction(begun: &[Begun<'_>], others: &[Other<'_>]) -> Direction {
         None => past_seal || !held_back,
         // Commands of a take come before the work on images, and can be taken back.
         Some(Goal::Held(_)) => past_seal || (!held_back && all_done),
-        Some(Goal::Restored(_)) => past_seal || others.iter().any(|o| o.begun),
+        Some(Goal::Restored(_) | Goal::Consumed(_)) => past_seal || others.iter().any(|o| o.begun),
         // Commands of a delete come last.
         Some(Goal::Empty(_) | Goal::Settled) => past_seal || others.iter().any(|o| o.done),
     };
