@@ -259,7 +259,7 @@ fn a_recorded_conversation_is_held_again_without_the_storage() {
     let replayed = snapslot.run(["plugin", "replay", text(&file)]);
     let calls = replayed.expect(0)["calls"].as_array().expect("calls").clone();
     let kinds: Vec<&str> = calls.iter().filter_map(|c| c["call"].as_str()).collect();
-    for call in ["inspect", "plan", "extents"] {
+    for call in ["describe", "inspect", "plan", "extents"] {
         assert!(kinds.contains(&call), "{call} is not in {kinds:?}");
     }
     // What was heard otherwise is answered otherwise; what is no recording is told.
@@ -268,6 +268,24 @@ fn a_recorded_conversation_is_held_again_without_the_storage() {
     fs::write(&other, recorded.replace("\"virtual_size\":8388608", "\"virtual_size\":5"))
         .expect("it");
     assert_eq!(words(&snapslot, &["plugin", "replay", text(&other)]).0, 7);
+    // What is in it is a stranger's: it never says which file is opened, and never reaches the terminal raw.
+    // Story: a name in it that no plugin has was opened as a path.
+    let marked = scratch.join("opened.wasm");
+    fs::write(&marked, b"").expect("a file");
+    for (name, says) in [(text(&marked), "no plugin"), ("another", "--plugin")] {
+        let renamed = recorded.replace("\"plugin\":\"qcow2\"", &format!("\"plugin\":\"{name}\""));
+        assert_ne!(renamed, recorded);
+        fs::write(&other, renamed).expect("it");
+        let (code, out, said) = words(&snapslot, &["plugin", "replay", text(&other)]);
+        assert!(code == 2 && said.contains(says), "{name}: {code}: {out}{said}");
+    }
+    let painted = recorded.replace("\"format\":\"qcow2", "\"format\":\"\\u001b[2J\\u202eqcow2");
+    assert_ne!(painted, recorded);
+    fs::write(&other, painted).expect("it");
+    let (code, out, said) = words(&snapslot, &["plugin", "replay", text(&other)]);
+    assert_eq!(code, 7, "{out}{said}");
+    let unfit = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    assert!(!out.chars().chain(said.chars()).any(unfit), "{out:?}{said:?}");
     let half: String = recorded.chars().take(recorded.len() / 2).collect();
     for rubbish in ["", "{}\n", "what\n", &half] {
         fs::write(&other, rubbish).expect("it");

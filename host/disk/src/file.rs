@@ -89,6 +89,11 @@ impl FileDisk {
         Self::from_file(file, name, false)
     }
 
+    /// A file that is open for reading and writing, with a name to say.
+    pub fn of_writable(file: File, name: &Path) -> Result<Self, DiskError> {
+        Self::from_file(file, name, true)
+    }
+
     /// Which file it is.
     pub fn id(&self) -> FileId {
         self.id

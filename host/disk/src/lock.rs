@@ -202,10 +202,12 @@ impl<'a> EngineLock<'a> {
         Ok(EngineLock { disk, alive: None })
     }
 
-    /// Whether somebody has it now to change something.
-    pub fn is_taken(disk: &FileDisk) -> Result<bool, LockError> {
+    /// Who has it now to change something, as far as it can be seen; none: nobody.
+    pub fn taken_by(disk: &FileDisk) -> Result<Option<Vec<Holder>>, LockError> {
         // A read lock conflicts with write locks alone.
-        held_against(disk.file(), libc::F_RDLCK, ENGINE_BYTE).map_err(|e| system(disk, e))
+        let taken =
+            held_against(disk.file(), libc::F_RDLCK, ENGINE_BYTE).map_err(|e| system(disk, e))?;
+        Ok(taken.then(|| holders(disk.id())))
     }
 }
 

@@ -5,8 +5,8 @@
 //! order is
 //!
 //! ```text
-//! take, restore   seals of images | commands and copies | work on images | seals off
-//! delete          seals of images | work on images | seals off | commands and copies
+//! take, restore   seals of images | commands and copies | noted | work on images | seals off
+//! delete          seals of images | noted | work on images | seals off | commands and copies
 //! ```
 //!
 //! A command that fails while nothing lies behind its point of no return takes all back: seals are
@@ -23,7 +23,7 @@ use snapslot_command::RunError;
 use snapslot_disk::{Companion, DiskError};
 use snapslot_runtime::{Answer, Facts, Failure, FailureKind, Goal, Plugin, not_run};
 
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::keep::in_contract;
 use crate::meta::Meta;
@@ -138,14 +138,13 @@ impl<'e> Context<'e> {
         meta: &Meta,
         done: &mut Done,
     ) -> Result<Vec<Facts>, EngineError> {
-        let store = &self.engine.store;
-        let operation = store.begin(&machine.name, &meta.verb, meta.started)?;
+        let operation = match self.begun.take() {
+            Some(begun) => begun,
+            None => self.engine.store.begin(&machine.name, &meta.verb, meta.started)?,
+        };
         let result = self.carry_out_begun(planned, meta, done);
         let outcome = result.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
-        // The operation is what counts; a history that cannot be written is told by its gap.
-        if let Err(error) = store.end(operation, now(), &outcome) {
-            tracing::warn!(%error, "the history could not be written");
-        }
+        self.end(operation, &outcome);
         result
     }
 
@@ -158,7 +157,14 @@ impl<'e> Context<'e> {
         // All journals, the first volume's last: it is the one that decides (see `recover`).
         let changing: Vec<(usize, &Planned<'e>)> =
             planned.iter().enumerate().filter(|(_, p)| !p.plan.is_empty()).collect();
-        let befores = commit(&changing, meta).inspect_err(|_| {
+        let committed = match commit(&changing, meta) {
+            Err(e) if e.is_no_space() && needs_no_journal(&changing) => {
+                tracing::warn!("there is no room for a journal, and a delete needs none: {e}");
+                Ok(Vec::new())
+            }
+            committed => committed,
+        };
+        let befores = committed.inspect_err(|_| {
             for (_, p) in &changing {
                 if let (Some(Way::Image), Ok(disk)) = (p.plan.way(), p.volume.disk()) {
                     // Best effort: the error that counts is the one at hand.
@@ -170,13 +176,16 @@ impl<'e> Context<'e> {
         let mut work = vec![Work::default(); planned.len()];
         let empties = planned.iter().any(|p| matches!(p.goal, Goal::Empty(_)));
         if empties {
-            for stage in [Stage::Seal, Stage::Work, Stage::Unseal] {
+            self.images(planned, Stage::Seal, &mut work)?;
+            note_work(&changing)?;
+            for stage in [Stage::Work, Stage::Unseal] {
                 self.images(planned, stage, &mut work)?;
             }
             self.others(planned, &befores, meta, &mut work)?;
         } else {
             self.images(planned, Stage::Seal, &mut work)?;
             self.others(planned, &befores, meta, &mut work)?;
+            note_work(&changing)?;
             self.images(planned, Stage::Work, &mut work)?;
             self.images(planned, Stage::Unseal, &mut work)?;
         }
@@ -203,7 +212,7 @@ impl<'e> Context<'e> {
     }
 
     /// One stage of all plans of images. In step: first all seals, then all the work, then all
-    /// seals off. So after a crash either no volume is past its seal, and all can go back, or all
+    /// seals off. So after a crash either nothing but seals was written, and all can go back, or all
     /// are sealed, and all can go on.
     fn images(
         &self,
@@ -393,6 +402,17 @@ impl Drop for HeldBack {
     }
 }
 
+/// Whether it is one removal of one copy. That is one step of the file system, which is done or not: and it may be
+/// what makes room.
+fn needs_no_journal(changing: &[(usize, &Planned<'_>)]) -> bool {
+    let [(_, only)] = changing else { return false };
+    let removes = |s: &&Step| matches!(s, Step::Discard { .. });
+    let steps = only.plan.steps().iter().filter(|s| !matches!(s, Step::Barrier { .. }));
+    only.plan.way() == Some(Way::Copies)
+        && steps.clone().count() == 1
+        && steps.clone().all(|s| removes(&s))
+}
+
 /// Sets room aside and makes every plan durable, or none. Gives, for each image, its number and
 /// the bytes that its last phase overwrites.
 fn commit(
@@ -431,6 +451,21 @@ fn commit(
         }
     }
     Ok(befores)
+}
+
+/// Of several volumes, notes in the journal that decides that images get more than their seals now: from here on
+/// there is no way back (see [`decide`](crate::decide)).
+fn note_work(changing: &[(usize, &Planned<'_>)]) -> Result<(), EngineError> {
+    let images = changing.iter().any(|(_, p)| p.plan.way() == Some(Way::Image));
+    match changing {
+        [(_, decider), _, ..] if images => {
+            journal::note_work(&decider.volume.journal()).map_err(|e| EngineError::Unsettled {
+                volume: decider.volume.locator.to_string(),
+                cause: format!("that the work begins could not be noted: {e}"),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Planned<'_> {

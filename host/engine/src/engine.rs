@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use snapslot_command::{Executor, PlaceKind, Runner};
+use snapslot_disk::EngineLock;
 use snapslot_runtime::{Confine, Confinement, Plugin, Recording, Runtime};
-use snapslot_slot::{Moment, Refusal, Request, State, decide};
+use snapslot_slot::{Moment, Refusal};
 
 use crate::error::EngineError;
 use crate::installed::{Installed, Shelf};
 use crate::locator::{Known, Locator, LocatorError, is_machine_name};
 use crate::plugins;
 use crate::rehearse::Depth;
+use crate::status::lock_error;
 use crate::store::{Machine, Seen, SlotStore, SqliteStore};
 use crate::volume::Volume;
 
@@ -67,6 +69,8 @@ pub struct Engine {
     known: Vec<Known>,
     installed: Vec<Installed>,
     unreadable: bool,
+    /// Whether it is there for one command: then plugins need not outlive what it asks them.
+    one_command: bool,
 }
 
 fn is_built_in(name: &str) -> bool {
@@ -119,7 +123,23 @@ impl Engine {
             known,
             installed,
             unreadable,
+            one_command: false,
         })
+    }
+
+    /// The same, for one command: the plugins' process ends as soon as nothing more is asked of it, and is
+    /// cleared up meanwhile.
+    #[must_use]
+    pub fn for_one_command(mut self) -> Engine {
+        self.one_command = true;
+        self
+    }
+
+    /// Nothing more is asked of plugins by the verb at hand.
+    pub(crate) fn plugins_have_done(&self) {
+        if self.one_command {
+            self.runtime.end_soon();
+        }
     }
 
     /// Has it wait so long for a command that outlived the engine that ran it.
@@ -164,7 +184,7 @@ impl Engine {
     }
 
     /// The volume that is meant.
-    fn located(&self, text: &str) -> Result<Locator, EngineError> {
+    pub(crate) fn located(&self, text: &str) -> Result<Locator, EngineError> {
         Locator::parse(text, self.backends()).or_else(|error| {
             let unknown = matches!(error, LocatorError::Backend { .. } | LocatorError::Form { .. });
             if unknown && self.unreadable {
@@ -175,9 +195,14 @@ impl Engine {
         })
     }
 
+    /// The plugin of this name, if it is one that was installed and is used.
+    pub(crate) fn installed_plugin(&self, name: &str) -> Option<&Installed> {
+        self.installed.iter().find(|p| p.name == name)
+    }
+
     /// The plugin of this name.
     pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
-        if let Some(plugin) = self.installed.iter().find(|p| p.name == name) {
+        if let Some(plugin) = self.installed_plugin(name) {
             return self.load_installed(plugin);
         }
         let builtin = snapslot_builtin::PLUGINS.iter().find(|b| b.name == name);
@@ -274,6 +299,9 @@ impl Engine {
         name: &str,
         locators: &[String],
     ) -> Result<Machine, EngineError> {
+        let places: Vec<Locator> =
+            locators.iter().map(|l| self.located(l)).collect::<Result<_, _>>()?;
+        let _keeping = self.keep_plugins(&places)?;
         let mut files = Vec::new();
         for locator in locators {
             // What cannot be looked at cannot have a slot: say so now, not at the first take.
@@ -285,6 +313,8 @@ impl Engine {
             }
             files.push(file);
         }
+        let opened = self.shared(locators)?;
+        let _shares = share(&opened)?;
         if !self.store.enable(name, locators)? {
             for locator in locators {
                 if let Some(other) = self.store.machine_of(locator)?
@@ -310,60 +340,23 @@ impl Engine {
         })
     }
 
-    /// Removes a slot; only an empty one. Volumes that are gone hold nothing.
-    pub fn disable(&self, text: &str) -> Result<Machine, EngineError> {
-        let (machine, known) = self.resolve(text)?;
-        let state = match self.status_of(&machine, true, &self.looks()) {
-            _ if !known => State::Disabled,
-            Ok(status) => status.slot,
-            Err(error) if error.is_not_found() => match self.without_gone(&machine)? {
-                None => return Err(error),
-                Some(rest) if rest.volumes.is_empty() => State::Empty,
-                Some(rest) => self.status_of(&rest, true, &self.looks())?.slot,
-            },
-            Err(error) => return Err(error),
-        };
-        decide(&state, Request::Disable).map_err(|r| refused(&machine.name, r))?;
-        self.store.disable(&machine.name)?;
-        let now = now();
-        let operation = self.store.begin(&machine.name, "disable", now)?;
-        self.store.end(operation, now, "done")?;
-        Ok(machine)
-    }
-
-    /// The machine with those of its volumes that are there; none if all are.
-    pub(crate) fn without_gone(&self, machine: &Machine) -> Result<Option<Machine>, EngineError> {
-        let mut rest = Machine { volumes: Vec::new(), seen: Vec::new(), ..machine.clone() };
-        for (volume, seen) in machine.volumes.iter().zip(&machine.seen) {
-            if !self.is_gone(volume)? {
-                rest.volumes.push(volume.clone());
-                rest.seen.push(seen.clone());
-            }
-        }
-        if let Some(occupant) = &mut rest.occupant {
-            occupant.parts.retain(|part| rest.volumes.contains(&part.volume));
-        }
-        Ok((rest.volumes.len() < machine.volumes.len()).then_some(rest))
-    }
-
-    /// Whether there is no such volume, for certain. That it cannot be looked at says nothing: its
-    /// group may be missing, its pool not imported.
-    fn is_gone(&self, volume: &str) -> Result<bool, EngineError> {
-        let locator = self.located(volume)?;
-        if let Some(path) = locator.path() {
-            return Ok(matches!(path.try_exists(), Ok(false)));
-        }
-        match self.look(&locator) {
-            Ok(_) => Ok(false),
-            Err(error) if error.is_not_found() => Ok(true),
-            Err(error) => Err(error),
-        }
+    /// Volumes, opened so that their locks can be shared.
+    pub(crate) fn shared(&self, locators: &[String]) -> Result<Vec<Volume>, EngineError> {
+        let looks = self.looks();
+        locators.iter().map(|l| Volume::open_to_look(self, &self.located(l)?, &looks)).collect()
     }
 
     /// The record.
     pub fn store(&self) -> &dyn SlotStore {
         &*self.store
     }
+}
+
+/// A share of the lock on each volume: nobody fills or empties a slot while it is made or removed.
+pub(crate) fn share(volumes: &[Volume]) -> Result<Vec<EngineLock<'_>>, EngineError> {
+    (volumes.iter())
+        .map(|v| EngineLock::share(&v.lock).map_err(|e| lock_error(&v.locator, e, |_| None)))
+        .collect()
 }
 
 /// What is known of a built-in plugin. Its place is one of four words, as a test makes sure.

@@ -116,6 +116,31 @@ pub enum EngineError {
         /// What went wrong.
         cause: String,
     },
+    /// A disk is served no longer, and what was written last is in nobody's hands.
+    #[error(
+        "{volume}: its server has ended and what the machine wrote last is not on the disk: {cause}. What was flushed with success is there; see to the cause before the machine is started again"
+    )]
+    NotDurable {
+        /// The volume.
+        volume: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// One of several volumes whose operation was interrupted, without the others.
+    #[error(
+        "{volume}: a {verb} of it was interrupted together with other volumes of the machine {machine}, and they are recovered together or not at all; nothing was changed. `snapslot enable {machine} {}` tells this host of them, then `snapslot recover {machine}` ends it",
+        .all.iter().map(|v| format!("--volume {v}")).collect::<Vec<_>>().join(" ")
+    )]
+    Together {
+        /// The volume.
+        volume: String,
+        /// What was interrupted.
+        verb: String,
+        /// The machine, as it was called where that began.
+        machine: String,
+        /// All its volumes.
+        all: Vec<String>,
+    },
     /// Ending what was interrupted stopped in its middle.
     #[error(
         "{}. What was interrupted on {machine} is ended in part, and nothing is lost: then `snapslot recover {machine}` ends the rest", .source.without_claim()
@@ -180,7 +205,7 @@ pub enum EngineError {
     #[error(transparent)]
     Install(#[from] InstallError),
     /// The record cannot be read or written.
-    #[error("the record of slots: {0}")]
+    #[error("the record of slots cannot be used, and nothing was changed: {0}")]
     Store(#[from] StoreError),
     /// The record could not be written after the change was made.
     #[error(
@@ -292,8 +317,10 @@ impl EngineError {
             EngineError::Disk { .. } => "io",
             EngineError::Interrupted { .. } => "interrupted",
             EngineError::Unsettled { .. } => "unsettled",
+            EngineError::NotDurable { .. } => "not-durable",
             EngineError::Partly { source, .. } if source.exit() == 5 => return source.code(),
             EngineError::Partly { .. } => "unsettled",
+            EngineError::Together { .. } => "together",
             EngineError::Mixed { .. } => "mixed",
             EngineError::Unrecovered { .. } => "unrecovered",
             EngineError::Unexpected { .. } => "unexpected",
@@ -311,6 +338,7 @@ impl EngineError {
                 InstallError::Taken(_) => "taken",
                 InstallError::Needed { .. } => "needed",
             },
+            EngineError::Store(e) if e.is_busy() => "store-busy",
             EngineError::Store(_) => "store",
             EngineError::Unrecorded { .. } => "unrecorded",
             EngineError::HalfDone { .. } => "half-done",
@@ -326,10 +354,16 @@ impl EngineError {
                 ContentError::Target { .. } => "target",
                 ContentError::Stopped => "stopped",
                 ContentError::Packed { .. } => "corrupt",
+                ContentError::Gone { .. } => "snapshot-lost",
                 _ => "io",
             },
         };
         fixed.to_owned()
+    }
+
+    /// Whether it is for want of room.
+    pub(crate) fn is_no_space(&self) -> bool {
+        self.code() == "no-space"
     }
 
     /// The exit code.
@@ -349,6 +383,7 @@ impl EngineError {
                 5
             }
             EngineError::Partly { source, .. } if source.exit() == 5 => 5,
+            EngineError::Store(e) if e.is_busy() => 5,
             EngineError::Backend { failure, .. } => match failure.kind {
                 FailureKind::InUse => 5,
                 FailureKind::Unsupported | FailureKind::Corrupt => 6,
@@ -365,8 +400,10 @@ impl EngineError {
             EngineError::Journal { source: JournalError::Disk(_), .. } => 1,
             EngineError::Interrupted { .. }
             | EngineError::Unsettled { .. }
+            | EngineError::NotDurable { .. }
             | EngineError::Partly { .. }
             | EngineError::Mixed { .. }
+            | EngineError::Together { .. }
             | EngineError::Unrecovered { .. }
             | EngineError::Unexpected { .. }
             | EngineError::Journal { .. }
@@ -387,6 +424,7 @@ impl EngineError {
                 | ContentError::Exists { .. }
                 | ContentError::Packed { .. }
                 | ContentError::Target { .. } => 6,
+                ContentError::Gone { .. } => 8,
                 _ => 1,
             },
             EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,
@@ -421,6 +459,9 @@ impl EngineError {
                 "cause": { "code": source.code(), "data": source.data() },
             }),
             EngineError::Mixed { machine, left } => json!({ "machine": machine, "volumes": left }),
+            EngineError::Together { volume, verb, machine, all } => {
+                json!({ "volume": volume, "verb": verb, "machine": machine, "volumes": all })
+            }
             EngineError::Unrecovered { machine, .. } => json!({ "machine": machine }),
             EngineError::InUse { volume, users } => json!({
                 "volume": volume, "holders": holders(&users.holders), "mounts": users.mounts,
@@ -441,6 +482,7 @@ impl EngineError {
             | EngineError::Content { volume, .. }
             | EngineError::NoContent { volume, .. }
             | EngineError::Unsettled { volume, .. }
+            | EngineError::NotDurable { volume, .. }
             | EngineError::Unexpected { volume, .. }
             | EngineError::Journal { volume, .. }
             | EngineError::ForeignJournal { volume, .. } => json!({ "volume": volume }),
@@ -500,7 +542,7 @@ impl EngineError {
             volume: format!("backend {plugin}"),
             plugin: plugin.to_owned(),
             cause: error.to_string(),
-            log: Vec::new(),
+            log: error.log(),
         }
     }
 

@@ -9,8 +9,10 @@
 //! for one command at a time. It knows no format: what a volume is, plugins say.
 
 mod carry;
+mod decide;
 mod engine;
 mod error;
+mod gone;
 mod import;
 mod installed;
 mod keep;
@@ -28,6 +30,7 @@ mod serving;
 mod settle;
 mod status;
 mod store;
+mod target;
 mod view;
 mod volume;
 
@@ -49,9 +52,10 @@ pub use snapslot_live::{OnFull, Standing};
 pub use snapslot_nbd as nbd;
 pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,
+    start_early as start_plugins_early,
 };
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
-pub use snapslot_runtime::{Flaw, Recorded, read_recording};
-pub use status::{FoundSnapshot, Status, VolumeStatus};
+pub use snapslot_runtime::{Flaw, Recorded, plain, read_recording};
+pub use status::{FoundSnapshot, Measure, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};
 pub use view::{Compared, Opened, Which};

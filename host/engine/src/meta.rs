@@ -21,6 +21,9 @@ pub(crate) struct Meta {
     pub occupant: Option<Occupant>,
     /// A mark whose snapshots go after this plan: what a take replaces, a restore consumes.
     pub then_remove: Option<String>,
+    /// The mark whose snapshots a delete removes.
+    #[serde(default)]
+    pub mark: Option<String>,
     #[serde(default)]
     pub volume: String,
     #[serde(default)]
@@ -47,6 +50,7 @@ impl Meta {
             process: std::process::id(),
             occupant,
             then_remove,
+            mark: None,
             volume: String::new(),
             decider: None,
             goal: String::new(),
@@ -54,9 +58,10 @@ impl Meta {
         }
     }
 
-    /// The second half of an operation: the same verb, nothing after it.
-    pub fn removal(&self) -> Meta {
-        Meta { then_remove: None, started: now(), ..self.clone() }
+    /// The removal of a mark's snapshots, as the operation itself or its second half: the same verb, nothing
+    /// after it.
+    pub fn removal(&self, mark: &str) -> Meta {
+        Meta { then_remove: None, started: now(), mark: Some(mark.to_owned()), ..self.clone() }
     }
 
     pub fn write(

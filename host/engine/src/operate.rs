@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use snapslot_command::Place;
-use snapslot_disk::{Companion as _, EngineLock, ImageLock, LockError};
+use snapslot_disk::{Companion as _, EngineLock, Holder, ImageLock, LockError};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
@@ -15,7 +15,7 @@ use crate::error::EngineError;
 use crate::meta::Meta;
 use crate::rehearse::Depth;
 use crate::status::{derive, image_lock_error, left_behind, lock_error, parts};
-use crate::store::{Machine, Seen};
+use crate::store::{Machine, Seen, StoreError};
 use crate::volume::Volume;
 
 /// The three verbs.
@@ -211,17 +211,6 @@ impl Engine {
         }
     }
 
-    /// Empties the record's slot of a machine whose volumes are all gone.
-    fn forget(&self, machine: &Machine, asked: &Asked) -> Result<Done, EngineError> {
-        if machine.occupant.is_none() && machine.pending.is_none() {
-            return Err(refused(&machine.name, Refusal::Empty));
-        }
-        if !asked.dry_run {
-            self.store.set_occupant(&machine.name, None, None, &[])?;
-        }
-        Ok(Done::nothing(&machine.name))
-    }
-
     fn operate_on(
         &self,
         machine: Machine,
@@ -241,6 +230,7 @@ impl Engine {
         let recorded = self.store.machine(&machine.name)?;
         let known = recorded.is_some();
         let machine = recorded.map_or(machine.clone(), |m| m.with_volumes_of(&machine));
+        self.refuse_claimed(&machine)?;
         let _image_locks = lock_images(&volumes)?;
 
         let plugins = self.plugins(&volumes)?;
@@ -259,6 +249,7 @@ impl Engine {
         };
         let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
         let enable = self.decide(&machine, &state, verb, asked)?;
+        let _keeping = if enable { self.keep_plugins(&locators)? } else { None };
         let mark = state.occupant().map(|o| o.mark.clone());
         if asked.shown.as_ref().is_some_and(|shown| shown.mark != mark) {
             return Err(EngineError::Changed { machine: machine.name.clone() });
@@ -266,7 +257,12 @@ impl Engine {
         let mut done = Done::nothing(&machine.name);
         done.slot = state.clone();
         done.enabled = enable && !asked.dry_run;
+        if !asked.dry_run {
+            // From here on others are told what is going on, and since when.
+            context.begun.set(Some(self.store.begin(&machine.name, verb.word(), now())?));
+        }
         let result = context.run(&machine, &state, verb, asked, facts, enable, &mut done);
+        context.end_unused(&result);
         done.elapsed_microseconds = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         result.map(|()| done)
     }
@@ -280,10 +276,9 @@ impl Engine {
     ) -> Result<Vec<EngineLock<'v>>, EngineError> {
         let mut sorted: Vec<&Volume> = volumes.iter().collect();
         sorted.sort_by_key(|v| v.locator.to_string());
-        let since = || self.store.running(&machine.name).ok().flatten().map(|o| o.started);
         let begun = Instant::now();
         let lock = |v: &&'v Volume| loop {
-            let failed = |e| lock_error(&v.locator, e, since());
+            let failed = |e| lock_error(&v.locator, e, |who| self.since(&machine.name, who));
             match v.take_lock() {
                 Err(LockError::Held { holders, .. })
                     if v.has_lock_file() && !EngineLock::has_engine(&v.lock).map_err(failed)? =>
@@ -303,7 +298,7 @@ impl Engine {
         devices.sort_by_key(|(_, lock)| lock.path().to_owned());
         for (volume, lock) in devices {
             let taken = EngineLock::take(lock);
-            locks.push(taken.map_err(|e| lock_error(&volume.locator, e, None))?);
+            locks.push(taken.map_err(|e| lock_error(&volume.locator, e, |_| None))?);
         }
         Ok(locks)
     }
@@ -320,6 +315,29 @@ impl Engine {
         Err(EngineError::Unrecovered { machine: machine.name.clone(), what })
     }
 
+    /// Since when one of these is at work on the machine, if the record says.
+    pub(crate) fn since(&self, machine: &str, workers: &[Holder]) -> Option<Moment> {
+        let recorded = self.store.running(machine).ok().flatten()?;
+        // Of processes that cannot be seen the record is believed.
+        let at_it = workers.is_empty() || workers.iter().any(|w| w.pid == recorded.process);
+        at_it.then_some(recorded.started)
+    }
+
+    /// Refuses a bare volume that has come to a machine of another name since it was looked up.
+    fn refuse_claimed(&self, machine: &Machine) -> Result<(), EngineError> {
+        for volume in &machine.volumes {
+            if let Some(other) = self.store.machine_of(volume)?
+                && other.name != machine.name
+            {
+                return Err(EngineError::Usage(format!(
+                    "{volume} has just become a volume of the machine {}; nothing was changed",
+                    other.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The rule. Says whether the volume is to be enabled on the way.
     fn decide(
         &self,
@@ -334,7 +352,17 @@ impl Engine {
             Verb::Delete => Request::Delete,
         };
         match decide(state, request) {
-            Ok(()) => Ok(verb == Verb::Take && self.store.machine(&machine.name)?.is_none()),
+            Ok(()) if verb == Verb::Take && self.store.machine(&machine.name)?.is_none() => {
+                // A snapshot of ours on a volume that has no slot here: to fill it anew gives it one.
+                match self.settings.enable_on_take {
+                    true => Ok(true),
+                    false => Err(refused(&machine.name, Refusal::Disabled)),
+                }
+            }
+            Ok(()) if verb == Verb::Restore && asked.consume && self.settings.enable_on_take => {
+                Ok(self.store.machine(&machine.name)?.is_none())
+            }
+            Ok(()) => Ok(false),
             Err(Refusal::Disabled) if verb == Verb::Take && self.settings.enable_on_take => {
                 Ok(true)
             }
@@ -404,6 +432,8 @@ pub(crate) struct Context<'e> {
     pub observer: Observer<'e>,
     /// The storage's own identity of each volume, by the last look.
     pub identities: RefCell<Vec<Option<String>>>,
+    /// The operation in the history that has begun and that nothing is carried out for yet.
+    pub begun: Cell<Option<u64>>,
     /// Whether ending what was interrupted has changed something.
     pub acted: Cell<bool>,
 }
@@ -415,8 +445,15 @@ impl<'e> Context<'e> {
         plugins: &'e [Plugin<'e>],
         observer: Observer<'e>,
     ) -> Self {
-        let (identities, acted) = (RefCell::default(), Cell::new(false));
-        Context { engine, volumes, plugins, observer, identities, acted }
+        Context {
+            engine,
+            volumes,
+            plugins,
+            observer,
+            identities: RefCell::default(),
+            begun: Cell::new(None),
+            acted: Cell::new(false),
+        }
     }
 
     /// Looks; where storage without a seal shows something half done, ends that and looks again.
@@ -439,6 +476,22 @@ impl<'e> Context<'e> {
             self.record(&known, known.occupant.as_ref(), known.pending.as_deref())?;
         }
         Ok((all, settled))
+    }
+
+    /// Ends the operation that has begun if nothing was carried out for it.
+    fn end_unused(&self, result: &Result<(), EngineError>) {
+        if let Some(operation) = self.begun.take() {
+            let outcome = result.as_ref().map_or_else(EngineError::code, |()| "done".to_owned());
+            self.end(operation, &outcome);
+        }
+    }
+
+    /// Ends an operation in the history. What was done is what counts: a history that cannot be written is
+    /// told by its gap.
+    pub fn end(&self, operation: u64, outcome: &str) {
+        if let Err(error) = self.engine.store.end(operation, now(), outcome) {
+            tracing::warn!(%error, "the history could not be written");
+        }
     }
 
     /// Looks, for a dry run: it ends nothing, and says what would have to be ended first.
@@ -469,7 +522,6 @@ impl<'e> Context<'e> {
         enable: bool,
         done: &mut Done,
     ) -> Result<(), EngineError> {
-        let store = &self.engine.store;
         let occupant = state.occupant();
         match verb {
             Verb::Take => {
@@ -498,10 +550,11 @@ impl<'e> Context<'e> {
                 let replaced = occupant.map(|o| o.mark.clone());
                 let meta = Meta::new(machine, verb, Some(new.clone()), replaced.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
+                if replaced.is_none() {
+                    self.engine.plugins_have_done();
+                }
                 if enable {
-                    store.enable(&machine.name, &machine.volumes).map_err(|source| {
-                        EngineError::Unrecorded { machine: machine.name.clone(), source }
-                    })?;
+                    self.enable(machine)?;
                 }
                 let held = self.held(machine, &new, &after);
                 self.record(machine, Some(&held), replaced.as_deref())?;
@@ -540,8 +593,15 @@ impl<'e> Context<'e> {
                     return Ok(());
                 }
                 let consumed = asked.consume.then(|| occupant.mark.clone());
+                if enable {
+                    // What is still to go afterwards must have a place in the record.
+                    self.enable(machine)?;
+                }
                 let meta = Meta::new(machine, verb, Some(occupant.clone()), consumed.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
+                if consumed.is_none() {
+                    self.engine.plugins_have_done();
+                }
                 // A snapshot that had to be made again has another identity.
                 let kept = self.held(machine, occupant, &after);
                 let same = machine.occupant.as_ref() == Some(&kept) && machine.seen == self.seen();
@@ -631,6 +691,16 @@ impl<'e> Context<'e> {
         Ok(Consistency::Offline)
     }
 
+    /// Puts the machine into the record.
+    fn enable(&self, machine: &Machine) -> Result<(), EngineError> {
+        let unrecorded = |source| EngineError::Unrecorded { machine: machine.name.clone(), source };
+        match self.engine.store.enable(&machine.name, &machine.volumes).map_err(unrecorded)? {
+            true => Ok(()),
+            // Whoever makes a slot has a share of our lock, so this is no race but a mistake.
+            false => Err(unrecorded(StoreError::Claimed { volume: machine.volumes.join(", ") })),
+        }
+    }
+
     fn plan_removal(&self, mark: &str) -> Result<Vec<Planned<'e>>, EngineError> {
         let facts = look_at(self.volumes, self.plugins)?;
         let mut planned = Vec::new();
@@ -652,7 +722,7 @@ impl<'e> Context<'e> {
         done: &mut Done,
     ) -> Result<(), EngineError> {
         let planned = self.plan_removal(mark)?;
-        let meta = of.removal();
+        let meta = of.removal(mark);
         self.carry_out(machine, &planned, &meta, done)?;
         if of.verb == Verb::Delete.word() {
             self.record(machine, None, None)?;

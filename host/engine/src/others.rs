@@ -3,11 +3,11 @@
 
 use snapslot_runtime::{Facts, Goal, Plugin, Snapshot};
 
+use crate::decide::{self, Direction};
 use crate::error::EngineError;
 use crate::meta::Meta;
 use crate::operate::Context;
 use crate::part::{Part, PartNote};
-use crate::recover::Direction;
 use crate::volume::Volume;
 
 /// Whether a goal sets content back.
@@ -63,6 +63,11 @@ impl<'e> Other<'e> {
             Goal::Settled => (true, true, false),
         };
         Ok(Other { volume, plugin, facts, goal, done, begun, settled: ended.any, hopeless })
+    }
+
+    /// What is decided by.
+    pub fn part(&self) -> decide::Part {
+        decide::Part { done: self.done, begun: self.begun }
     }
 
     /// Whether its content is still to be set back if the operation goes on.

@@ -10,9 +10,8 @@
 //! | what the last phase wrote | is done |
 //! | something else, not sealed | was overtaken: another program repaired it by its own rules |
 //!
-//! Volumes go in step: seals first, then the work, then seals off. So if one has not begun (or
-//! was overtaken) and none is past its seal, all go back: seals are taken off again. Otherwise
-//! all that have begun are carried on. Nothing is written to a volume whose seal is gone.
+//! Volumes go in step, and [`decide`](crate::decide) says whether all go back, seals being taken off
+//! again, or all that have begun are carried on. Nothing is written to a volume whose seal is gone.
 //!
 //! Storage that is changed by commands or copies has no seal. There nothing is redone: what is
 //! half done is ended by the storage's own look at it ([`Goal::Settled`]), and then
@@ -38,6 +37,7 @@ use snapslot_disk::{Companion, Disk, DiskError};
 use snapslot_runtime::{Facts, Goal, Snapshot};
 use snapslot_slot::{Occupant, State};
 
+use crate::decide::{self, Aim, Direction, Progress};
 use crate::engine::{Engine, now};
 use crate::error::EngineError;
 use crate::locator::Locator;
@@ -47,6 +47,14 @@ use crate::others::Other;
 use crate::status::{derive, parts};
 use crate::store::Machine;
 use crate::volume::{Volume, journal_of};
+
+/// What stands in a journal that was left.
+struct Left {
+    meta: Meta,
+    plan: Plan,
+    /// Whether more than seals may have been written to images.
+    work: bool,
+}
 
 /// What recovery did to a machine.
 #[derive(Debug, Serialize)]
@@ -97,13 +105,14 @@ impl Engine {
             match read.map_err(|source| EngineError::Journal { volume: name, source })? {
                 Found::Nothing => {}
                 Found::Uncommitted => found.push((volume, None)),
-                Found::Committed { meta, plan } => {
+                Found::Committed { meta, plan, work } => {
                     let meta = Meta::read(&meta).ok_or_else(|| EngineError::ForeignJournal {
                         volume: volume.locator.to_string(),
                         journal: volume.journal().name(),
                         why: "the journal beside it was not written by this program".to_owned(),
                     })?;
-                    found.push((volume, Some((meta, plan))));
+                    self.refuse_part(&meta, volume, volumes)?;
+                    found.push((volume, Some(Left { meta, plan, work })));
                 }
             }
         }
@@ -118,24 +127,75 @@ impl Engine {
         done.map_err(|e| context.told(&machine.name, e))
     }
 
+    /// Refuses to recover some of a machine's volumes without the others: journals that decide over all would
+    /// be gone with them. Volumes that are not there any more are not waited for.
+    fn refuse_part(
+        &self,
+        meta: &Meta,
+        volume: &Volume,
+        volumes: &[Volume],
+    ) -> Result<(), EngineError> {
+        let at_hand = |l: &Locator| volumes.iter().any(|v| v.locator == *l);
+        let mut missing = Vec::new();
+        for name in &meta.volumes {
+            let Ok(there) = Locator::parse(name, self.backends()) else { continue };
+            let places = [self.beside(&there, volume), Some(there)];
+            let mut places = places.into_iter().flatten();
+            if places.clone().any(|l| at_hand(&l)) {
+                continue;
+            }
+            let exists = |l: &Locator| match l.path() {
+                Some(path) => path.exists(),
+                None => self.look(l).is_ok(),
+            };
+            if let Some(found) = places.find(exists) {
+                missing.push(found.to_string());
+            }
+        }
+        if missing.is_empty() || meta.volumes.len() < 2 {
+            return Ok(());
+        }
+        let mut all: Vec<String> = volumes.iter().map(|v| v.locator.to_string()).collect();
+        all.append(&mut missing);
+        Err(EngineError::Together {
+            volume: volume.locator.to_string(),
+            verb: meta.verb.clone(),
+            machine: meta.machine.clone(),
+            all,
+        })
+    }
+
+    /// A volume of the same file name in the folder of another: where it is if the machine's files were moved
+    /// together.
+    fn beside(&self, there: &Locator, volume: &Volume) -> Option<Locator> {
+        let (name, path) = there.path()?.file_name().zip(volume.locator.path())?;
+        Some(Locator {
+            backend: there.backend.clone(),
+            place: Place::Image(path.with_file_name(name)),
+        })
+    }
+
     /// Decides over these journals, and does what is to be done.
     fn recover_found(
         &self,
         machine: &Machine,
         context: &Context<'_>,
-        found: &[(&Volume, Option<(Meta, Plan)>)],
+        found: &[(&Volume, Option<Left>)],
     ) -> Result<(Vec<String>, Vec<String>), EngineError> {
         let mut cleared = Vec::new();
         let mut first: Option<Meta> = None;
+        let mut work = false;
         let mut begun = Vec::new();
         let mut others = Vec::new();
         for (volume, committed) in found {
             let name = volume.locator.to_string();
-            let Some((meta, plan)) = committed else {
+            let Some(Left { meta, plan, work: noted }) = committed else {
                 cleared.push(name);
                 continue;
             };
             first.get_or_insert_with(|| meta.clone());
+            // Only the one that decides has the note; any that has it says the same.
+            work |= noted;
             if plan.way() != Some(Way::Image) {
                 let at = context.volumes.iter().position(|v| std::ptr::eq(v, *volume));
                 let plugin = at.map(|i| &context.plugins[i]);
@@ -164,7 +224,14 @@ impl Engine {
                 cleared.push(name);
             }
         }
-        let direction = direction(&begun, &others);
+        let images: Vec<Progress> = begun.iter().map(|(.., progress)| *progress).collect();
+        let parts: Vec<decide::Part> = others.iter().map(Other::part).collect();
+        let aim = match first.as_ref().map(Meta::goal) {
+            Some(Goal::Held(_)) => Aim::Held,
+            Some(Goal::Restored(_) | Goal::Consumed(_)) => Aim::Restored,
+            Some(Goal::Empty(_) | Goal::Settled) | None => Aim::Empty,
+        };
+        let direction = decide::direction(&images, &parts, aim, work);
         if direction == Direction::On && others.iter().any(Other::is_to_be_restored) {
             refuse_used(context.volumes)?;
         }
@@ -214,11 +281,7 @@ impl Engine {
             return true;
         };
         let Ok(there) = Locator::parse(decider, self.backends()) else { return false };
-        let moved = there.path().and_then(|p| p.file_name()).zip(volume.locator.path());
-        let here = moved.map(|(name, path)| Locator {
-            backend: there.backend.clone(),
-            place: Place::Image(path.with_file_name(name)),
-        });
+        let here = self.beside(&there, volume);
         [Some(there), here].into_iter().flatten().any(|locator| {
             match journal::read(&journal_of(&locator, &self.settings.state_dir)) {
                 Ok(Found::Committed { meta: bytes, .. }) => Meta::read(&bytes)
@@ -246,7 +309,7 @@ impl Engine {
         let Some(mark) = &known.pending else { return Ok(()) };
         let mut done = Done::nothing(&machine.name);
         let meta = meta.unwrap_or_else(|| Meta::new(machine, Verb::Delete, None, None));
-        let second = Meta { verb: "recover".to_owned(), ..meta.removal() };
+        let second = Meta { verb: "recover".to_owned(), ..meta.removal(mark) };
         context.remove_mark(machine, mark, &second, &mut done)?;
         let kept = known.occupant.filter(|o| o.mark != *mark);
         context.record(machine, kept.as_ref(), None)
@@ -287,7 +350,24 @@ impl Engine {
                 context.record(machine, Some(&kept), pending.as_deref())
             }
             // A volume's snapshot was used up: what is left of the slot goes with it.
-            ("restore", None) if redone && let Some(mark) = partly(facts, meta) => {
+            ("restore", None)
+                if redone
+                    && let Some(mark) = partly(facts, meta.occupant.as_ref().map(|o| &o.mark)) =>
+            {
+                context.record(machine, None, Some(&mark))
+            }
+            // One volume was overtaken while the others went on: what they got is taken back.
+            ("take", None)
+                if let Some(mark) = partly(facts, meta.occupant.as_ref().map(|o| &o.mark)) =>
+            {
+                if known.is_none() {
+                    self.store.enable(&machine.name, &machine.volumes)?;
+                }
+                let kept = known.as_ref().and_then(|m| m.occupant.as_ref());
+                context.record(machine, kept, Some(&mark))
+            }
+            // The same of a delete: what is left on a volume goes too.
+            ("delete", _) if redone && let Some(mark) = partly(facts, meta.mark.as_ref()) => {
                 context.record(machine, None, Some(&mark))
             }
             ("delete" | "restore", _) => match known {
@@ -305,20 +385,11 @@ impl Engine {
     }
 }
 
-/// The mark a restore was about, where some volumes have its snapshot still.
-fn partly(facts: &[Facts], meta: &Meta) -> Option<String> {
-    let mark = &meta.occupant.as_ref()?.mark;
+/// The mark, where some volumes have its snapshot.
+fn partly(facts: &[Facts], mark: Option<&String>) -> Option<String> {
+    let mark = mark?;
     let has = |f: &Facts| f.snapshots.iter().any(|s| s.mark.as_ref() == Some(mark));
     facts.iter().any(has).then(|| mark.clone())
-}
-
-/// How far a volume's plan came.
-pub(crate) enum Progress {
-    NotBegun,
-    /// In or behind this phase, sealed.
-    Behind(usize),
-    Done,
-    Overtaken,
 }
 
 fn foreign(volume: &Volume, why: &str) -> EngineError {
@@ -398,30 +469,7 @@ pub(crate) fn unseal(volume: &Volume, plan: &Plan, before: &[u8]) -> Result<(), 
         .map_err(|e| EngineError::disk(&volume.locator, e))
 }
 
-/// Where an interrupted operation goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
-    Back,
-    On,
-}
-
 type Begun<'a> = (&'a Volume, &'a Meta, &'a Plan, Progress);
-
-fn direction(begun: &[Begun<'_>], others: &[Other<'_>]) -> Direction {
-    let held_back =
-        begun.iter().any(|(.., p)| matches!(p, Progress::NotBegun | Progress::Overtaken));
-    let past_seal = begun.iter().any(|(.., p)| matches!(p, Progress::Behind(1..) | Progress::Done));
-    let all_done = others.iter().all(|o| o.done);
-    let on = match others.first().map(|o| &o.goal) {
-        None => past_seal || !held_back,
-        // Commands of a take come before the work on images, and can be taken back.
-        Some(Goal::Held(_)) => past_seal || (!held_back && all_done),
-        Some(Goal::Restored(_) | Goal::Consumed(_)) => past_seal || others.iter().any(|o| o.begun),
-        // Commands of a delete come last.
-        Some(Goal::Empty(_) | Goal::Settled) => past_seal || others.iter().any(|o| o.done),
-    };
-    if on { Direction::On } else { Direction::Back }
-}
 
 /// Volumes on which the operation does not go on, whatever becomes of the others.
 fn left_behind(begun: &[Begun<'_>], others: &[Other<'_>]) -> Vec<String> {

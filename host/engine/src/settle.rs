@@ -181,6 +181,7 @@ impl Meta {
             process: std::process::id(),
             occupant: None,
             then_remove: None,
+            mark: None,
             volume: String::new(),
             decider: None,
             goal: String::new(),

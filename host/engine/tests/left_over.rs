@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use snapslot_command::{Executor, Runner};
-use snapslot_engine::{Asked, Depth, Engine, EngineError, Settings, Tools, Verb};
+use snapslot_engine::{Asked, Depth, Engine, EngineError, Measure, Settings, Tools, Verb};
 use snapslot_slot::State;
 use snapslot_testkit::storage::machine::Kind;
 use snapslot_testkit::storage::together::Together;
@@ -51,7 +51,7 @@ fn take(engine: &Engine) -> Result<State, EngineError> {
 fn lay_out(scratch: &Path) {
     let model = Together::new(&[Kind::Zvol]);
     let modelled = engine(&scratch.join("model"), model.clone());
-    modelled.status(VOLUME).expect("a status");
+    modelled.status(VOLUME, Measure::Wholly).expect("a status");
     let look = model.log().pop().expect("a look");
     let said = || model.zfs().must(&look);
     let base = said();
@@ -147,7 +147,7 @@ fn what_a_killed_engine_left_running_is_named_and_not_disturbed() {
         assert!(error.to_string().contains(&format!("zfs (pid {tool})")), "{error}");
     }
     // A look tells that something is going on.
-    let status = impatient().status(VOLUME).expect("a status");
+    let status = impatient().status(VOLUME, Measure::Wholly).expect("a status");
     assert!(matches!(status.slot, State::Taking { .. }), "{:?}", status.slot);
     assert_eq!(fs::read_to_string(scratch.path().join("now")).expect("the storage"), before);
     let_go(scratch.path());

@@ -323,7 +323,7 @@ fn all_calls(bench: &Bench<'_>, disk: Arc<dyn Disk>) -> Result<(), String> {
         sound(bench.plugin.plan(&sight, &goal).map(|_| ()))?;
     }
     sound(bench.plugin.differences(&sight, &identity, 0, 100).map(|_| ()))?;
-    sound(bench.plugin.measure(&sight, &identity).map(|_| ()))
+    sound(bench.plugin.measure(&sight, &identity, false).map(|_| ()))
 }
 
 /// A disk one read of which fails, or all from one on.

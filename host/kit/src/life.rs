@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use snapslot_engine::{Asked, Done, Engine, EngineError, Tools, Verb};
+use snapslot_engine::{Asked, Done, Engine, EngineError, Measure, Tools, Verb};
 use snapslot_runtime::{Goal, NewSnapshot, Sight};
 use snapslot_slot::State;
 use snapslot_testkit::rng::Rng;
@@ -118,7 +118,10 @@ pub fn operate(live: &dyn Live, verb: Verb, asked: Asked) -> Result<Done, Engine
 
 /// The mark of the snapshot that holds the slot.
 pub fn mark(live: &dyn Live) -> Result<Option<String>, String> {
-    let status = live.engine().and_then(|e| e.status(&live.volume())).map_err(|e| e.to_string())?;
+    let status = live
+        .engine()
+        .and_then(|e| e.status(&live.volume(), Measure::Wholly))
+        .map_err(|e| e.to_string())?;
     Ok(status.slot.occupant().map(|o| o.mark.clone()))
 }
 

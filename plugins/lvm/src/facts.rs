@@ -242,7 +242,7 @@ pub(crate) fn measure(state: &State<'_>, identity: &str) -> Result<Change, Failu
     };
     let held_bytes = fill.of(slot.lv.size);
     let most = state.volume.map_or(u64::MAX, |v| v.size);
-    Ok(Change { changed_bytes: held_bytes.min(most), held_bytes })
+    Ok(Change { changed_bytes: held_bytes.min(most), held_bytes, at_least: false })
 }
 
 /// There is no snapshot with this identity.

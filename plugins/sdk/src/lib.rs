@@ -94,8 +94,9 @@ pub trait Backend {
             "this backend cannot list where content is",
         ))
     }
-    /// Measures how far the machine has moved away from the snapshot.
-    fn measure(_target: &dyn Target, _identity: &str) -> Result<Change, Failure> {
+    /// Measures how far the machine has moved away from the snapshot. `quick`: some ten mebibytes of
+    /// metadata are read at most, and what they show is told as `at_least`.
+    fn measure(_target: &dyn Target, _identity: &str, _quick: bool) -> Result<Change, Failure> {
         Err(Failure::new(
             FailureKind::Unsupported,
             "no-measure",

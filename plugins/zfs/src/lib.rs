@@ -82,7 +82,7 @@ impl Backend for Zfs {
         }
     }
 
-    fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {
+    fn measure(target: &dyn Target, identity: &str, _quick: bool) -> Result<Change, Failure> {
         report::measure(target, &Dataset::look(target)?, identity)
     }
 

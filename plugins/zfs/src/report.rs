@@ -112,7 +112,7 @@ pub(crate) fn measure(
     let newest = dataset.snapshots.last().is_some_and(|s| s.guid == slot.guid);
     let changed_bytes =
         if newest { dataset.written } else { written_since(target, dataset, slot)? };
-    Ok(Change { changed_bytes, held_bytes: slot.used })
+    Ok(Change { changed_bytes, held_bytes: slot.used, at_least: false })
 }
 
 fn written_since(

@@ -4,14 +4,14 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
-use snapslot_engine::{Engine, EngineError, Status};
+use snapslot_engine::{Engine, EngineError, Holder, Measure, Status};
 use snapslot_slot::{Consistency, Drift, State};
 
 use crate::output::{Failed, Output};
 use crate::words::{ago, bytes, moment, quoted};
 
 pub fn status(engine: &Engine, output: Output, machine: &str) -> Result<ExitCode, Failed> {
-    let status = engine.status(machine)?;
+    let status = engine.status(machine, Measure::Quickly)?;
     let held = engine.confinement();
     let mut data = json!(status);
     data["confinement"] = json!(held);
@@ -76,9 +76,10 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
         }
         .unwrap_or_default();
         if let (Some(changed), Some(held)) = (v.changed_bytes, v.held_bytes) {
+            let least = if v.at_least { "at least " } else { "" };
             let _ = writeln!(
                 words,
-                "    changed since the take: {}; held by the slot: {}",
+                "    changed since the take: {least}{}; held by the slot: {least}{}",
                 bytes(changed),
                 bytes(held)
             );
@@ -93,6 +94,9 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
         }
         if let Some(unfinished) = &v.unfinished {
             let _ = writeln!(words, "    half done: {unfinished}");
+        }
+        if let Some(workers) = &v.workers {
+            let _ = writeln!(words, "    being worked on{}", Holder::in_words(workers));
         }
         if let Some(users) = &v.users {
             let _ = writeln!(words, "    in use{}", users.in_words());
@@ -127,7 +131,7 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
     let mut rows = Vec::new();
     let mut words = String::new();
     let names: Vec<String> = machines.iter().map(|m| m.name.clone()).collect();
-    for (machine, status) in machines.iter().zip(engine.statuses(&names)) {
+    for (machine, status) in machines.iter().zip(engine.statuses(&names, Measure::Not)) {
         match status {
             Ok(status) => {
                 let mut line = format!("{}\t{}", status.slot.word(), status.machine);
@@ -169,7 +173,7 @@ pub fn check(engine: &Engine, output: Output, machine: Option<&str>) -> Result<E
     let mut words = String::new();
     let mut rows = Vec::new();
     let mut worst = 0;
-    for (name, status) in names.iter().zip(engine.statuses(&names)) {
+    for (name, status) in names.iter().zip(engine.statuses(&names, Measure::Not)) {
         let (problems, state, exit) = match status {
             Ok(status) => {
                 let (problems, exit) = problems(&status);
@@ -209,6 +213,9 @@ fn problems(status: &Status) -> (Vec<String>, u8) {
         _ => {}
     }
     for v in &status.volumes {
+        if let Some(workers) = &v.workers {
+            add(format!("{}: being worked on{}", v.volume, Holder::in_words(workers)), 5);
+        }
         for finding in v.findings.iter().filter(|f| f.blocks && !v.interrupted) {
             add(format!("{}: {}", v.volume, finding.message), 6);
         }

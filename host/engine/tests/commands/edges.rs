@@ -1,6 +1,6 @@
 //! States of storage that are rare, and what is made of them.
 
-use snapslot_engine::{Asked, EngineError, Room, Verb};
+use snapslot_engine::{Asked, EngineError, Measure, Room, Verb};
 use snapslot_slot::State;
 use snapslot_testkit::storage::When;
 use snapslot_testkit::storage::machine::Kind;
@@ -36,7 +36,7 @@ fn a_thin_volume_with_an_external_origin_keeps_its_slot() {
         let done = run(Verb::Restore);
         assert_eq!(sees(), 1);
         assert!(matches!(done.slot, State::Held { .. }), "{:?}", done.slot);
-        let slot = machine.engine().status("lvm:vg/vm9").expect("a status").slot;
+        let slot = machine.engine().status("lvm:vg/vm9", Measure::Not).expect("a status").slot;
         assert!(matches!(slot, State::Held { .. }), "{slot:?}");
     }
     run(Verb::Delete);
@@ -64,7 +64,7 @@ fn a_merge_that_takes_long_is_waited_for() {
         assert_eq!(error.exit(), 5, "{words}");
         assert!(words.contains("50.00 %") && words.contains("can be used"), "{words}");
     }
-    let status = machine.engine().status(NAME).expect("a status");
+    let status = machine.engine().status(NAME, Measure::Not).expect("a status");
     let unfinished = status.volumes[0].unfinished.clone().expect("it is told");
     assert!(unfinished.contains("50.00 %"), "{unfinished}");
     for _ in 0..1_000 {
@@ -141,11 +141,11 @@ fn the_volume_to_be_is_not_active_beside_the_volume() {
 #[test]
 fn an_inactive_store_may_have_run_over() {
     let (machine, _) = ready(&[Kind::ThickInactive], Image::None, Act::Restore);
-    let status = machine.engine().status(NAME).expect("a status");
+    let status = machine.engine().status(NAME, Measure::Not).expect("a status");
     let told = status.volumes[0].findings.iter().any(|f| f.code == "fill-unknown" && !f.blocks);
     assert!(told, "{:?}", status.volumes[0].findings);
     machine.storage.hand("lvchange -ay vg/vm1");
-    let status = machine.engine().status(NAME).expect("a status");
+    let status = machine.engine().status(NAME, Measure::Not).expect("a status");
     assert!(status.volumes[0].findings.is_empty(), "{:?}", status.volumes[0].findings);
 }
 
@@ -205,7 +205,7 @@ fn volumes_of_one_group_are_told_by_one_report() {
     machine.engine().enable("b", &["lvm:vg/vm8".to_owned()]).expect("a slot");
     let all = [vec![NAME.to_owned()], names.to_vec()].concat();
     let before = machine.storage.log().len();
-    let found = machine.engine().statuses(&all);
+    let found = machine.engine().statuses(&all, Measure::Wholly);
     assert!(found.iter().all(Result::is_ok), "{found:?}");
     let ran = machine.storage.log().split_off(before);
     assert_eq!(ran.len(), 1, "{ran:#?}");

@@ -7,7 +7,7 @@
 //! its snapshot besides, and recovery asked for that one again, in vain, for ever. Now the begin is
 //! noted too, and what was begun goes on.
 
-use snapslot_engine::{Asked, Done, Engine, EngineError, Verb};
+use snapslot_engine::{Asked, Done, Engine, EngineError, Measure, Verb};
 use snapslot_slot::State;
 use snapslot_testkit::qemu::Bench;
 use snapslot_testkit::storage::When;
@@ -110,7 +110,7 @@ impl Machine {
     }
 
     pub fn slot(&self) -> State {
-        self.engine().status(NAME).expect("a status").slot
+        self.engine().status(NAME, Measure::Wholly).expect("a status").slot
     }
 
     /// The mark that holds the slot; an error if it is neither held nor empty.

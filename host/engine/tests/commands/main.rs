@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use snapslot_command::Executor;
-use snapslot_engine::{Asked, Depth, Done, Engine, EngineError, Settings, Tools, Verb};
+use snapslot_engine::{Asked, Depth, Done, Engine, EngineError, Measure, Settings, Tools, Verb};
 use snapslot_slot::{Consistency, State};
 use snapslot_testkit::qemu::Bench;
 use snapslot_testkit::storage::When;
@@ -60,7 +60,7 @@ impl Machine {
     }
 
     fn slot(&self) -> State {
-        self.engine().status(self.volume()).expect("a status").slot
+        self.engine().status(self.volume(), Measure::Wholly).expect("a status").slot
     }
 
     fn mark(&self) -> Option<String> {

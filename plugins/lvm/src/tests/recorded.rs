@@ -289,12 +289,14 @@ fn health_is_told() {
 
 #[test]
 fn change_is_measured_where_lvm_tells_it() {
-    let change = Lvm::measure(&target("thick-held"), &uuid("thick-held", &slot())).expect("told");
+    let change =
+        Lvm::measure(&target("thick-held"), &uuid("thick-held", &slot()), false).expect("told");
     // 6 MiB were written; LVM says 50.26 % of 12 MiB, tables included.
     assert!((6 << 20..(6 << 20) + (64 << 10)).contains(&change.changed_bytes), "{change:?}");
     assert_eq!(change.held_bytes, change.changed_bytes);
     for name in ["thin-held", "thick-asleep"] {
-        let failure = Lvm::measure(&target(name), &uuid(name, &slot())).expect_err("not told");
+        let failure =
+            Lvm::measure(&target(name), &uuid(name, &slot()), false).expect_err("not told");
         assert_eq!(failure.code, "no-measure", "{name}");
     }
 }

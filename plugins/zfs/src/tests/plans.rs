@@ -247,7 +247,8 @@ fn settled_is_nothing() {
 
 #[test]
 fn how_far_it_moved_away() {
-    let measured = |target: &MemoryTarget, guid: u64| Zfs::measure(target, &guid.to_string());
+    let measured =
+        |target: &MemoryTarget, guid: u64| Zfs::measure(target, &guid.to_string(), false);
     let fs = measured(&seen("fs", "tank/ds", 1), 14611376746204108196).expect("a measure");
     assert_eq!((fs.changed_bytes, fs.held_bytes), (61440, 61440));
     // With newer snapshots `written` of the dataset counts from the newest: it is asked anew.
