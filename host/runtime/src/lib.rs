@@ -30,7 +30,8 @@ mod runtime;
 mod shown;
 
 pub use apart::{
-    ARGUMENT, Confinement, Most, give_up_all, give_up_files, give_up_rights, serve, start_early,
+    ARGUMENT, Confinement, Judged, Most, give_up_all, give_up_files, give_up_rights, judge_words,
+    serve, start_early,
 };
 pub use approved::Approved;
 pub use bindings::types::{

@@ -15,7 +15,9 @@ fuzz_target!(|data: &[u8]| {
     commit(&world.companion("again"), &meta, &plan).expect("no fault");
     let bytes = world.bytes("again").expect("a journal");
     match parse(&bytes, "again") {
-        Ok(Found::Committed { plan: read, meta: said, .. }) => assert!(read == plan && said == meta),
+        Ok(Found::Committed { plan: read, meta: said, .. }) => {
+            assert!(read == plan && said == meta)
+        }
         other => panic!("written and not read: {other:?}"),
     }
 });

@@ -86,6 +86,10 @@ pub(crate) fn described(mut d: Description) -> Description {
             d.actions = vec![CommandGrant { holes: vec![tag("x")], ..grant("run", &words) }];
         }
         // A plugin of images, which has no use for a tool.
+        34 => {
+            println!("before the end");
+            panic!("as told");
+        }
         30 => d.actions = vec![grant("run", &["zfs", "destroy", "-r", "tank"])],
         31 => d.queries = vec![look()],
         _ => {}

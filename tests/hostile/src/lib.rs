@@ -104,6 +104,12 @@ impl Backend for Hostile {
                 println!("\x1b]0;mine\x07");
             },
             "inspect-exits" => std::process::exit(0),
+            // What languages' runtimes do of themselves is no fault.
+            "sound-and-talkative" => {
+                let map: std::collections::HashMap<u32, u32> = (0..100).map(|n| (n, n)).collect();
+                println!("there are {} in it", map.values().sum::<u32>());
+                eprint!("{:?} {:?}", std::env::var("HOME"), std::env::args().count());
+            }
             "inspect-reads-outside" => {
                 let image = target.image(Role::Disk)?;
                 let outside = image.read_at(u64::MAX - 4, 8);

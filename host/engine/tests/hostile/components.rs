@@ -35,6 +35,13 @@ fn what_is_no_component_of_this_contract_is_refused() {
         ),
         ("another backend", replaced("backend/backend@0.1.0", "backend/backend@0.3.0"), "0.3.0"),
         ("another import", replaced("wasi:io/poll@", "wasi:xx/poll@"), "imports wasi:xx/poll"),
+        // Story: a plugin of a later 0.1 was told in the linker's words that a resource is missing.
+        (
+            "a later function",
+            replaced("[method]image.size", "[method]image.hole"),
+            "it was built for a later 0.1",
+        ),
+        ("a later interface", replaced("snapslot:backend/log@", "snapslot:backend/mmm@"), "a later 0.1"),
         ("another export", replaced("inspect", "inspekt"), ""),
         ("a huge one", vec![0; 65 << 20], "at most 67108864"),
     ];

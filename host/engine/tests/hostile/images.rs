@@ -6,7 +6,7 @@ use snapslot_engine::{Asked, Confine, Measure, Verb};
 use crate::{component, confined, engine, is_told};
 
 /// What it does, and the exit code it is worth: 7, unless it gave up with a word of the contract.
-const CASES: [(&str, u8); 84] = [
+const CASES: [(&str, u8); 85] = [
     ("inspect-traps", 7),
     ("inspect-loops", 7),
     ("inspect-recurses", 7),
@@ -89,6 +89,7 @@ const CASES: [(&str, u8); 84] = [
     ("extents-of-no-length", 7),
     ("extents-go-back", 7),
     ("extents-without-end", 7),
+    ("sound-and-talkative", 0),
     ("sound", 0),
     ("also-sound", 0),
 ];

@@ -18,6 +18,7 @@
 
 mod child;
 mod frames;
+mod judge;
 mod parent;
 mod sandbox;
 mod seen;
@@ -27,6 +28,7 @@ mod wire;
 mod workers;
 
 pub use child::serve;
+pub use judge::{Judged, judge_words};
 pub(crate) use parent::Component;
 pub use sandbox::{Confinement, Most, give_up_all, give_up_files, give_up_rights};
 pub(crate) use workers::Apart;

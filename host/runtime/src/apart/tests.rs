@@ -14,7 +14,8 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Serialize;
 use snapslot_command::Place;
 
-use super::frames::{FRAME_MAX, Wary, decoded};
+use super::frames::{FRAME_MAX, Wary};
+use super::judge::{judge_words, of_commands};
 use super::parent::{Component, Lost, Worker};
 use super::sandbox::Confinement;
 use super::wire::Word;
@@ -93,25 +94,6 @@ fn called(play: impl FnOnce(&mut UnixStream) + Send + 'static) -> Worker {
     })
 }
 
-fn description() -> Description {
-    let hole = |name: &str, grammar| Hole { name: name.to_owned(), grammar };
-    let action = CommandGrant {
-        name: "destroy".to_owned(),
-        template: ["zfs", "destroy", "{d}@{s}"].map(str::to_owned).to_vec(),
-        holes: vec![hole("d", Grammar::ZfsDataset), hole("s", Grammar::ZfsOwn)],
-        input: None,
-        guard: None,
-        deadline_seconds: 10,
-        reason: "why not".to_owned(),
-    };
-    Description {
-        name: "played".to_owned(),
-        place: PlaceKind::ZfsDataset,
-        actions: vec![action],
-        ..Description::unknown()
-    }
-}
-
 fn component(granted: Option<Description>) -> Component {
     Component { digest: "0".repeat(64), bytes: Arc::from(&b"bytes"[..]), granted }
 }
@@ -138,7 +120,7 @@ fn outcome(
     call: &Call,
 ) -> Result<Result<Reply<snapslot_capture::Plan>, Ended>, Lost> {
     load(&mut worker).expect("loaded");
-    let description = description();
+    let description = of_commands();
     let grants = effective(&description).expect("grants");
     let place = Place::parse(snapslot_command::PlaceKind::ZfsDataset, "tank/vm1").expect("it");
     let sight = Sight { place, disk: None, commands: None, copies: None };
@@ -387,7 +369,7 @@ fn descriptors_from_there_are_not_taken_in() {
 #[test]
 fn plans_are_made_of_what_was_granted_and_of_nothing_else() {
     let place = Place::parse(snapslot_command::PlaceKind::ZfsDataset, "tank/vm1").expect("it");
-    let grants = effective(&description()).expect("grants");
+    let grants = effective(&of_commands()).expect("grants");
     let end = || DraftEnd { seal: None, notes: Vec::new() };
     let mark = || "0123456789abcdef".to_owned();
     let act = |action: &str, hole: &str, value: &str| DraftStep::Act {
@@ -482,7 +464,7 @@ fn damaged_words_are_words_or_refused() {
     };
     let mut seeds = words();
     seeds.push(Word::Ended(Ok(Reply::Facts(facts))));
-    seeds.push(Word::Ended(Ok(Reply::Described(description()))));
+    seeds.push(Word::Ended(Ok(Reply::Described(of_commands()))));
     seeds.push(Word::Steps(vec![
         DraftStep::Write { offset: 512, data: vec![7; 40] },
         DraftStep::Fill { offset: 4096, length: 64, pattern: vec![1, 2] },
@@ -497,15 +479,6 @@ fn damaged_words_are_words_or_refused() {
         DraftStep::Barrier { title: "first".to_owned() },
         DraftStep::Extend { size: 1 << 20 },
     ]));
-    let image = ImageGrant { role: Role::Disk, changes: true, reason: "r".to_owned() };
-    let of_images = Description {
-        place: PlaceKind::Image,
-        images: vec![image],
-        actions: Vec::new(),
-        ..description()
-    };
-    let all = [effective(&description()), effective(&of_images)].map(|g| g.expect("grants"));
-    let place = Place::parse(snapslot_command::PlaceKind::ZfsDataset, "tank/vm1").expect("it");
     let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
         noise ^= noise << 13;
@@ -526,20 +499,9 @@ fn damaged_words_are_words_or_refused() {
                 _ => bytes.extend([0xff; 5]),
             }
         }
-        let Ok(word) = decoded::<Word>(&bytes) else { continue };
-        words += 1;
-        let Word::Steps(steps) = word else { continue };
-        for grants in &all {
-            let mut plan = Building::new(grants, Some(&place));
-            let refused = steps.iter().cloned().any(|step| plan.add(step).is_err());
-            let Ok(plan) = plan.end(DraftEnd { seal: None, notes: Vec::new() }) else { continue };
-            plans += usize::from(!refused);
-            for act in plan.acts() {
-                let line = act.command.to_string();
-                assert!(line.starts_with("zfs destroy tank/vm1@snapslot-"), "{case}: {line}");
-            }
-            assert!(grants.changes || plan.steps().iter().all(|s| s.span().is_none()), "{case}");
-        }
+        let judged = judge_words(&bytes);
+        words += usize::from(judged.words);
+        plans += judged.plans;
     }
     println!("{words} words, {plans} plans");
     assert!(words > 1000 && plans > 100, "{words} words, {plans} plans");

@@ -68,6 +68,7 @@ enum NotRun {
     Deadline { command: String, seconds: u64 },
     Unkillable { command: String, seconds: u64, pid: u32 },
     TooMuch { command: String, limit: usize },
+    Unkillable { command: String, seconds: u64, pid: u32 },
     Killed { command: String, signal: i32 },
 }
 
@@ -91,6 +92,9 @@ impl From<&RunError> for NotRun {
             RunError::TooMuch { command, limit } => {
                 NotRun::TooMuch { command: command.clone(), limit: *limit }
             }
+            RunError::Unkillable { command, seconds, pid } => {
+                NotRun::Unkillable { command: command.clone(), seconds: *seconds, pid: *pid }
+            }
             RunError::Killed { command, signal } => {
                 NotRun::Killed { command: command.clone(), signal: *signal }
             }
@@ -111,6 +115,9 @@ impl From<NotRun> for RunError {
                 RunError::Unkillable { command, seconds, pid }
             }
             NotRun::TooMuch { command, limit } => RunError::TooMuch { command, limit },
+            NotRun::Unkillable { command, seconds, pid } => {
+                RunError::Unkillable { command, seconds, pid }
+            }
             NotRun::Killed { command, signal } => RunError::Killed { command, signal },
         }
     }
