@@ -41,7 +41,11 @@ fn what_is_no_component_of_this_contract_is_refused() {
             replaced("[method]image.size", "[method]image.hole"),
             "it was built for a later 0.1",
         ),
-        ("a later interface", replaced("snapslot:backend/log@", "snapslot:backend/mmm@"), "a later 0.1"),
+        (
+            "a later interface",
+            replaced("snapslot:backend/log@", "snapslot:backend/mmm@"),
+            "a later 0.1",
+        ),
         ("another export", replaced("inspect", "inspekt"), ""),
         ("a huge one", vec![0; 65 << 20], "at most 67108864"),
     ];

@@ -66,7 +66,6 @@ enum NotRun {
     Missing { program: String, why: String },
     Start { program: String, errno: Option<i32>, why: String },
     Deadline { command: String, seconds: u64 },
-    Unkillable { command: String, seconds: u64, pid: u32 },
     TooMuch { command: String, limit: usize },
     Unkillable { command: String, seconds: u64, pid: u32 },
     Killed { command: String, signal: i32 },
@@ -85,9 +84,6 @@ impl From<&RunError> for NotRun {
             },
             RunError::Deadline { command, seconds } => {
                 NotRun::Deadline { command: command.clone(), seconds: *seconds }
-            }
-            RunError::Unkillable { command, seconds, pid } => {
-                NotRun::Unkillable { command: command.clone(), seconds: *seconds, pid: *pid }
             }
             RunError::TooMuch { command, limit } => {
                 NotRun::TooMuch { command: command.clone(), limit: *limit }
@@ -111,9 +107,6 @@ impl From<NotRun> for RunError {
                 source: errno.map_or_else(|| io::Error::other(why), io::Error::from_raw_os_error),
             },
             NotRun::Deadline { command, seconds } => RunError::Deadline { command, seconds },
-            NotRun::Unkillable { command, seconds, pid } => {
-                RunError::Unkillable { command, seconds, pid }
-            }
             NotRun::TooMuch { command, limit } => RunError::TooMuch { command, limit },
             NotRun::Unkillable { command, seconds, pid } => {
                 RunError::Unkillable { command, seconds, pid }
