@@ -13,10 +13,12 @@ use std::time::Duration;
 use snapslot_command::{Command, Executor, RunError};
 use snapslot_testkit::storage::lvm::{Fault, GuestError, Lvm, When};
 
-const RECORDINGS: [(&str, &str); 3] = [
+const RECORDINGS: [(&str, &str); 4] = [
     ("lvm-lifecycle", include_str!("transcripts/lvm-lifecycle.txt")),
     ("lvm-restore-and-limits", include_str!("transcripts/lvm-restore-and-limits.txt")),
     ("lvm-errors", include_str!("transcripts/lvm-errors.txt")),
+    // The plugin's own commands: made anew by `tests/real/run --record` whenever one changes.
+    ("tests/real/transcripts/lvm", include_str!("../../../tests/real/transcripts/lvm.txt")),
 ];
 /// Commands that were compared when this was written; fewer means that the replay lost some.
 const LEAST_COMPARED: usize = 287;
