@@ -170,7 +170,7 @@ fn the_json_of_every_command_keeps_its_keys() {
     };
     check(snapslot.verb("take", path, &["--note", "n"]), &[slot, done]);
     check(snapslot.verb("status", path, &[]), &[slot, status]);
-    let list = slot.replace("slot", "machines.slot");
+    let list = slot.replace("slot", "machines.slot") + " machines.filling";
     check(snapslot.run(["list"]), &["machines machines.machine machines.volumes", &list]);
     image.guest(["write -q -P 18 1M 64k"]);
     check(snapslot.verb("restore", path, &[]), &[slot, done]);

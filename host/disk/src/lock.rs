@@ -211,6 +211,13 @@ impl<'a> EngineLock<'a> {
     }
 }
 
+/// Takes the engine's lock on a file that is to take an image's place, so that no other engine comes
+/// between: it ends when the file is closed. False if somebody has it, which nobody can who has not
+/// opened the file by its name.
+pub fn lock_for_engine(file: &File) -> std::io::Result<bool> {
+    Ok(set(file, libc::F_WRLCK, ENGINE_BYTE)?)
+}
+
 impl Drop for EngineLock<'_> {
     fn drop(&mut self) {
         // By a call, not by closing: a process that is being made has a copy of all descriptors for a

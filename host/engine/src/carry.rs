@@ -28,6 +28,7 @@ use crate::error::EngineError;
 use crate::keep::in_contract;
 use crate::meta::Meta;
 use crate::operate::{Context, Done, PlanDone, PlannedPhase, ReportDone, VolumeDone};
+use crate::others::restores;
 use crate::part::PartNote;
 use crate::recover::{before_seal, unseal};
 use crate::rehearse::{reached, rehearse};
@@ -254,7 +255,7 @@ impl<'e> Context<'e> {
             if p.plan.is_empty() || p.plan.way() == Some(Way::Image) {
                 continue;
             }
-            let noted = several && matches!(p.goal, Goal::Restored(_));
+            let noted = several && restores(&p.goal);
             let note = noted.then(|| PartNote::begin(p.volume)).transpose();
             let ran = match &note {
                 Ok(_) => p.run(self.observer),
@@ -302,7 +303,7 @@ impl<'e> Context<'e> {
             unsettled(format!("{}; ending it failed too: {}", failure.message, e.without_claim()))
         })?;
         let words = &failure.message;
-        if ended.put_back && matches!(p.goal, Goal::Restored(_)) {
+        if ended.put_back && restores(&p.goal) {
             tracing::warn!(volume = %p.volume.locator, "done, after a step failed: {words}");
             return Ok(());
         }
@@ -327,7 +328,7 @@ impl<'e> Context<'e> {
         }
         // Storage without an identity does not show that its content was set back.
         let unknown = error.is_open()
-            && matches!(p.goal, Goal::Restored(_))
+            && restores(&p.goal)
             && (now.identity.is_none() || p.before.identity.is_none());
         let differs = !p.is_as_before(&now);
         let images_done = matches!(p.goal, Goal::Empty(_))
@@ -547,8 +548,8 @@ impl Planned<'_> {
                 bytes: steps.iter().filter_map(Step::span).map(|(s, e)| e - s).sum(),
             })
             .collect();
-        let restores = matches!(self.goal, Goal::Restored(_)) && !self.plan.is_empty();
-        let findings = (self.before.findings.iter()).filter(|f| restores && !f.blocks);
+        let told = restores(&self.goal) && !self.plan.is_empty();
+        let findings = (self.before.findings.iter()).filter(|f| told && !f.blocks);
         VolumeDone {
             volume: self.volume.locator.to_string(),
             plan: PlanDone {

@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime};
 use snapslot_command::{Executor, PlaceKind, Runner};
 use snapslot_disk::EngineLock;
 use snapslot_runtime::{Confine, Confinement, Plugin, Recording, Runtime};
-use snapslot_slot::{Moment, Refusal, Request, State, decide};
+use snapslot_slot::{Moment, Refusal};
 
 use crate::error::EngineError;
 use crate::installed::{Installed, Shelf};
 use crate::locator::{Known, Locator, LocatorError, is_machine_name};
 use crate::plugins;
 use crate::rehearse::Depth;
-use crate::status::{Measure, lock_error};
+use crate::status::lock_error;
 use crate::store::{Machine, Seen, SlotStore, SqliteStore};
 use crate::volume::Volume;
 
@@ -184,7 +184,7 @@ impl Engine {
     }
 
     /// The volume that is meant.
-    fn located(&self, text: &str) -> Result<Locator, EngineError> {
+    pub(crate) fn located(&self, text: &str) -> Result<Locator, EngineError> {
         Locator::parse(text, self.backends()).or_else(|error| {
             let unknown = matches!(error, LocatorError::Backend { .. } | LocatorError::Form { .. });
             if unknown && self.unreadable {
@@ -340,41 +340,10 @@ impl Engine {
         })
     }
 
-    /// Removes a slot; only an empty one.
-    pub fn disable(&self, text: &str) -> Result<Machine, EngineError> {
-        let (machine, known) = self.resolve(text)?;
-        // Of what is gone nobody can be taking a snapshot.
-        let there: Vec<String> =
-            machine.volumes.iter().filter(|v| !self.is_gone(v)).cloned().collect();
-        let opened = self.shared(&there).unwrap_or_default();
-        let _shares = share(&opened)?;
-        let state = match self.status_of(&machine, true, Measure::Not) {
-            _ if !known => State::Disabled,
-            Ok(status) => status.slot,
-            // All its images are gone: there is nothing left that could hold a snapshot.
-            Err(EngineError::Disk { source, .. })
-                if source.is_not_found() && machine.volumes.iter().all(|v| self.is_gone(v)) =>
-            {
-                State::Empty
-            }
-            Err(error) => return Err(error),
-        };
-        decide(&state, Request::Disable).map_err(|r| refused(&machine.name, r))?;
-        self.store.disable(&machine.name)?;
-        let now = now();
-        let operation = self.store.begin(&machine.name, "disable", now)?;
-        self.store.end(operation, now, "done")?;
-        Ok(machine)
-    }
-
     /// Volumes, opened so that their locks can be shared.
-    fn shared(&self, locators: &[String]) -> Result<Vec<Volume>, EngineError> {
-        locators.iter().map(|l| Volume::open_to_look(self, &self.located(l)?)).collect()
-    }
-
-    fn is_gone(&self, volume: &str) -> bool {
-        Locator::parse(volume, self.backends())
-            .is_ok_and(|l| l.path().is_some_and(|p| matches!(p.try_exists(), Ok(false))))
+    pub(crate) fn shared(&self, locators: &[String]) -> Result<Vec<Volume>, EngineError> {
+        let looks = self.looks();
+        locators.iter().map(|l| Volume::open_to_look(self, &self.located(l)?, &looks)).collect()
     }
 
     /// The record.
@@ -384,7 +353,7 @@ impl Engine {
 }
 
 /// A share of the lock on each volume: nobody fills or empties a slot while it is made or removed.
-fn share(volumes: &[Volume]) -> Result<Vec<EngineLock<'_>>, EngineError> {
+pub(crate) fn share(volumes: &[Volume]) -> Result<Vec<EngineLock<'_>>, EngineError> {
     (volumes.iter())
         .map(|v| EngineLock::share(&v.lock).map_err(|e| lock_error(&v.locator, e, |_| None)))
         .collect()

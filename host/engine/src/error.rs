@@ -260,6 +260,18 @@ fn since_words(moment: &Option<Moment>) -> String {
     text.unwrap_or_default()
 }
 
+impl EngineError {
+    /// Whether there is no such volume.
+    pub(crate) fn is_not_found(&self) -> bool {
+        match self {
+            EngineError::Disk { source, .. } => source.is_not_found(),
+            EngineError::Backend { failure, .. } => failure.kind == FailureKind::NotFound,
+            EngineError::Locator(LocatorError::Missing { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
 /// What errors say that come before any change.
 const CLAIMS: [&str; 3] =
     ["; nothing was changed", ", nothing was changed", ". Try again then; nothing was changed"];

@@ -12,6 +12,7 @@ mod carry;
 mod decide;
 mod engine;
 mod error;
+mod gone;
 mod import;
 mod installed;
 mod keep;

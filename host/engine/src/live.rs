@@ -206,7 +206,7 @@ impl Engine {
     /// Whether something was begun on one of these and not ended.
     fn is_unfinished(&self, locators: &[Locator]) -> Result<bool, EngineError> {
         for locator in locators {
-            let volume = Volume::open_to_look(self, locator)?;
+            let volume = Volume::open_to_look(self, locator, &self.looks())?;
             let copies = volume.copies.as_ref().map(|copies| copies.unfinished()).transpose();
             let unfinished = copies.map_err(|e| EngineError::copy(locator, &e))?.flatten();
             if unfinished.is_some() || left_behind(&volume).is_some() {

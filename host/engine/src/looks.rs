@@ -5,6 +5,8 @@
 //! a person typing commands could have changed the answer meanwhile, and against that stands what
 //! is looked at right before anything is destroyed: guards are never answered from here.
 //!
+//! Over many machines too: the volumes of one group are told by one report.
+//!
 //! Every change clears all that is remembered, before it and after it; so does age.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +17,12 @@ use snapslot_disk::{Disk as _, FileDisk};
 
 /// Older answers are not given again.
 const AGE_MAX: Duration = Duration::from_secs(5);
-/// More are not kept: an answer may have eight mebibytes.
-const KEPT_MAX: usize = 16;
+/// More are not kept.
+const KEPT_MAX: usize = 64;
+/// An answer may have eight mebibytes.
+const KEPT_BYTES_MAX: usize = 32 << 20;
 
-/// The storage's commands, for the length of one operation.
+/// The storage's commands, for the length of one operation, or of one look at many machines.
 pub(crate) struct Looks {
     tools: Arc<dyn Executor>,
     kept: Mutex<Vec<(Instant, Command, Answer)>>,
@@ -48,7 +52,8 @@ impl Executor for Looks {
         }
         let answer = self.tools.run(command)?;
         let mut kept = self.kept();
-        if kept.len() < KEPT_MAX {
+        let bytes: usize = kept.iter().map(|(.., a)| a.output.len() + a.errors.len()).sum();
+        if kept.len() < KEPT_MAX && bytes + answer.output.len() <= KEPT_BYTES_MAX {
             // It is as old as the moment it was asked for.
             kept.push((now, command.clone(), answer.clone()));
         }

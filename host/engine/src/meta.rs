@@ -74,6 +74,7 @@ impl Meta {
         let goal = match goal {
             Goal::Held(new) => format!("held {}", new.mark),
             Goal::Restored(identity) => format!("restored {identity}"),
+            Goal::Consumed(identity) => format!("consumed {identity}"),
             Goal::Empty(identity) => format!("empty {identity}"),
             Goal::Settled => "settled".to_owned(),
         };
@@ -99,9 +100,11 @@ impl Meta {
                 taken_seconds: self.started.seconds.cast_unsigned(),
                 taken_nanoseconds: self.started.nanoseconds,
                 room: None,
+                beside: 0,
                 full_copy: false,
             }),
             Some(("restored", identity)) => Goal::Restored(identity.to_owned()),
+            Some(("consumed", identity)) => Goal::Consumed(identity.to_owned()),
             Some(("empty", identity)) => Goal::Empty(identity.to_owned()),
             _ => Goal::Settled,
         }

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use snapslot_command::Place;
 use snapslot_disk::{Companion as _, EngineLock, Holder, ImageLock, LockError};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
@@ -196,6 +197,28 @@ impl Engine {
             )));
         }
         let (machine, _) = self.resolve(text)?;
+        let result = self.operate_on(machine.clone(), verb, asked, observer, begun);
+        match result {
+            // What is left of a machine can be emptied.
+            Err(error) if verb == Verb::Delete && error.is_not_found() => {
+                match self.without_gone(&machine)? {
+                    None => Err(error),
+                    Some(rest) if rest.volumes.is_empty() => self.forget(&machine, asked),
+                    Some(rest) => self.operate_on(rest, verb, asked, observer, begun),
+                }
+            }
+            result => result,
+        }
+    }
+
+    fn operate_on(
+        &self,
+        machine: Machine,
+        verb: Verb,
+        asked: &Asked,
+        observer: Observer<'_>,
+        begun: Instant,
+    ) -> Result<Done, EngineError> {
         let locators = self.locators(&machine)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _engine_locks = self.lock(&machine, &volumes)?;
@@ -206,7 +229,7 @@ impl Engine {
         // Recovery, or another process before the lock, may have changed the record.
         let recorded = self.store.machine(&machine.name)?;
         let known = recorded.is_some();
-        let machine = recorded.unwrap_or(machine);
+        let machine = recorded.map_or(machine.clone(), |m| m.with_volumes_of(&machine));
         self.refuse_claimed(&machine)?;
         let _image_locks = lock_images(&volumes)?;
 
@@ -219,7 +242,10 @@ impl Engine {
         };
         let machine = match settled.is_empty() {
             true => machine,
-            false => self.store.machine(&machine.name)?.unwrap_or(machine),
+            false => match self.store.machine(&machine.name)? {
+                Some(recorded) => recorded.with_volumes_of(&machine),
+                None => machine,
+            },
         };
         let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
         let enable = self.decide(&machine, &state, verb, asked)?;
@@ -266,7 +292,15 @@ impl Engine {
                 result => return result.map_err(failed),
             }
         };
-        sorted.iter().map(lock).collect()
+        let mut locks: Vec<EngineLock<'v>> = sorted.iter().map(lock).collect::<Result<_, _>>()?;
+        let mut devices: Vec<_> =
+            volumes.iter().filter_map(|v| Some((v, v.device_lock.as_ref()?))).collect();
+        devices.sort_by_key(|(_, lock)| lock.path().to_owned());
+        for (volume, lock) in devices {
+            let taken = EngineLock::take(lock);
+            locks.push(taken.map_err(|e| lock_error(&volume.locator, e, |_| None))?);
+        }
+        Ok(locks)
     }
 
     /// On a dry run: says what a real one would recover first, and changes nothing.
@@ -492,16 +526,18 @@ impl<'e> Context<'e> {
         match verb {
             Verb::Take => {
                 let new = new_occupant(asked, self.consistency()?)?;
-                let goal = |facts: &Facts| {
+                let sizes: Vec<u64> = facts.iter().map(|f| f.virtual_size).collect();
+                let goal = |(at, size): (usize, &u64)| {
                     Goal::Held(NewSnapshot {
                         mark: new.mark.clone(),
                         taken_seconds: new.taken.seconds.cast_unsigned(),
                         taken_nanoseconds: new.taken.nanoseconds,
-                        room: asked.room.map(|room| room.of(facts.virtual_size)),
+                        room: asked.room.map(|room| room.of(*size)),
+                        beside: self.beside(at, &sizes, asked.room),
                         full_copy: asked.full_copy,
                     })
                 };
-                let goals = facts.iter().map(goal).collect();
+                let goals = sizes.iter().enumerate().map(goal).collect();
                 let planned = self.plan(facts, goals)?;
                 if let Some(old) = occupant {
                     // The second half must be possible before the first is begun.
@@ -537,7 +573,12 @@ impl<'e> Context<'e> {
                 };
                 let goals = identities(&facts, &occupant.mark)
                     .into_iter()
-                    .map(|s| s.map(|s| Goal::Restored(s.identity)))
+                    .map(|s| {
+                        s.map(|s| match asked.consume {
+                            true => Goal::Consumed(s.identity),
+                            false => Goal::Restored(s.identity),
+                        })
+                    })
                     .collect::<Option<Vec<_>>>()
                     .ok_or_else(|| EngineError::Changed { machine: machine.name.clone() })?;
                 if !asked.dry_run {
@@ -616,6 +657,20 @@ impl<'e> Context<'e> {
                 Ok(())
             }
         }
+    }
+
+    /// What the machine's other volumes that draw on the same room as this one want set aside.
+    fn beside(&self, at: usize, sizes: &[u64], asked: Option<Room>) -> u64 {
+        let group = |volume: &Volume| match &volume.locator.place {
+            Place::LvmVolume { group, .. } => Some((volume.locator.backend.clone(), group.clone())),
+            _ => None,
+        };
+        let ours = group(&self.volumes[at]);
+        let others = self.volumes.iter().zip(sizes).enumerate();
+        others
+            .filter(|(i, (volume, _))| *i != at && ours.is_some() && group(volume) == ours)
+            .map(|(_, (_, size))| asked.map_or(*size, |room| room.of(*size)))
+            .fold(0, u64::saturating_add)
     }
 
     /// What is known of the machine now. Files are under QEMU's locks, none shared: nobody has

@@ -10,6 +10,11 @@ use crate::operate::Context;
 use crate::part::{Part, PartNote};
 use crate::volume::Volume;
 
+/// Whether a goal sets content back.
+pub(crate) fn restores(goal: &Goal) -> bool {
+    matches!(goal, Goal::Restored(_) | Goal::Consumed(_))
+}
+
 /// Such a volume, after what was half done there has been ended.
 pub(crate) struct Other<'e> {
     pub volume: &'e Volume,
@@ -48,7 +53,7 @@ impl<'e> Other<'e> {
                 let done = !has(&|s| s.identity == *identity);
                 (done, done, false)
             }
-            Goal::Restored(identity) => {
+            Goal::Restored(identity) | Goal::Consumed(identity) => {
                 let gone = !has(&|s| s.identity == *identity);
                 let part = Part::of(volume).map_err(failed)?;
                 let begun = part != Part::NotBegun;
@@ -67,14 +72,14 @@ impl<'e> Other<'e> {
 
     /// Whether its content is still to be set back if the operation goes on.
     pub fn is_to_be_restored(&self) -> bool {
-        matches!(self.goal, Goal::Restored(_)) && !self.done && !self.hopeless
+        restores(&self.goal) && !self.done && !self.hopeless
     }
 
     /// Takes its part back, or does it. Gives whether anything was done.
     pub fn bring(&self, context: &Context<'e>, direction: Direction) -> Result<bool, EngineError> {
         let facts = self.facts.clone();
         match (direction, &self.goal, self.done || self.hopeless) {
-            (Direction::On, Goal::Restored(_), false) => {
+            (Direction::On, Goal::Restored(_) | Goal::Consumed(_), false) => {
                 let failed = |e| EngineError::disk(&self.volume.locator, e);
                 let plan = context.plan_one(self.volume, self.plugin, facts, self.goal.clone())?;
                 let note = PartNote::begin(self.volume).map_err(failed)?;

@@ -228,7 +228,7 @@ impl Engine {
         let parts: Vec<decide::Part> = others.iter().map(Other::part).collect();
         let aim = match first.as_ref().map(Meta::goal) {
             Some(Goal::Held(_)) => Aim::Held,
-            Some(Goal::Restored(_)) => Aim::Restored,
+            Some(Goal::Restored(_) | Goal::Consumed(_)) => Aim::Restored,
             Some(Goal::Empty(_) | Goal::Settled) | None => Aim::Empty,
         };
         let direction = decide::direction(&images, &parts, aim, work);
@@ -371,8 +371,9 @@ impl Engine {
                 context.record(machine, None, Some(&mark))
             }
             ("delete" | "restore", _) => match known {
+                // What is left of it was to go, and still is.
                 Some(m) if m.occupant.as_ref().is_some_and(|o| there(&o.mark).is_none()) => {
-                    context.record(machine, None, None)
+                    context.record(machine, None, m.pending.as_deref())
                 }
                 // What the interrupted change made another volume of, as the storage counts, is
                 // the machine's volume still: the journal vouches for it.

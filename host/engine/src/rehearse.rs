@@ -74,7 +74,7 @@ pub(crate) fn rehearse(
     let after = plugin.inspect(&planned).map_err(call)?;
     reached(before, &after, goal, plan.way()).map_err(refuse)?;
     let from = match goal {
-        Goal::Restored(identity) => View::Snapshot(identity.clone()),
+        Goal::Restored(identity) | Goal::Consumed(identity) => View::Snapshot(identity.clone()),
         Goal::Held(_) | Goal::Empty(_) | Goal::Settled => View::Current,
     };
     let compared =
@@ -141,7 +141,7 @@ pub(crate) fn reached(
                 return Err("it touches other snapshots");
             }
         }
-        Goal::Restored(identity) => {
+        Goal::Restored(identity) | Goal::Consumed(identity) => {
             let of = before.snapshots.iter().find(|s| s.identity == *identity);
             if of.is_none_or(|s| s.virtual_size != after.virtual_size) {
                 return Err("the disk's size is not the snapshot's");
@@ -179,13 +179,13 @@ fn reached_by_commands(before: &Facts, after: &Facts, goal: &Goal) -> Result<(),
         Goal::Held(new) if !is_there(&|s| s.mark.as_ref() == Some(&new.mark)) => {
             Err("it makes no snapshot")
         }
-        Goal::Restored(identity) => {
+        Goal::Restored(identity) | Goal::Consumed(identity) => {
             let of = before.snapshots.iter().find(|s| s.identity == *identity);
             let Some(of) = of else { return Err("there was no such snapshot") };
             // It may have been made again, under its mark.
             let kept =
                 |s: &Snapshot| s.identity == *identity || (s.mark.is_some() && s.mark == of.mark);
-            match is_there(&kept) {
+            match is_there(&kept) || matches!(goal, Goal::Consumed(_)) {
                 true if of.virtual_size == after.virtual_size => Ok(()),
                 true => Err("the disk's size is not the snapshot's"),
                 false => Err("the snapshot is gone"),

@@ -5,6 +5,8 @@
 //! deciding. Nothing is read out of it after a crash. What is half done then is seen from the
 //! storage, as before.
 
+use std::time::{Duration, Instant};
+
 use snapslot_capture::{CopyError, Ended, Watch, journal};
 use snapslot_disk::Companion as _;
 use snapslot_runtime::{Facts, Goal, Plugin};
@@ -15,8 +17,10 @@ use crate::engine::now;
 use crate::error::EngineError;
 use crate::meta::Meta;
 use crate::operate::Context;
-use crate::rehearse::reached;
 use crate::volume::Volume;
+
+/// How long the storage is given to end something in the background.
+const PASSING: Duration = Duration::from_secs(3);
 
 /// A volume after what was half done there has been ended.
 pub(crate) struct Settled {
@@ -56,11 +60,16 @@ impl<'e> Context<'e> {
             if copies.unfinished().map_err(failed)?.is_none() {
                 return Ok(Settled { facts, any: false, put_back: false });
             }
-            self.acted.set(true);
-            let ended = copies.settle(&Watch::NONE).map_err(|e| EngineError::Unsettled {
-                volume: volume.locator.to_string(),
-                cause: e.to_string(),
+            let ended = copies.settle(&Watch::NONE).map_err(|e| match e {
+                // The system refused in the middle of it.
+                CopyError::Disk(_) => {
+                    self.acted.set(true);
+                    let volume = volume.locator.to_string();
+                    EngineError::Unsettled { volume, cause: e.to_string() }
+                }
+                _ => failed(e),
             })?;
+            self.acted.set(true);
             let put_back = matches!(ended.put_back, Some(Ended::Finished(_)));
             return Ok(Settled { facts: volume.reopened()?.inspect(plugin)?, any: true, put_back });
         }
@@ -81,10 +90,21 @@ impl<'e> Context<'e> {
         }
         let rest = self.plan_one(volume, plugin, facts, Goal::Settled)?;
         rest.run_rest(self)?;
-        let after = rest.look_again()?;
-        reached(&rest.before, &after, &Goal::Settled, rest.plan.way()).map_err(|found| {
-            EngineError::Unexpected { volume: volume.locator.to_string(), found: found.to_owned() }
-        })?;
+        let begun = Instant::now();
+        let after = loop {
+            let after = rest.look_again()?;
+            if after.unfinished.is_none() || begun.elapsed() > PASSING {
+                break after;
+            }
+            // The storage may end it in the background, as LVM does with a merge.
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        if after.unfinished.is_some() {
+            // Under way still, or in somebody's way: the plugin says so, and if not it is a riddle.
+            let found = "something is half done still".to_owned();
+            self.plan_one(volume, plugin, after, Goal::Settled)?;
+            return Err(EngineError::Unexpected { volume: volume.locator.to_string(), found });
+        }
         Ok(Settled { facts: after, any: true, put_back: false })
     }
 

@@ -1,5 +1,7 @@
 //! What a machine's slot is now: storage and record, side by side.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use snapslot_capture::journal::{self, Found};
 use snapslot_disk::{EngineLock, FileId, Holder, LockError, Users, probe_writer};
@@ -9,6 +11,7 @@ use snapslot_slot::{Consistency, Drift, Moment, Occupant, Part, Running, State};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::locator::Locator;
+use crate::looks::Looks;
 use crate::meta::Meta;
 use crate::store::Machine;
 use crate::volume::Volume;
@@ -127,7 +130,21 @@ impl Engine {
     /// Looks at a machine.
     pub fn status(&self, text: &str, measure: Measure) -> Result<Status, EngineError> {
         let (machine, known) = self.resolve(text)?;
-        self.status_of(&machine, known, measure)
+        self.status_of(&machine, known, measure, &self.looks())
+    }
+
+    /// Looks at many machines, each by its name: what tells of several of them is asked once.
+    pub fn statuses(&self, names: &[String], measure: Measure) -> Vec<Result<Status, EngineError>> {
+        let looks = self.looks();
+        let one = |name: &String| {
+            let (machine, known) = self.resolve(name)?;
+            self.status_of(&machine, known, measure, &looks)
+        };
+        names.iter().map(one).collect()
+    }
+
+    pub(crate) fn looks(&self) -> Arc<Looks> {
+        Looks::new(self.commands.clone())
     }
 
     pub(crate) fn status_of(
@@ -135,12 +152,13 @@ impl Engine {
         machine: &Machine,
         known: bool,
         measure: Measure,
+        looks: &Arc<Looks>,
     ) -> Result<Status, EngineError> {
         let mut volumes = Vec::new();
         let mut running = None;
         let mut interrupted = None;
         for locator in self.locators(machine)? {
-            let volume = Volume::open_to_look(self, &locator)?;
+            let volume = Volume::open_to_look(self, &locator, looks)?;
             let plugin = self.plugin(&locator.backend)?;
             volume.suits(&plugin)?;
             let workers = EngineLock::taken_by(&volume.lock)
@@ -224,7 +242,7 @@ impl Engine {
 
     /// Whether a volume can be looked at, and which file it is.
     pub(crate) fn look(&self, locator: &Locator) -> Result<Option<FileId>, EngineError> {
-        let volume = Volume::open_to_look(self, locator)?;
+        let volume = Volume::open_to_look(self, locator, &self.looks())?;
         let plugin = self.plugin(&locator.backend)?;
         volume.suits(&plugin)?;
         volume.inspect(&plugin)?;

@@ -94,6 +94,19 @@ pub struct Machine {
     pub seen: Vec<Seen>,
 }
 
+impl Machine {
+    /// The same with those volumes only that the other one has.
+    pub(crate) fn with_volumes_of(mut self, other: &Machine) -> Machine {
+        let mut kept = self.volumes.iter().map(|v| other.volumes.contains(v));
+        self.seen.retain(|_| kept.next().unwrap_or(true));
+        self.volumes.retain(|v| other.volumes.contains(v));
+        if let Some(occupant) = &mut self.occupant {
+            occupant.parts.retain(|part| other.volumes.contains(&part.volume));
+        }
+        self
+    }
+}
+
 /// Which volume it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {

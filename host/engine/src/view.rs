@@ -217,7 +217,7 @@ impl Engine {
         let locators = self.locators(&machine)?;
         let (mut plugins, mut volumes, mut facts) = (Vec::new(), Vec::new(), Vec::new());
         for locator in &locators {
-            let volume = Volume::open_to_look(self, locator)?;
+            let volume = Volume::open_to_look(self, locator, &self.looks())?;
             let plugin = self.plugin(&locator.backend)?;
             volume.suits(&plugin)?;
             if left_behind(&volume).is_some() {

@@ -192,6 +192,7 @@ fn goal_of(bench: &Bench<'_>, verb: &str, image: &[u8]) -> Result<sdk::Goal, Str
             taken_seconds: 1_700_000_000,
             taken_nanoseconds: 7,
             room: None,
+            beside: 0,
             full_copy: false,
         }),
         ("restore", Some(identity)) => sdk::Goal::Restored(identity),
@@ -309,6 +310,7 @@ fn all_calls(bench: &Bench<'_>, disk: Arc<dyn Disk>) -> Result<(), String> {
         taken_seconds: 1,
         taken_nanoseconds: 0,
         room: None,
+        beside: 0,
         full_copy: true,
     };
     let identity = identity.unwrap_or_else(|| "1".to_owned());

@@ -380,6 +380,7 @@ fn plans(bench: &Bench<'_>, prefix: &str, live: &dyn Live, cases: &mut Cases<'_>
         taken_seconds: 1_700_000_000,
         taken_nanoseconds: 1,
         room: None,
+        beside: 0,
         full_copy: true,
     };
     let goal = Goal::Held(new);
@@ -402,6 +403,7 @@ fn plans(bench: &Bench<'_>, prefix: &str, live: &dyn Live, cases: &mut Cases<'_>
             taken_seconds: held.taken_seconds,
             taken_nanoseconds: held.taken_nanoseconds,
             room: None,
+            beside: 0,
             full_copy: true,
         });
         if !ask(&again)?.is_empty() {

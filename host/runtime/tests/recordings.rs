@@ -113,6 +113,7 @@ fn held() -> Goal {
         taken_seconds: 1,
         taken_nanoseconds: 2,
         room: None,
+        beside: 0,
         full_copy: false,
     })
 }

@@ -158,7 +158,7 @@ impl Planner for Broken {
         let sound = native::<Qcow2>().plan(disk, goal)?;
         let here = match goal {
             Goal::Held(_) => In::Take,
-            Goal::Restored(_) => In::Restore,
+            Goal::Restored(_) | Goal::Consumed(_) => In::Restore,
             Goal::Empty(_) | Goal::Settled => In::Delete,
         };
         if here != self.within || sound.is_empty() {

@@ -112,6 +112,7 @@ fn take() -> Goal {
         taken_seconds: 1_700_000_000,
         taken_nanoseconds: 1,
         room: None,
+        beside: 0,
         full_copy: false,
     })
 }

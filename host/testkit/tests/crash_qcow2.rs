@@ -190,6 +190,7 @@ fn refcount_table_grows() {
             taken_seconds: 1,
             taken_nanoseconds: 0,
             room: None,
+            beside: 0,
             full_copy: false,
         });
         run(&native::<Qcow2>(), &world, &goal).unwrap_or_else(|e| panic!("{filled} clusters: {e}"));

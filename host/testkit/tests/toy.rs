@@ -15,6 +15,7 @@ fn held() -> Goal {
         taken_seconds: 1,
         taken_nanoseconds: 0,
         room: None,
+        beside: 0,
         full_copy: false,
     })
 }

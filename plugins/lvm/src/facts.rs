@@ -188,6 +188,15 @@ fn findings(state: &State<'_>) -> Vec<Finding> {
                     bytes(lv.size.div_ceil(2)).replace(' ', "").replace("iB", "")
                 ),
             );
+        } else if !lv.is_thin() && !lv.active {
+            tell(
+                "fill-unknown",
+                false,
+                format!(
+                    "LVM tells only while the volume is active how full the store of {name} is, and \
+                     whether it has run over"
+                ),
+            );
         }
     }
     if let Kind::Thin(name) = &state.kind

@@ -76,7 +76,9 @@ impl Backend for Qcow2 {
         make_room(&volume);
         let planned = match goal {
             Goal::Held(new) => take::plan(&volume, new, plan),
-            Goal::Restored(identity) => restore::plan(&volume, identity, plan),
+            Goal::Restored(identity) | Goal::Consumed(identity) => {
+                restore::plan(&volume, identity, plan)
+            }
             Goal::Empty(identity) => delete::plan(&volume, identity, plan),
             // What was interrupted is in the host's journal, not in the image.
             Goal::Settled => Ok(()),

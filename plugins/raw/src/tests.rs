@@ -36,6 +36,7 @@ fn new(full_copy: bool) -> NewSnapshot {
         taken_seconds: 1,
         taken_nanoseconds: 2,
         room: None,
+        beside: 0,
         full_copy,
     }
 }

@@ -23,6 +23,7 @@ fn malformed_steps_are_refused_and_break_the_plan() {
         taken_seconds: 1,
         taken_nanoseconds: 0,
         room: None,
+        beside: 0,
         full_copy: false,
     };
     let bad: [(&str, Step); 17] = [

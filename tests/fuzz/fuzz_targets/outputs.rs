@@ -29,6 +29,7 @@ fn all<B: Backend>(place: &str, output: &[u8]) {
         taken_seconds: 1,
         taken_nanoseconds: 1,
         room: None,
+        beside: 0,
         full_copy: false,
     };
     for goal in [

@@ -33,6 +33,7 @@ fuzz_target!(|data: &[u8]| {
         taken_seconds: bytes.number(),
         taken_nanoseconds: 1,
         room: None,
+        beside: 0,
         full_copy: false,
     };
     let goals =

@@ -130,8 +130,9 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
     let machines = engine.store().machines().map_err(EngineError::from)?;
     let mut rows = Vec::new();
     let mut words = String::new();
-    for machine in &machines {
-        match engine.status(&machine.name, Measure::Not) {
+    let names: Vec<String> = machines.iter().map(|m| m.name.clone()).collect();
+    for (machine, status) in machines.iter().zip(engine.statuses(&names, Measure::Not)) {
+        match status {
             Ok(status) => {
                 let mut line = format!("{}\t{}", status.slot.word(), status.machine);
                 if let Some(o) = status.slot.occupant() {
@@ -140,8 +141,15 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
                         let _ = write!(line, "\t{note}");
                     }
                 }
+                let filling = filling(&status);
+                if !filling.is_empty() {
+                    let _ = write!(line, "\t{}", output.strong("filling up"));
+                }
                 let _ = writeln!(words, "{line}");
-                rows.push(json!({ "machine": status.machine, "volumes": machine.volumes, "slot": status.slot }));
+                rows.push(json!({
+                    "machine": status.machine, "volumes": machine.volumes, "slot": status.slot,
+                    "filling": filling,
+                }));
             }
             Err(error) => {
                 let _ = writeln!(words, "unknown\t{}\t{error}", machine.name);
@@ -165,8 +173,8 @@ pub fn check(engine: &Engine, output: Output, machine: Option<&str>) -> Result<E
     let mut words = String::new();
     let mut rows = Vec::new();
     let mut worst = 0;
-    for name in &names {
-        let (problems, state, exit) = match engine.status(name, Measure::Not) {
+    for (name, status) in names.iter().zip(engine.statuses(&names, Measure::Not)) {
+        let (problems, state, exit) = match status {
             Ok(status) => {
                 let (problems, exit) = problems(&status);
                 (problems, Some(status.slot), exit)
@@ -212,7 +220,18 @@ fn problems(status: &Status) -> (Vec<String>, u8) {
             add(format!("{}: {}", v.volume, finding.message), 6);
         }
     }
+    filling(status).into_iter().for_each(|text| add(text, 8));
     (found, exit)
+}
+
+/// What is running out of room, as the storage's plugin finds it: then the snapshot will be lost, or
+/// the machine's writes will fail, if nobody sees to it.
+fn filling(status: &Status) -> Vec<String> {
+    let fills = |code: &str| code.ends_with("-filling") || code == "full";
+    let all = status.volumes.iter().flat_map(|v| v.findings.iter().map(move |f| (v, f)));
+    all.filter(|(_, f)| fills(&f.code))
+        .map(|(v, f)| format!("{}: {}", v.volume, f.message))
+        .collect()
 }
 
 pub fn history(

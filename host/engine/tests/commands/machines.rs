@@ -48,7 +48,12 @@ pub struct Machine {
 pub const NAME: &str = "vm";
 
 impl Machine {
-    fn new(kinds: &[Kind], image: Image) -> Machine {
+    /// Around storage that a test has laid out, with nothing enabled.
+    pub fn around(storage: Together) -> Machine {
+        Machine { storage, image: Image::None, bench: Bench::in_memory() }
+    }
+
+    pub fn new(kinds: &[Kind], image: Image) -> Machine {
         let machine = Machine { storage: Together::new(kinds), image, bench: Bench::in_memory() };
         let mut volumes = machine.storage.locators();
         if image != Image::None {

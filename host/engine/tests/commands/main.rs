@@ -7,6 +7,7 @@
 //! The judge knows only the content the machine had, what was taken, and the storage's own view.
 
 mod committed;
+mod edges;
 mod machines;
 mod truth;
 

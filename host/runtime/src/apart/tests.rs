@@ -108,6 +108,7 @@ fn plan_call() -> Call {
         taken_seconds: 1,
         taken_nanoseconds: 0,
         room: None,
+        beside: 0,
         full_copy: false,
     }))
 }

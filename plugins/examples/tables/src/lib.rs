@@ -83,7 +83,7 @@ impl Backend for Tables {
             // Reached already: asked again after a crash, there is nothing to do.
             Goal::Held(new) if header.saved.iter().any(|s| s.mark == new.mark) => Ok(()),
             Goal::Held(new) => plan::take(&*image, &header, new, plan),
-            Goal::Restored(identity) => {
+            Goal::Restored(identity) | Goal::Consumed(identity) => {
                 plan::restore(&*image, &header, find(&header, identity)?, plan)
             }
             Goal::Empty(identity) => match find(&header, identity) {

@@ -37,7 +37,7 @@ fn new() -> NewSnapshot {
         mark: MARK.to_owned(),
         taken_seconds: 1_700_000_000,
         taken_nanoseconds: 5,
-        room: None,
+        room: None, beside: 0,
         full_copy: false,
     }
 }
