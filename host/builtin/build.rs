@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sha2::{Digest, Sha256};
+
 const PLUGINS: [&str; 4] = ["qcow2", "lvm", "zfs", "raw"];
 
 fn main() {
@@ -35,7 +37,11 @@ fn main() {
         let file =
             out.join("wasm32-wasip2/plugin").join(format!("{}.wasm", package.replace('-', "_")));
         assert!(Path::new(&file).exists(), "the build made no {}", file.display());
-        println!("cargo:rustc-env=SNAPSLOT_PLUGIN_{}={}", plugin.to_uppercase(), file.display());
+        let name = plugin.to_uppercase();
+        println!("cargo:rustc-env=SNAPSLOT_PLUGIN_{name}={}", file.display());
+        let bytes = std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        println!("cargo:rustc-env=SNAPSLOT_PLUGIN_{name}_DIGEST={digest}");
     }
 }
 

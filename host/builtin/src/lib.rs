@@ -12,6 +12,8 @@ pub struct Builtin {
     pub endings: &'static [&'static str],
     /// The component.
     pub component: &'static [u8],
+    /// Its sha256, in hexadecimal digits.
+    pub digest: &'static str,
 }
 
 /// All of them.
@@ -21,23 +23,27 @@ pub const PLUGINS: &[Builtin] = &[
         place: "image",
         endings: &[".qcow2"],
         component: include_bytes!(env!("SNAPSLOT_PLUGIN_QCOW2")),
+        digest: env!("SNAPSLOT_PLUGIN_QCOW2_DIGEST"),
     },
     Builtin {
         name: "lvm",
         place: "lvm-volume",
         endings: &[],
         component: include_bytes!(env!("SNAPSLOT_PLUGIN_LVM")),
+        digest: env!("SNAPSLOT_PLUGIN_LVM_DIGEST"),
     },
     Builtin {
         name: "zfs",
         place: "zfs-dataset",
         endings: &[],
         component: include_bytes!(env!("SNAPSLOT_PLUGIN_ZFS")),
+        digest: env!("SNAPSLOT_PLUGIN_ZFS_DIGEST"),
     },
     Builtin {
         name: "raw",
         place: "image",
         endings: &[],
         component: include_bytes!(env!("SNAPSLOT_PLUGIN_RAW")),
+        digest: env!("SNAPSLOT_PLUGIN_RAW_DIGEST"),
     },
 ];

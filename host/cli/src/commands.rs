@@ -58,7 +58,8 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
         _ => {}
     }
     // Never dropped: the process ends with it, and the system clears up faster.
-    let engine = ManuallyDrop::new(Engine::open(settings(&args)?)?.for_one_command());
+    let engine = Engine::open_for(settings(&args)?, likely(&args.command))?;
+    let engine = ManuallyDrop::new(engine.for_one_command());
     // But for the process that runs plugins: in a container nobody else may take note of its end.
     let _ended = EndPlugins(&engine);
     match args.command {
@@ -137,6 +138,22 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
         record: args.common.record.clone(),
         tools: None,
     })
+}
+
+/// The plugin that a command will ask first, as far as its words tell.
+fn likely(command: &Command) -> Option<&str> {
+    let (Command::Take { machine, .. }
+    | Command::Restore { machine, .. }
+    | Command::Delete { machine, .. }
+    | Command::Status { machine }
+    | Command::Diff { machine, .. }) = command
+    else {
+        return None;
+    };
+    match machine.split_once(':') {
+        Some((backend, _)) => Some(backend),
+        None => machine.ends_with(".qcow2").then_some("qcow2"),
+    }
 }
 
 fn is_of_strangers(command: &Command) -> bool {

@@ -73,17 +73,29 @@ pub struct Engine {
     one_command: bool,
 }
 
+fn built_in(name: &str) -> Option<&'static snapslot_builtin::Builtin> {
+    snapslot_builtin::PLUGINS.iter().find(|b| b.name == name)
+}
+
 fn is_built_in(name: &str) -> bool {
-    snapslot_builtin::PLUGINS.iter().any(|b| b.name == name)
+    built_in(name).is_some()
 }
 
 impl Engine {
     /// Opens the record and readies the plugins' machinery.
     pub fn open(settings: Settings) -> Result<Engine, EngineError> {
+        Self::open_for(settings, None)
+    }
+
+    /// The same, when a plugin is likely to be needed at once: it is made ready meanwhile, if it is one of ours.
+    pub fn open_for(settings: Settings, likely: Option<&str>) -> Result<Engine, EngineError> {
         // First, because the process for plugins readies itself while the record is opened.
         let runtime =
             Runtime::new(&settings.cache_dir, settings.plugin_time_max, &settings.confine)
                 .map_err(|e| EngineError::load("any", &e))?;
+        if let Some(plugin) = likely.and_then(built_in) {
+            runtime.expect(plugin.digest);
+        }
         let recording = settings.record.as_deref().map(Recording::begin).transpose();
         let recording = recording.map_err(|e| {
             let path = settings.record.as_deref().unwrap_or(Path::new("")).display();
@@ -205,16 +217,18 @@ impl Engine {
         if let Some(plugin) = self.installed_plugin(name) {
             return self.load_installed(plugin);
         }
-        let builtin = snapslot_builtin::PLUGINS.iter().find(|b| b.name == name);
         let more = self.settings.more_plugins.iter().find(|(known, _)| known.name == name);
-        let more = more.map(|(_, bytes)| bytes.as_slice());
-        let Some(bytes) = builtin.map(|b| b.component).or(more) else {
-            if self.unreadable {
-                self.shelf.read()?;
+        let loaded = match (built_in(name), more) {
+            (Some(b), _) => self.runtime.load_known(b.component, b.digest),
+            (None, Some((_, bytes))) => self.runtime.load(bytes),
+            (None, None) => {
+                if self.unreadable {
+                    self.shelf.read()?;
+                }
+                return Err(LocatorError::Backend { backend: name.to_owned() }.into());
             }
-            return Err(LocatorError::Backend { backend: name.to_owned() }.into());
         };
-        self.runtime.load(bytes).map_err(|e| EngineError::load(name, &e))
+        loaded.map_err(|e| EngineError::load(name, &e))
     }
 
     /// How deep plans of this plugin are rehearsed: in full where it is not one of ours.

@@ -1,5 +1,6 @@
 //! The machinery that plugins share, and loading them.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -136,9 +137,21 @@ impl Runtime {
         }
     }
 
+    /// Has a component of this program's own be made ready before it is needed, if it was compiled before.
+    pub fn expect(&self, digest: &str) {
+        if let Home::Apart(apart) = &self.home {
+            apart.expect(digest, &self.cache);
+        }
+    }
+
     /// Loads a component, asks it what it is, and grants it all it asks for.
     pub fn load(&self, bytes: &[u8]) -> Result<Plugin<'_>, LoadError> {
         self.load_with(bytes, &Given::Without(&[]))
+    }
+
+    /// The same with one of this program's own, whose sha256 is known.
+    pub fn load_known(&self, bytes: &'static [u8], digest: &str) -> Result<Plugin<'_>, LoadError> {
+        self.load_digested(Cow::Borrowed(bytes), digest.to_owned(), &Given::Without(&[]))
     }
 
     /// The same, but for the grants of these names.
@@ -162,16 +175,24 @@ impl Runtime {
             return Err(flawed(vec![Flaw::TooLarge { size, limit }]));
         }
         shape(bytes).map_err(|flaw| flawed(vec![flaw]))?;
-        let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let digest = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        self.load_digested(Cow::Owned(bytes.to_vec()), digest, given)
+    }
+
+    fn load_digested(
+        &self,
+        bytes: Cow<'static, [u8]>,
+        digest: String,
+        given: &Given<'_>,
+    ) -> Result<Plugin<'_>, LoadError> {
         let (code, linked) = match &self.home {
             Home::Here(machine) => {
-                let loaded = self.load_here(machine, &digest, bytes)?;
+                let loaded = self.load_here(machine, &digest, &bytes)?;
                 let linked = loaded.linked.clone();
                 (Code::Here(Box::new(loaded)), linked)
             }
             Home::Apart(apart) => {
-                let component =
-                    Component { digest: digest.clone(), bytes: bytes.into(), granted: None };
+                let component = Component { digest: digest.clone(), bytes, granted: None };
                 let loaded = apart.load(&component, &self.cache).map_err(LoadError::Host)?;
                 let linked = loaded.map_err(flawed)?;
                 (Code::Apart(Box::new(component)), linked)

@@ -5,12 +5,12 @@
 //! wished us ill: words out of turn end the process, the plan is made here step by step, and a call has an
 //! end, however much there is still to be said.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::time::Instant;
 
 use snapslot_capture::Plan;
@@ -43,7 +43,7 @@ const READ_MAX: u32 = 8 << 20;
 /// A component, and what is granted to it: enough to make it ready in a new process.
 pub(crate) struct Component {
     pub(crate) digest: String,
-    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) bytes: Cow<'static, [u8]>,
     pub(crate) granted: Option<Description>,
 }
 
@@ -86,6 +86,15 @@ pub(super) struct Worker {
     /// What was seen of its component, once that is ready.
     linked: Option<Linked>,
     granted: Option<Description>,
+    /// What it was told before it was asked.
+    ahead: Ahead,
+}
+
+/// What a process was told to do and has not been heard about yet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ahead {
+    load: bool,
+    describe: bool,
 }
 
 impl Worker {
@@ -96,7 +105,8 @@ impl Worker {
         strict: bool,
     ) -> io::Result<Worker> {
         let (ready, linked, granted) = (None, None, None);
-        let mut worker = Worker { process, channel, limits, strict, ready, linked, granted };
+        let ahead = Ahead::default();
+        let mut worker = Worker { process, channel, limits, strict, ready, linked, granted, ahead };
         let until = worker.soon();
         worker.channel.send(&Order::Begin { limits }, None, until)?;
         Ok(worker)
@@ -120,6 +130,22 @@ impl Worker {
         Ok(*self.ready.insert((key, confinement)))
     }
 
+    /// Has it make a component ready whose compiled code this is, and ask it what it is, while the engine does
+    /// something else.
+    pub(super) fn expect(&mut self, kept: &File) -> io::Result<()> {
+        let until = self.soon();
+        self.channel.send(&Order::Load, Some(kept.as_fd()), until)?;
+        let order = Order::Call { call: Call::Describe, seen: None };
+        self.channel.send(&order, None, until)?;
+        self.ahead = Ahead { load: true, describe: true };
+        Ok(())
+    }
+
+    /// Whether it makes a component ready that nobody has asked for yet.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.ahead.load
+    }
+
     /// Makes the component ready, and gives what was seen of it.
     pub(super) fn load(
         &mut self,
@@ -131,6 +157,13 @@ impl Worker {
         }
         let (key, _) = self.ready()?;
         let until = self.soon();
+        if std::mem::take(&mut self.ahead.load) {
+            return match self.channel.receive(SHORT_MAX, until)? {
+                Word::Linked(result) => Ok(self.linked(result)),
+                // Then it ends, since it was told to go on: another one does it from the beginning.
+                _ => Err(out_of_turn()),
+            };
+        }
         if let Some(kept) = cache.find(&component.digest, key) {
             self.channel.send(&Order::Load, Some(kept.as_fd()), until)?;
             match self.channel.receive(SHORT_MAX, until)? {
@@ -205,8 +238,14 @@ impl Worker {
                 (Some(_), None) => DiskThere::Socket,
             },
         });
-        let order = Order::Call { call: call.clone(), seen };
-        self.channel.send(&order, image.as_ref().map(AsFd::as_fd), until)?;
+        match (std::mem::take(&mut self.ahead.describe), call) {
+            (true, Call::Describe) => {}
+            (true, _) => return Err(out_of_turn()),
+            (false, _) => {
+                let order = Order::Call { call: call.clone(), seen };
+                self.channel.send(&order, image.as_ref().map(AsFd::as_fd), until)?;
+            }
+        }
         let place = sight.map(|s| &s.place).filter(|_| matches!(call, Call::Plan(_)));
         let mut plan = Building::new(grants, place);
         for _ in 0..WORDS_MAX {

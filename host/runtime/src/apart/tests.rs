@@ -94,7 +94,7 @@ fn called(play: impl FnOnce(&mut UnixStream) + Send + 'static) -> Worker {
 }
 
 fn component(granted: Option<Description>) -> Component {
-    Component { digest: "0".repeat(64), bytes: Arc::from(&b"bytes"[..]), granted }
+    Component { digest: "0".repeat(64), bytes: b"bytes"[..].into(), granted }
 }
 
 fn load(worker: &mut Worker) -> Result<Linked, Lost> {

@@ -79,13 +79,32 @@ impl Apart {
         })
     }
 
+    /// Has the process that is there make a component ready that was compiled before.
+    pub(crate) fn expect(&self, digest: &str, cache: &Cache) {
+        let Some(kept) = cache.only(digest) else { return };
+        let mut spare = lock(&self.spare);
+        // That it cannot be told is seen when it is asked; then another one does it.
+        if spare.as_mut().is_some_and(|worker| worker.expect(&kept).is_ok()) {
+            *lock(&self.home_of(digest)) = spare.take();
+        }
+    }
+
     /// Makes a component ready, and gives what was seen of it.
     pub(crate) fn load(
         &self,
         component: &Component,
         cache: &Cache,
     ) -> Result<Result<Linked, Vec<Flaw>>, String> {
-        self.with(component, |worker| worker.load(component, cache))
+        let mut ahead = false;
+        let loaded = self.with(component, |worker| {
+            ahead = worker.is_ahead();
+            worker.load(component, cache)
+        });
+        match loaded {
+            // What was kept could not be used: compiled anew, as it is without haste.
+            Err(_) if ahead => self.with(component, |worker| worker.load(component, cache)),
+            loaded => loaded,
+        }
     }
 
     /// Calls it.
