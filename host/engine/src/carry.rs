@@ -22,7 +22,7 @@ use snapslot_capture::{
 use snapslot_disk::Companion;
 use snapslot_runtime::{Answer, Facts, Failure, FailureKind, Goal, Plugin, not_run};
 
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::keep::in_contract;
 use crate::operate::{Context, Done, PlanDone, PlannedPhase, ReportDone, VolumeDone};
@@ -113,7 +113,7 @@ impl<'e> Context<'e> {
         let result = self.carry_out_begun(planned, meta, done);
         let outcome = result.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
         // The operation is what counts; a history that cannot be written is told by its gap.
-        if let Err(error) = store.end(operation, now(), &outcome) {
+        if let Err(error) = store.end(operation, self.engine.now(), &outcome) {
             tracing::warn!(%error, "the history could not be written");
         }
         result

@@ -9,6 +9,7 @@
 //! for one command at a time. It knows no format: what a volume is, plugins say.
 
 mod carry;
+mod clock;
 mod engine;
 mod error;
 mod import;
@@ -27,6 +28,7 @@ mod store;
 mod view;
 mod volume;
 
+pub use clock::Clock;
 pub use engine::{Engine, Settings, Tools};
 pub use error::EngineError;
 pub use import::Imported;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use snapslot_disk::{EngineLock, ImageLock};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
-use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
+use snapslot_slot::{Consistency, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
 use crate::carry::Planned;
-use crate::engine::{Engine, now, refused};
+use crate::engine::{Engine, refused};
 use crate::error::EngineError;
 use crate::recover::Meta;
 use crate::rehearse::Depth;
@@ -372,7 +372,7 @@ impl<'e> Context<'e> {
         let occupant = state.occupant();
         match verb {
             Verb::Take => {
-                let new = new_occupant(asked, self.consistency()?)?;
+                let new = self.new_occupant(asked)?;
                 let goal = |facts: &Facts| {
                     Goal::Held(NewSnapshot {
                         mark: new.mark.clone(),
@@ -393,7 +393,7 @@ impl<'e> Context<'e> {
                     return Ok(());
                 }
                 let replaced = occupant.map(|o| o.mark.clone());
-                let meta = Meta::new(machine, verb, Some(new.clone()), replaced.clone());
+                let meta = Meta::new(self.engine.now(), machine, verb, Some(new.clone()), replaced.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
                 if enable {
                     store.enable(&machine.name, &machine.volumes).map_err(|source| {
@@ -432,7 +432,7 @@ impl<'e> Context<'e> {
                     return Ok(());
                 }
                 let consumed = asked.consume.then(|| occupant.mark.clone());
-                let meta = Meta::new(machine, verb, Some(occupant.clone()), consumed.clone());
+                let meta = Meta::new(self.engine.now(), machine, verb, Some(occupant.clone()), consumed.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
                 // A snapshot that had to be made again has another identity.
                 let kept = self.held(machine, occupant, &after);
@@ -470,7 +470,7 @@ impl<'e> Context<'e> {
                     }
                     return Ok(());
                 }
-                let meta = Meta::new(machine, verb, None, None);
+                let meta = Meta::new(self.engine.now(), machine, verb, None, None);
                 for mark in &marks {
                     self.remove_mark(machine, mark, &meta, done)?;
                 }
@@ -509,6 +509,17 @@ impl<'e> Context<'e> {
         Ok(Consistency::Offline)
     }
 
+    fn new_occupant(&self, asked: &Asked) -> Result<Occupant, EngineError> {
+        let consistency = self.consistency()?;
+        Ok(Occupant {
+            mark: self.engine.new_mark()?,
+            taken: self.engine.now(),
+            note: asked.note.clone(),
+            consistency,
+            parts: Vec::new(),
+        })
+    }
+
     fn plan_removal(&self, mark: &str) -> Result<Vec<Planned<'e>>, EngineError> {
         let facts = look_at(self.volumes, self.plugins)?;
         let mut planned = Vec::new();
@@ -530,7 +541,7 @@ impl<'e> Context<'e> {
         done: &mut Done,
     ) -> Result<(), EngineError> {
         let planned = self.plan_removal(mark)?;
-        let meta = of.removal();
+        let meta = of.removal(self.engine.now());
         self.carry_out(machine, &planned, &meta, done)?;
         if of.verb == Verb::Delete.word() {
             self.record(machine, None, None)?;
@@ -586,16 +597,3 @@ fn identities(facts: &[Facts], mark: &str) -> Vec<Option<Snapshot>> {
         .collect()
 }
 
-fn new_occupant(asked: &Asked, consistency: Consistency) -> Result<Occupant, EngineError> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random)
-        .map_err(|e| EngineError::Usage(format!("the system has no randomness: {e}")))?;
-    let taken: Moment = now();
-    Ok(Occupant {
-        mark: random.iter().map(|b| format!("{b:02x}")).collect(),
-        taken,
-        note: asked.note.clone(),
-        consistency,
-        parts: Vec::new(),
-    })
-}

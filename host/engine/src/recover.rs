@@ -34,7 +34,7 @@ use snapslot_disk::{Companion, Disk, DiskError};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Moment, Occupant, Running, State};
 
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::locator::Locator;
 use crate::operate::{Context, Done, Verb, lock_images, refuse_used};
@@ -68,6 +68,7 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub fn new(
+        started: Moment,
         machine: &Machine,
         verb: Verb,
         occupant: Option<Occupant>,
@@ -77,7 +78,7 @@ impl Meta {
             verb: verb.word().to_owned(),
             machine: machine.name.clone(),
             volumes: machine.volumes.clone(),
-            started: now(),
+            started,
             process: std::process::id(),
             occupant,
             then_remove,
@@ -89,8 +90,8 @@ impl Meta {
     }
 
     /// The second half of an operation: the same verb, nothing after it.
-    pub fn removal(&self) -> Meta {
-        Meta { then_remove: None, started: now(), ..self.clone() }
+    pub fn removal(&self, started: Moment) -> Meta {
+        Meta { then_remove: None, started, ..self.clone() }
     }
 
     pub fn write(
@@ -259,7 +260,7 @@ impl Engine {
         self.follow(machine, &context, first, went_on)?;
         if let Some(left) = self.store.running(&machine.name)? {
             let outcome = if went_on { "recovered" } else { "never-began" };
-            self.store.end(left.operation, now(), outcome)?;
+            self.store.end(left.operation, self.now(), outcome)?;
         }
         drop(locks);
         Ok((finished, cleared))
@@ -303,8 +304,8 @@ impl Engine {
         let Some(known) = self.store.machine(&machine.name)? else { return Ok(()) };
         let Some(mark) = &known.pending else { return Ok(()) };
         let mut done = Done::nothing(&machine.name);
-        let meta = meta.unwrap_or_else(|| Meta::new(machine, Verb::Delete, None, None));
-        let second = Meta { verb: "recover".to_owned(), ..meta.removal() };
+        let meta = meta.unwrap_or_else(|| Meta::new(self.now(), machine, Verb::Delete, None, None));
+        let second = Meta { verb: "recover".to_owned(), ..meta.removal(self.now()) };
         context.remove_mark(machine, mark, &second, &mut done)?;
         let kept = known.occupant.filter(|o| o.mark != *mark);
         context.record(machine, kept.as_ref(), None)

@@ -193,7 +193,7 @@ impl Engine {
             ),
             None => (
                 "take".to_owned(),
-                Running { operation: 0, since: crate::engine::now(), process: None },
+                Running { operation: 0, since: self.now(), process: None },
             ),
         }
     }
