@@ -157,8 +157,9 @@ fn the_json_of_every_command_keeps_its_keys() {
                   volumes.snapshots.taken.seconds volumes.snapshots.taken.nanoseconds \
                   volumes.snapshots.virtual-size volumes.snapshots.vm-state-size volumes.snapshots.lost volumes.unfinished \
                   volumes.findings volumes.in-use \
-                  volumes.changed-bytes volumes.held-bytes volumes.interrupted \
-                  confinement confinement.process confinement.files confinement.calls confinement.user";
+                  volumes.changed-bytes volumes.held-bytes volumes.at-least volumes.worked-on-by volumes.interrupted \
+                  confinement confinement.process confinement.files confinement.calls confinement.user \
+                  confinement.limits";
     let check = |outcome: snapslot_test_support::Outcome, expected: &[&str]| {
         let mut found = BTreeSet::new();
         keys(outcome.expect(0), "", &mut found);
@@ -169,7 +170,7 @@ fn the_json_of_every_command_keeps_its_keys() {
     };
     check(snapslot.verb("take", path, &["--note", "n"]), &[slot, done]);
     check(snapslot.verb("status", path, &[]), &[slot, status]);
-    let list = slot.replace("slot", "machines.slot");
+    let list = slot.replace("slot", "machines.slot") + " machines.filling";
     check(snapslot.run(["list"]), &["machines machines.machine machines.volumes", &list]);
     image.guest(["write -q -P 18 1M 64k"]);
     check(snapslot.verb("restore", path, &[]), &[slot, done]);
@@ -216,13 +217,92 @@ fn the_json_of_every_command_keeps_its_keys() {
         &[
             "name version summary source endings place copies images images.role images.changes images.reason \
          queries actions digest imports confinement confinement.process confinement.files \
-         confinement.calls confinement.user denied effective added user",
+         confinement.calls confinement.user confinement.limits denied effective added user",
         ],
     );
     check(snapslot.verb("disable", path, &[]), &["machine changed slot slot.state"]);
     check(snapslot.verb("enable", path, &[]), &["machine changed volumes slot slot.state"]);
     check(snapslot.run(["completions", "bash"]), &["script"]);
     check(snapslot.run(["man"]), &["page"]);
+}
+
+#[test]
+fn the_json_of_errors_and_of_drift_keeps_its_keys() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let image = image(&scratch, "disk.qcow2");
+    let path = image.path();
+    let check = |found: &Value, expected: &str| {
+        let mut names = BTreeSet::new();
+        keys(found, "", &mut names);
+        let expected: BTreeSet<String> = expected.split_whitespace().map(str::to_owned).collect();
+        let difference: Vec<_> = names.symmetric_difference(&expected).collect();
+        assert!(difference.is_empty(), "keys that are missing or new: {difference:?} in {found}");
+    };
+    let whole = "error error.code error.data error.exit error.message schema verb";
+    let part = "occupant occupant.mark occupant.taken occupant.taken.seconds occupant.taken.nanoseconds \
+                occupant.note occupant.consistency occupant.parts occupant.parts.volume \
+                occupant.parts.identity occupant.parts.name occupant.parts.virtual-size";
+    let holders = "holders holders.pid holders.program holders.machine";
+    let data = |outcome: &snapslot_test_support::Outcome, exit: i32| {
+        outcome.expect(exit)["error"]["data"].clone()
+    };
+
+    let empty = snapslot.verb("restore", path, &[]);
+    check(empty.expect(4), &format!("{whole} error.data.machine error.data.refusal"));
+    snapslot.verb("take", path, &[]).expect(0);
+    let held = snapslot.verb("take", path, &[]);
+    check(&data(&held, 3), &format!("machine refusal {part}"));
+    let missing = snapslot.verb("take", &scratch.join("none.qcow2"), &[]);
+    check(&data(&missing, 1), "volume");
+    let usage = snapslot.run(["take"]);
+    check(usage.expect(2), whole);
+    let holding = image.hold(true);
+    check(
+        &data(&snapslot.verb("restore", path, &[]), 5),
+        &format!("volume {holders} mounts claimed"),
+    );
+    drop(holding);
+    let name = held_name(&snapslot.verb("status", path, &[]));
+    image.qemu_img(&["snapshot", "-d", &name], &[]).expect_success();
+    let drifted = snapslot.verb("status", path, &[]);
+    let recorded = part.replace("occupant", "recorded");
+    check(&drifted.expect(0)["slot"], &format!("state drift {recorded}"));
+    check(&data(&snapslot.verb("restore", path, &[]), 8), "machine refusal drift");
+}
+
+#[test]
+fn the_json_of_content_keeps_its_keys() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let image = image(&scratch, "disk.qcow2");
+    let path = image.path();
+    let check = |outcome: snapslot_test_support::Outcome, expected: &str| {
+        let mut names = BTreeSet::new();
+        keys(outcome.expect(0), "", &mut names);
+        let expected: BTreeSet<String> =
+            expected.split_whitespace().chain(["schema", "verb"]).map(str::to_owned).collect();
+        let difference: Vec<_> = names.symmetric_difference(&expected).collect();
+        assert!(difference.is_empty(), "keys that are missing or new: {difference:?}");
+    };
+    snapslot.verb("take", path, &[]).expect(0);
+    image.guest(["write -q -P 18 1M 64k"]);
+    let out = scratch.join("out.qcow2").display().to_string();
+    check(
+        snapslot.verb("export", path, &[&out, "--checksum"]),
+        "volume out format compression content elapsed-microseconds virtual-size read-bytes shared-bytes \
+         written-bytes sha256",
+    );
+    check(
+        snapslot.verb("diff", path, &[]),
+        "machine volumes volumes.volume volumes.size volumes.by-content volumes.changed-bytes volumes.ranges \
+         volumes.ranges.start volumes.ranges.length",
+    );
+    snapslot.verb("delete", path, &[]).expect(0);
+    check(
+        snapslot.verb("restore", path, &["--from", &out]),
+        "volume from virtual-size written-bytes shared-bytes",
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! binary on real images, once as a person (a terminal by `script`), once as a script (`--json`).
 
 mod asking;
+mod busy;
 mod contract;
 mod faults;
 mod guide;

@@ -9,14 +9,17 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 use snapslot_test_support::{Scratch, Snapslot};
 
 use crate::asking::on_a_terminal;
 use crate::{image, snapslot, words};
 
-/// A component that calls itself so, serves this ending and asks for this action.
+/// A component that calls itself so, serves this ending and asks for this beyond copies: `changes`, or
+/// a command.
 fn component(name: &str, ending: &str, action: &str, summary: &str) -> PathBuf {
     // They are built one after the other into one place, once in a run.
     static BUILDING: Mutex<Vec<[String; 4]>> = Mutex::new(Vec::new());
@@ -50,9 +53,9 @@ fn toy() -> PathBuf {
     component("toy", ".toy", "", "whole copies")
 }
 
-/// The toy in a later version, which asks for a command.
+/// The toy in a later version, which asks for changes of its image.
 fn toy_that_wants_more() -> PathBuf {
-    component("toy", ".toy", "zfs destroy tank/x", "whole copies")
+    component("toy", ".toy", "changes", "whole copies")
 }
 
 #[track_caller]
@@ -123,13 +126,13 @@ fn what_was_approved_is_shown_pinned_and_used() {
 fn nobody_is_asked_about_what_they_were_not_shown() {
     let scratch = Scratch::new();
     let snapslot = snapslot(&scratch);
-    let file = toy_that_wants_more();
+    let file = component("toy-zfs", "", "zfs destroy {dataset}@{own}", "whole copies");
     for json in ["", "--json "] {
         for (typed, code) in [("n\n", 6), ("\n", 6)] {
             let line = format!("{json}plugin add '{}'", file.display());
             let (found, screen) = on_a_terminal(&snapslot, &line, typed);
             assert_eq!(found, code, "{screen}");
-            assert!(screen.contains("zfs destroy tank/x"), "{json}: {screen}");
+            assert!(screen.contains("zfs destroy {dataset}@{own}"), "{json}: {screen}");
         }
     }
     let (code, screen) =
@@ -147,8 +150,12 @@ fn a_later_version_that_wants_more_is_marked_and_denied_parts_stay_denied() {
     let later = toy_that_wants_more();
     let path = later.to_str().expect("text");
     let (code, out, _) = words(&snapslot, &["plugin", "add", path, "--dry-run"]);
-    assert!(code == 0 && out.contains("NEW, not asked for before: action more"), "{out}");
-    add(&snapslot, &later, 0, &["--yes", "--without", "action more", "--without", "copies"]);
+    assert!(
+        code == 0 && out.contains("NEW, not asked for before: image disk, change of image disk"),
+        "{out}"
+    );
+    let denied = ["--without", "change of image disk", "--without", "copies"];
+    add(&snapslot, &later, 0, &[&["--yes"], &denied[..]].concat());
     let shown = snapslot.run(["plugin", "show", "toy"]).expect(0).clone();
     assert_eq!(shown["effective"], serde_json::json!(["image disk"]), "{shown}");
     // What it was not given it does not have, and the grant is named.
@@ -157,6 +164,72 @@ fn a_later_version_that_wants_more_is_marked_and_denied_parts_stay_denied() {
     let denied = snapslot.verb("take", &volume, &["--full-copy"]);
     assert!(message(denied.expect(7)).contains("copies"), "{denied:?}");
     assert!(fs::read(&volume).expect("it") == vec![7; 1 << 16]);
+}
+
+/// Story: `plugin add --yes` of a new version gave it what the old one had been denied, and nobody was
+/// told.
+#[test]
+fn what_was_denied_stays_denied_until_it_is_given() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let had = || snapslot.run(["plugin", "show", "toy"]).expect(0)["effective"].clone();
+    add(&snapslot, &toy(), 0, &["--yes", "--without", "copies"]);
+    assert_eq!(had(), serde_json::json!(["image disk"]));
+    let later = toy_that_wants_more();
+    let path = later.to_str().expect("text");
+    let (code, out, _) = words(&snapslot, &["plugin", "add", path, "--dry-run"]);
+    assert!(code == 0 && out.contains("Denied before, and still: copies"), "{out}");
+    assert_eq!(add(&snapslot, &later, 0, &["--yes"])["denied"], serde_json::json!(["copies"]));
+    assert_eq!(had(), serde_json::json!(["image disk", "change of image disk"]));
+    // The same again is the same; both at once, or a name that no grant has, is refused.
+    assert_eq!(add(&snapslot, &later, 0, &["--yes"])["added"], false);
+    add(&snapslot, &later, 2, &["--yes", "--with", "copies", "--without", "copies"]);
+    add(&snapslot, &later, 2, &["--yes", "--with", "copeis"]);
+    let (code, out, _) =
+        words(&snapslot, &["plugin", "add", path, "--with", "copies", "--dry-run"]);
+    assert!(code == 0 && out.contains("Denied before, and approved now: copies"), "{out}");
+    add(&snapslot, &later, 0, &["--yes", "--with", "copies"]);
+    assert_eq!(had(), serde_json::json!(["image disk", "change of image disk", "copies"]));
+}
+
+/// Story: between the last look for machines on a plugin and its removal a slot could be made on it, and
+/// was without its plugin then.
+#[test]
+fn a_plugin_does_not_go_while_a_slot_is_made_on_it() {
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    add(&snapslot, &toy(), 0, &["--yes"]);
+    let volume = scratch.join("disk.toy");
+    fs::write(&volume, vec![7; 1 << 16]).expect("a volume");
+    let lock = shelf(&snapslot).join("lock");
+    let locked = |how| {
+        let file = fs::OpenOptions::new().write(true).open(&lock).expect("the lock");
+        Flock::lock(file, how).unwrap_or_else(|(_, e)| panic!("it is locked: {e}"))
+    };
+    // Somebody makes a slot: the plugin stays.
+    let making = locked(FlockArg::LockSharedNonblock);
+    let busy = snapslot.run(["plugin", "remove", "toy", "--yes"]);
+    assert!(message(busy.expect(5)).contains("beginning to need"), "{busy:?}");
+    drop(making);
+    // Somebody removes it: who makes a slot waits, and finds it gone.
+    let removing = locked(FlockArg::LockExclusiveNonblock);
+    let enabling = snapslot.start(["enable", volume.to_str().expect("text")]);
+    let waits = || {
+        let all = fs::read_to_string("/proc/locks").expect("the kernel's list");
+        let pid = enabling.id().to_string();
+        all.lines().any(|l| l.contains("->") && l.split_whitespace().any(|word| word == pid))
+    };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !waits() {
+        assert!(Instant::now() < deadline, "it does not wait for who removes the plugin");
+        std::thread::yield_now();
+    }
+    let list = shelf(&snapslot).join("lock.json");
+    fs::write(&list, "{ \"version\": 1, \"plugins\": [] }").expect("written");
+    drop(removing);
+    let done = enabling.finish(Duration::from_secs(120));
+    assert!(done.code == Some(2) && done.text().contains("no plugin toy"), "{}", done.account());
+    assert!(snapslot.run(["list"]).expect(0)["machines"].as_array().is_some_and(Vec::is_empty));
 }
 
 #[test]

@@ -58,6 +58,32 @@ fn libnbd_reads_what_was_taken_and_where_there_is_something() {
     assert!(list.contains("read-only"), "{list}");
 }
 
+/// As a file, for programs that know no NBD.
+#[test]
+fn fuse_shows_it_as_a_file() {
+    if !is_root() {
+        println!("not root: nothing was mounted");
+        return;
+    }
+    let scratch = Scratch::new();
+    let (snapslot, image, before) = held(&scratch);
+    let plain = scratch.join("plain.raw");
+    std::fs::write(&plain, &before).expect("room");
+    std::fs::create_dir(scratch.join("mnt")).expect("room");
+    // It tells that it is mounted by writing its number.
+    let script = format!(
+        "cd {} && mkfifo ready && {{ nbdfuse --pidfile ready mnt/disk {{uri}} & }}
+         cat ready > /dev/null && cmp mnt/disk plain.raw; code=$?
+         umount mnt; wait; exit $code",
+        scratch.path().display()
+    );
+    opened(&snapslot, &image, &["sh", "-c", &script]);
+}
+
+fn is_root() -> bool {
+    program("id", &["-u"]).expect_success().text().trim() == "0"
+}
+
 #[test]
 fn qemu_reads_it_and_may_not_write_it() {
     let scratch = Scratch::new();
@@ -268,28 +294,22 @@ fn over_tcp_it_takes_tls_and_a_certificate() {
            openssl x509 -req -in $who.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -days 9 -extfile ext -out $who-cert.pem 2>/dev/null
          done",
     );
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|l| l.local_addr())
-        .expect("a port")
-        .port();
     let (path, pki) = (image.path().display().to_string(), pki.display().to_string());
-    let address = format!("127.0.0.1:{port}");
     let run = |command: &[&str]| {
-        let mut all = vec!["open", &path, "--tcp", &address, "--tls", &pki, "--"];
+        let mut all = vec!["open", &path, "--tcp", "127.0.0.1:0", "--tls", &pki, "--"];
         all.extend(command);
         snapslot.run(&all)
     };
     let copy = scratch.join("copy.raw").display().to_string();
-    let uri = format!("nbds://localhost:{port}/?tls-certificates={pki}");
+    let uri = format!("nbds://{{tcp}}/?tls-certificates={pki}");
     let done = run(&["nbdcopy", &uri, &copy]);
     assert!(done.code() == 0, "{}", done.process.account());
     assert_same("over TLS", &std::fs::read(&copy).expect("the copy"), &before);
     // Without TLS there is nothing, and without a certificate neither.
-    let plain = format!("nbd://localhost:{port}/");
-    assert_ne!(run(&["nbdinfo", "--size", &plain]).code(), 0, "served without TLS");
+    assert_ne!(run(&["nbdinfo", "--size", "nbd://{tcp}/"]).code(), 0, "served without TLS");
     let stranger = scratch.join("stranger");
     std::fs::create_dir(&stranger).expect("room");
     std::fs::copy(format!("{pki}/ca-cert.pem"), stranger.join("ca-cert.pem")).expect("room");
-    let uri = format!("nbds://localhost:{port}/?tls-certificates={}", stranger.display());
+    let uri = format!("nbds://{{tcp}}/?tls-certificates={}", stranger.display());
     assert_ne!(run(&["nbdinfo", "--size", &uri]).code(), 0, "served to a stranger");
 }

@@ -215,6 +215,28 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     assert_eq!(export(&["/no/such/place/out.raw"]).code(), 1);
     assert_eq!(export(&[&path, "--format", "raw", "--compress", "zstd"]).code(), 2);
     assert_eq!(export(&["-"]).code(), 2, "the image and --json on one output");
+    // Onto what it is made of, or anybody's disk.
+    let link = scratch.join("link.raw");
+    std::os::unix::fs::symlink(image.path(), &link).expect("room");
+    let other = Image::create(scratch.join("other.qcow2"), &[], 4 * MIB);
+    snapslot.verb("take", other.path(), &[]).expect(0);
+    let stranger = Image::create(scratch.join("stranger.qcow2"), &[], 4 * MIB);
+    let running = stranger.hold(true);
+    let kept = scratch.join("disk.qcow2.snapslot-journal");
+    for (onto, code, exit) in [
+        (image.path(), "no-content", 6),
+        (&link, "no-content", 6),
+        (other.path(), "no-content", 6),
+        (stranger.path(), "in-use", 5),
+        (&kept, "no-content", 6),
+    ] {
+        let content = std::fs::read(onto).ok();
+        let refused = export(&[&onto.display().to_string(), "--force"]);
+        assert_eq!(refused.expect(exit)["error"]["code"], code, "onto {}", onto.display());
+        assert!(std::fs::read(onto).ok() == content, "{} was changed", onto.display());
+    }
+    drop(running);
+    image.assert_clean();
     // A machine that runs: its present disk is not exported, its snapshot is.
     let held = image.hold(true);
     assert_eq!(export(&[&path, "--force", "--live"]).expect(5)["error"]["code"], "in-use");

@@ -12,18 +12,23 @@ use crate::{MIB, program, snapslot};
 
 const SIZE: u64 = 24 * MIB + 4096 + 512;
 
-struct Served {
-    snapslot: Snapslot,
-    volume: String,
-    disk: PathBuf,
-    socket: PathBuf,
-    uri: String,
+pub(crate) struct Served {
+    pub(crate) snapslot: Snapslot,
+    pub(crate) volume: String,
+    pub(crate) disk: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) uri: String,
 }
 
 impl Served {
     fn new(scratch: &Scratch) -> Served {
         let disk = scratch.join("vm.img");
         std::fs::write(&disk, SplitMix64::new(1).bytes(SIZE as usize)).expect("room");
+        Served::over(scratch, disk)
+    }
+
+    /// A disk that is there.
+    pub(crate) fn over(scratch: &Scratch, disk: PathBuf) -> Served {
         let socket = scratch.join("s");
         Served {
             snapslot: snapslot(scratch),
@@ -34,8 +39,8 @@ impl Served {
         }
     }
 
-    fn start(&self, more: &[&str]) -> Process {
-        let _ = std::fs::remove_file(&self.socket);
+    /// Starts it. The socket of one that was killed may be there still.
+    pub(crate) fn start(&self, more: &[&str]) -> Process {
         let socket = self.socket.display().to_string();
         let mut all = vec!["serve", &self.volume, "--socket", &socket];
         all.extend(more);
@@ -55,12 +60,12 @@ impl Served {
     }
 
     #[track_caller]
-    fn verb(&self, verb: &str, more: &[&str]) -> snapslot_test_support::Outcome {
+    pub(crate) fn verb(&self, verb: &str, more: &[&str]) -> snapslot_test_support::Outcome {
         self.snapslot.verb(verb, Path::new(&self.volume), more)
     }
 
     #[track_caller]
-    fn qemu_io(&self, commands: &[&str]) {
+    pub(crate) fn qemu_io(&self, commands: &[&str]) {
         let mut all = vec!["-f", "raw"];
         for command in commands {
             all.extend(["-c", command]);
@@ -70,13 +75,13 @@ impl Served {
         assert!(!done.text().contains("failed"), "{}", done.text());
     }
 
-    fn stop(&self, process: Process) {
+    pub(crate) fn stop(&self, process: Process) {
         program("kill", &["-TERM", &process.id().to_string()]);
         let done = process.finish(Duration::from_secs(60));
         assert_eq!(done.code, Some(0), "{}", done.account());
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         std::fs::read(&self.disk).expect("the disk")
     }
 }
@@ -246,7 +251,7 @@ fn a_full_store_is_told_and_the_machine_goes_on() {
 }
 
 /// Chooses the export, with simple replies.
-fn choose(stream: &UnixStream) {
+pub(crate) fn choose(stream: &UnixStream) {
     let mut stream = stream;
     let mut hello = [0; 18];
     stream.read_exact(&mut hello).expect("a greeting");
@@ -256,7 +261,7 @@ fn choose(stream: &UnixStream) {
 }
 
 /// One request and its answer; none: the server is gone.
-fn ask(mut stream: &UnixStream, kind: u16, offset: u64, data: &[u8]) -> Option<u32> {
+pub(crate) fn ask(mut stream: &UnixStream, kind: u16, offset: u64, data: &[u8]) -> Option<u32> {
     let length = if kind == 1 { data.len() as u32 } else { 0 };
     let mut out = 0x2560_9513_u32.to_be_bytes().to_vec();
     out.extend([0; 2]);
@@ -360,4 +365,40 @@ fn a_server_killed_under_load_loses_nothing() {
     println!("{rounds} kills, {kills_with_snapshot} with a snapshot held");
     assert!(kills_with_snapshot > 0);
     served.stop(process);
+}
+
+/// Story: an image was put back in place of a disk whose snapshot lay partly in that disk. The snapshot was gone
+/// after that, or, its server having been killed, given back as a mixture.
+#[test]
+fn an_image_is_not_put_in_place_of_a_disk_that_its_snapshot_needs() {
+    let scratch = Scratch::new();
+    let served = Served::new(&scratch);
+    let before = served.bytes();
+    let image = scratch.join("other.raw");
+    std::fs::write(&image, SplitMix64::new(77).bytes(SIZE as usize)).expect("room");
+    let from = format!("raw:{}", image.display());
+    for killed in [false, true] {
+        let process = served.start(&[]);
+        if !killed {
+            served.verb("take", &[]).expect(0);
+        }
+        served.qemu_io(&["write -P 9 0 1M", "flush"]);
+        match killed {
+            false => served.stop(process),
+            true => {
+                program("kill", &["-KILL", &process.id().to_string()]);
+                process.finish(Duration::from_secs(60));
+            }
+        }
+        let now = served.bytes();
+        let refused = served.verb("restore", &["--from", &from]);
+        assert_eq!(refused.expect(6)["error"]["code"], "no-content", "killed: {killed}");
+        assert_same("the disk", &served.bytes(), &now);
+        assert_eq!(served.verb("status", &[]).slot(), "held", "killed: {killed}");
+    }
+    served.verb("restore", &[]).expect(0);
+    assert_same("what was taken", &served.bytes(), &before);
+    served.verb("delete", &[]).expect(0);
+    served.verb("restore", &["--from", &from]).expect(0);
+    assert_same("put back", &served.bytes(), &std::fs::read(&image).expect("it"));
 }

@@ -7,6 +7,7 @@
 mod clients;
 mod exports;
 mod live;
+mod trouble;
 
 use std::path::Path;
 use std::process::Command;

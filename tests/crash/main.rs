@@ -6,9 +6,11 @@
 //! - [`kills`]: SIGKILL at random moments of every verb and of recovery;
 //! - [`races`]: two processes at one image;
 //! - [`machines`]: SIGKILL at a verb on two disks;
+//! - [`in_between`]: the same in the middle of the work on one of them, and QEMU at one before recovery;
 //! - [`locks`]: QEMU at an image that is being changed;
 //! - [`repair`]: QEMU's repair of an image whose change was interrupted.
 
+mod in_between;
 mod kills;
 mod locks;
 mod machines;

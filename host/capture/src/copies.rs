@@ -24,9 +24,9 @@
 //! - Blocks are shared where the file system can (FICLONE); otherwise it takes permission to copy
 //!   the whole.
 //!
-//! One engine at a time works on a disk: its lock is the caller's business. So is stopping the
-//! machine: blocks are shared in one instant, but a whole copy of a disk that is written
-//! meanwhile is refused only as far as the file's times show it.
+//! One engine at a time works on a disk: its lock is the caller's business, but that a file which a restore
+//! puts in the disk's place has it too, as long as the [`Copies`] live. So is stopping the machine: blocks
+//! are shared in one instant, and a whole copy of a disk that somebody has is refused.
 
 mod attributes;
 mod content;
@@ -47,6 +47,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::OFlag;
@@ -135,6 +136,8 @@ pub struct Copies {
     folder: Option<PathBuf>,
     /// Where the process is asked that serves the disk, if one does.
     socket: Option<PathBuf>,
+    /// The file that a restore put in the disk's place, with its lock.
+    put: Mutex<Option<File>>,
     #[cfg(test)]
     pretend: tests::Pretend,
 }
@@ -156,6 +159,7 @@ impl Copies {
             disk: disk.to_owned(),
             folder: folder.map(Path::to_owned),
             socket: None,
+            put: Mutex::default(),
             #[cfg(test)]
             pretend: tests::Pretend::default(),
         }
@@ -241,7 +245,12 @@ impl Copies {
             return self.restore_live(mark);
         }
         let opened = self.open()?;
-        if opened.is_file { opened.replace(mark, watch) } else { opened.overwrite(mark, watch) }
+        if !opened.is_file {
+            return opened.overwrite(mark, watch);
+        }
+        let new = opened.replace(mark, watch)?;
+        *self.put.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
+        Ok(())
     }
 
     /// Removes the copy with this mark; fine if there is none.

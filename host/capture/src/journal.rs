@@ -7,13 +7,20 @@
 //!       kind 1 meta    what the engine needs to finish the operation, its own encoding
 //!            2 seal    offset u64, bits u64
 //!            3 step    a step, see `put_step`
-//!            4 commit  crc32c of all records' checks u32; always the last record
+//!            4 commit  crc32c of all records' checks u32; always the last record of the plan
+//!            5 work    nothing; behind the commit, once the work on images has begun
 //! ```
 //!
 //! The check of a record covers its first 12 bytes and its payload. Everything is written, then
 //! the file is flushed, then its name is synced: only a journal that is whole can have a valid
 //! commit record, so the flush *is* the commit point, and until it returns the image has not
 //! been touched. A journal without a valid commit record is of an operation that never began.
+//!
+//! The note of work is for plans over several volumes. What an image shows of a plan is its header, and that stays
+//! as the seal made it while tables and counts are being changed; so whether a seal may simply be taken off again
+//! cannot be seen there. The note is durable before anything but seals is written to any of the images. Up to
+//! so many bytes behind the commit record count as that note, whole, torn or damaged: to go on where one could have gone back is
+//! right, to go back where one should have gone on is not.
 
 use std::time::Duration;
 
@@ -31,6 +38,7 @@ const META: u32 = 1;
 const SEAL: u32 = 2;
 const STEP: u32 = 3;
 const COMMIT: u32 = 4;
+const WORK: u32 = 5;
 /// The meta record is a page of JSON; this leaves room for 64 volumes with long names.
 const META_MAX: usize = 1 << 20;
 /// What the limits of a plan allow, with the records' heads.
@@ -75,6 +83,8 @@ pub enum Found {
         meta: Vec<u8>,
         /// The plan.
         plan: Plan,
+        /// Whether more than seals may have been written to the images of its operation.
+        work: bool,
     },
 }
 
@@ -93,6 +103,18 @@ pub fn commit(place: &dyn Companion, meta: &[u8], plan: &Plan) -> Result<(), Jou
         let _ = place.remove();
     }
     result
+}
+
+/// Notes in a committed journal that the work on images begins, and makes that durable.
+pub fn note_work(place: &dyn Companion) -> Result<(), JournalError> {
+    let foreign = |why| JournalError::Foreign { name: place.name(), why };
+    let file = place.reopen()?.ok_or_else(|| foreign("it is not there any more"))?;
+    let head = head(0, WORK, u32::MAX);
+    let mut record = head.to_vec();
+    record.extend_from_slice(&check(&head, &[]).to_le_bytes());
+    file.write_at(file.size()?, &record)?;
+    file.flush()?;
+    Ok(())
 }
 
 fn write_all(place: &dyn Companion, meta: &[u8], plan: &Plan) -> Result<(), JournalError> {
@@ -205,8 +227,7 @@ pub fn parse(bytes: &[u8], name: &str) -> Result<Found, JournalError> {
         };
         at += RECORD + payload.len();
         if kind == COMMIT {
-            let whole = payload == u32::to_le_bytes(chain) && at == bytes.len();
-            if !whole {
+            if payload != u32::to_le_bytes(chain) {
                 return Ok(Found::Uncommitted);
             }
             break;
@@ -231,7 +252,11 @@ pub fn parse(bytes: &[u8], name: &str) -> Result<Found, JournalError> {
     let meta = meta.ok_or_else(|| foreign("it does not say what it is for"))?;
     let plan =
         plan.finish().map_err(|source| JournalError::Plan { name: name.to_owned(), source })?;
-    Ok(Found::Committed { meta, plan })
+    match bytes.len() - at {
+        0 => Ok(Found::Committed { meta, plan, work: false }),
+        1..=RECORD => Ok(Found::Committed { meta, plan, work: true }),
+        _ => Err(foreign("something lies behind its end")),
+    }
 }
 
 fn next_record(bytes: &[u8], at: usize, number: u32) -> Option<(u32, &[u8], u32)> {

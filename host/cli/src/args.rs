@@ -157,7 +157,8 @@ pub enum Command {
         #[arg(long)]
         full_copy: bool,
         /// Refuse a volume that has no slot yet, instead of giving it one
-        #[arg(long, env = "SNAPSLOT_NO_ENABLE", hide_env_values = true)]
+        #[arg(long, env = "SNAPSLOT_NO_ENABLE", hide_env_values = true,
+              value_parser = clap::builder::FalseyValueParser::new())]
         no_enable: bool,
         /// Print the plan that would run, and stop
         #[arg(long)]
@@ -303,22 +304,9 @@ pub enum PluginCommand {
   snapslot plugin add ./vhd.wasm                      # shows it, asks, installs
   snapslot plugin add ./x.wasm --without 'action destroy' --yes
 
-The component is compiled and asked what it is in a process that can open no file, and copied
+A later version goes on without what the one before was denied; --with gives it. The component is compiled and asked what it is in a process that can open no file, and copied
 into the state directory: what happens to FILE afterwards does not matter.")]
-    Add {
-        /// The component, a .wasm file
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// Do not give this grant, by its name as in "action destroy"; repeat for several
-        #[arg(long, value_name = "GRANT")]
-        without: Vec<String>,
-        /// Approve without being asked
-        #[arg(long, short)]
-        yes: bool,
-        /// Show what it asks for, and stop
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Add(AddArgs),
     /// Begin a plugin of your own: a small, whole project
     #[command(after_help = "Examples:
   snapslot plugin new myformat                     # snapshots are copies that the host keeps
@@ -383,6 +371,25 @@ Exit codes:
 }
 
 #[derive(Debug, ClapArgs)]
+pub struct AddArgs {
+    /// The component, a .wasm file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Do not give this grant, by its name as in "action destroy"; repeat for several
+    #[arg(long, value_name = "GRANT")]
+    pub without: Vec<String>,
+    /// Give this grant, though the version before was denied it; repeat for several
+    #[arg(long, value_name = "GRANT")]
+    pub with: Vec<String>,
+    /// Approve without being asked
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Show what it asks for, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, ClapArgs)]
 pub struct TestArgs {
     /// The component, a .wasm file; or the name of a built-in or installed plugin
     #[arg(value_name = "PLUGIN")]
@@ -430,7 +437,7 @@ pub struct ListenArgs {
     /// The unix socket to make [default: one in the state directory]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Listen on this address and port too, with TLS
+    /// Listen on this address and port too, with TLS; port 0 is any that is free, and is said
     #[arg(long, value_name = "ADDRESS:PORT", requires = "tls")]
     pub tcp: Option<std::net::SocketAddr>,
     /// Directory of server-cert.pem, server-key.pem and ca-cert.pem, as QEMU has it: clients need a
@@ -556,6 +563,20 @@ impl Command {
         matches!(self, Command::Plugin { command: PluginCommand::Test(_) })
     }
 
+    /// Whether what it does matters more than who hears of it: a machine's disk is not taken from it, nor a change
+    /// stopped half-way, because a reader of our words, a client or a server that was asked has hung up.
+    pub fn outlives_its_reader(&self) -> bool {
+        matches!(
+            self,
+            Command::Serve(_)
+                | Command::Open(_)
+                | Command::Take { .. }
+                | Command::Restore { .. }
+                | Command::Delete { .. }
+                | Command::Recover { .. }
+        )
+    }
+
     /// The verb, as `--json` names it.
     pub fn verb(&self) -> &'static str {
         match self {
@@ -575,7 +596,7 @@ impl Command {
             Command::History { .. } => "history",
             Command::Plugin { command: PluginCommand::List } => "plugin list",
             Command::Plugin { command: PluginCommand::Show { .. } } => "plugin show",
-            Command::Plugin { command: PluginCommand::Add { .. } } => "plugin add",
+            Command::Plugin { command: PluginCommand::Add(_) } => "plugin add",
             Command::Plugin { command: PluginCommand::New { .. } } => "plugin new",
             Command::Plugin { command: PluginCommand::Check { .. } } => "plugin check",
             Command::Plugin { command: PluginCommand::Replay { .. } } => "plugin replay",

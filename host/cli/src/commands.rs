@@ -21,6 +21,19 @@ use crate::output::{Failed, Output};
 /// This program, even if another one has taken its name meanwhile.
 const OURSELVES: &str = "/proc/self/exe";
 
+/// Verbs that ask plugins, and are waited for by people and scripts.
+const ASKING: [&str; 7] = ["take", "status", "restore", "delete", "export", "diff", "check"];
+
+/// Starts the process for plugins, before arguments are understood, where they look as if it will be needed.
+pub fn start_early() {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    let is = |word: &str| words.iter().any(|w| w == word);
+    let within = std::env::var_os("SNAPSLOT_CONFINE").is_some_and(|w| w == "never");
+    if ASKING.into_iter().any(is) && !within && !is("never") && !is("--confine=never") {
+        snapslot_engine::start_plugins_early(std::path::Path::new(OURSELVES));
+    }
+}
+
 pub fn run(args: Args) -> ExitCode {
     let output = Output::new(args.common.json, args.command.verb(), args.common.color);
     match dispatch(args, output) {
@@ -45,7 +58,7 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
         _ => {}
     }
     // Never dropped: the process ends with it, and the system clears up faster.
-    let engine = ManuallyDrop::new(Engine::open(settings(&args)?)?);
+    let engine = ManuallyDrop::new(Engine::open(settings(&args)?)?.for_one_command());
     // But for the process that runs plugins: in a container nobody else may take note of its end.
     let _ended = EndPlugins(&engine);
     match args.command {
@@ -115,12 +128,10 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
         more_plugins: Vec::new(),
         plugin_time_max: None,
         confine: match args.common.confine {
-            args::Confine::Auto => Confine::Apart(OURSELVES.into()),
             args::Confine::Always => Confine::Strictly(OURSELVES.into()),
-            // What nobody approved yet is compiled and asked in a process of its own.
-            args::Confine::Never if is_of_strangers(&args.command) => {
-                Confine::Apart(OURSELVES.into())
-            }
+            // What nobody approved yet runs in a process of its own, or not at all.
+            _ if is_of_strangers(&args.command) => Confine::Separately(OURSELVES.into()),
+            args::Confine::Auto => Confine::Apart(OURSELVES.into()),
             args::Confine::Never => Confine::Here,
         },
         record: args.common.record.clone(),
@@ -129,8 +140,9 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
 }
 
 fn is_of_strangers(command: &Command) -> bool {
-    use PluginCommand::{Add, Check, Test};
-    matches!(command, Command::Plugin { command: Add { .. } | Check { .. } | Test(_) })
+    use PluginCommand::{Add, Check, Replay, Test};
+    let of_file = |c: &PluginCommand| matches!(c, Add(_) | Check { .. } | Replay { .. } | Test(_));
+    matches!(command, Command::Plugin { command } if of_file(command))
 }
 
 fn manual(dir: Option<&std::path::Path>, output: Output) -> Result<ExitCode, Failed> {

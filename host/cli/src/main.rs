@@ -11,6 +11,7 @@ mod words;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 fn main() -> ExitCode {
     // Started by ourselves as the process that runs plugins.
@@ -19,16 +20,20 @@ fn main() -> ExitCode {
     }
     // `snapslot list | head` ends quietly, as other tools do, not with a panic.
     reset_broken_pipe();
+    commands::start_early();
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => return output::usage(&error),
     };
+    if args.command.outlives_its_reader() {
+        // SAFETY: no other thread runs yet, and to ignore a signal runs no code of ours.
+        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    }
     output::start_log(args.common.verbose, args.command.is_noisy(), args.common.color);
     commands::run(args)
 }
 
 fn reset_broken_pipe() {
-    use nix::sys::signal::{SigHandler, Signal, signal};
     // SAFETY: no other thread runs yet, and the default disposition runs no code of ours.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }

@@ -31,6 +31,8 @@ pub fn start_log(verbose: u8, noisy: bool, color: Color) {
         .with_writer(std::io::stderr)
         .with_ansi(use_color(color, std::io::stderr().is_terminal()))
         .without_time()
+        // Nobody may be reading; that is no reason to end.
+        .log_internal_errors(false)
         .with_target(false)
         .init();
 }

@@ -1,13 +1,14 @@
 //! Stopping long work in an orderly way: at the first interrupt; a second one ends at once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-static WANTED: AtomicBool = AtomicBool::new(false);
+/// The signal that was heard; 0: none.
+static WANTED: AtomicI32 = AtomicI32::new(0);
 
-extern "C" fn heard(_signal: i32) {
-    WANTED.store(true, Ordering::Relaxed);
+extern "C" fn heard(signal: i32) {
+    WANTED.store(signal, Ordering::Relaxed);
 }
 
 /// From here on an interrupt or a request to end is taken note of, once.
@@ -21,5 +22,10 @@ pub fn listen() {
 
 /// Whether somebody wants it to stop.
 pub fn wanted() -> bool {
-    WANTED.load(Ordering::Relaxed)
+    WANTED.load(Ordering::Relaxed) != 0
+}
+
+/// The signal by which.
+pub fn signal() -> Option<Signal> {
+    Signal::try_from(WANTED.load(Ordering::Relaxed)).ok()
 }

@@ -1,6 +1,7 @@
 //! A command, and what came of running it.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// A command made from a grant: a program of the host's table and its arguments.
@@ -87,6 +88,18 @@ pub enum RunError {
         /// How much is taken in.
         limit: usize,
     },
+    /// It took too long, and the kernel does not let it be ended.
+    #[error(
+        "`{command}` took longer than {seconds} s and cannot be ended: process {pid} waits in the kernel, mostly for a device"
+    )]
+    Unkillable {
+        /// The command.
+        command: String,
+        /// How long it had.
+        seconds: u64,
+        /// Its process.
+        pid: u32,
+    },
     /// A signal ended it.
     #[error("`{command}` was ended by signal {signal}")]
     Killed {
@@ -101,4 +114,11 @@ pub enum RunError {
 pub trait Executor: Send + Sync {
     /// Runs it to its end.
     fn run(&self, command: &Command) -> Result<Answer, RunError>;
+
+    /// The same, and it keeps this descriptor open for as long as it lives, also when whoever runs it
+    /// is killed meanwhile: what is locked through it stays so until the command has ended.
+    fn run_holding(&self, command: &Command, held: BorrowedFd<'_>) -> Result<Answer, RunError> {
+        let _ = held;
+        self.run(command)
+    }
 }

@@ -27,9 +27,10 @@ pub enum Grammar {
     Mark,
     /// An unsigned number of 64 bits.
     Number,
-    /// A universally unique identifier, as LVM writes it or in hexadecimal.
+    /// A universally unique identifier, as LVM writes it or in hexadecimal; behind `lv_uuid=`, or
+    /// what a guard expects.
     Uuid,
-    /// A tag as LVM allows them.
+    /// A tag as LVM allows them, behind `--addtag` or `--deltag`.
     LvmTag,
 }
 
@@ -133,10 +134,13 @@ impl Grammar {
             Grammar::LvmTag => {
                 (1..=128).contains(&value.len())
                     && !value.starts_with('-')
-                    && value
-                        .bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || b"_+.-/=!:&#".contains(&b))
+                    && Grammar::is_of_tags(value)
             }
         }
+    }
+
+    /// Whether all of a text may stand in a tag.
+    pub(crate) fn is_of_tags(text: &str) -> bool {
+        text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+.-/=!:&#".contains(&b))
     }
 }

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use crate::command::Command;
+use crate::fits::{Piece, Word, fits};
 use crate::grammar::Grammar;
-use crate::place::Place;
-use crate::runner::PROGRAMS;
+use crate::place::{Place, PlaceKind};
+use crate::table::Purpose;
 
 const WORDS_MAX: usize = 64;
 const WORD_MAX: usize = 4096;
@@ -84,9 +85,9 @@ pub struct Filled {
 }
 
 impl Grant {
-    /// Whether it is one that may be approved: of the host's programs, with holes that are
-    /// declared, and nothing a tool could read otherwise.
-    pub fn check(&self) -> Result<(), GrantError> {
+    /// Whether it is one that a person may be asked to approve: a command of the host's table, for
+    /// volumes of this kind and for this purpose, with holes that are declared.
+    pub fn check(&self, kind: PlaceKind, purpose: Purpose) -> Result<(), GrantError> {
         let broken = |why: String| GrantError { grant: shown(&self.name), why };
         let fail = |why: String| Err(broken(why));
         if !is_name(&self.name) {
@@ -117,21 +118,33 @@ impl Grant {
             }
             used.push(guard.equals.clone());
         }
-        match self.holes.iter().find(|h| !used.contains(&h.name)) {
-            Some(hole) => fail(format!("has the hole {:?}, which stands nowhere", hole.name)),
+        if let Some(hole) = self.holes.iter().find(|h| !used.contains(&h.name)) {
+            return fail(format!("has the hole {:?}, which stands nowhere", hole.name));
+        }
+        fits(kind, &self.words(&self.template), self.input.as_deref(), purpose).map_err(&broken)?;
+        match &self.guard {
+            Some(guard) => fits(kind, &self.words(&guard.template), None, Purpose::Look)
+                .map_err(|why| broken(format!("has a guard that {why}"))),
             None => Ok(()),
         }
     }
 
+    /// A template's words, cut at their holes. What is no hole of this grant's stays text.
+    fn words<'a>(&self, template: &'a [String]) -> Vec<Word<'a>> {
+        let piece = |part: Part<'a>| match part {
+            Part::Text("") => None,
+            Part::Text(text) => Some(Piece::Text(text)),
+            Part::Hole(name) => {
+                let hole = self.holes.iter().find(|h| h.name == name)?;
+                Some(Piece::Hole(name, hole.grammar))
+            }
+        };
+        let cut = |word: &'a String| parts(word).unwrap_or_default().into_iter().filter_map(piece);
+        template.iter().map(|word| cut(word).collect()).collect()
+    }
+
     /// The holes that stand in a template.
     fn used(&self, template: &[String]) -> Result<Vec<String>, String> {
-        let Some(program) = template.first() else { return Err("names no program".to_owned()) };
-        if !PROGRAMS.contains(&program.as_str()) {
-            return Err(format!(
-                "wants the program {:?}, which this host does not run for plugins",
-                shown(program)
-            ));
-        }
         if template.len() > WORDS_MAX || template.iter().any(|w| w.is_empty() || w.len() > WORD_MAX)
         {
             return Err("has empty words, or too many, or too long ones".to_owned());
@@ -187,22 +200,29 @@ impl Grant {
             };
             filled.push((&hole.name, value));
         }
-        let make = |template: &[String], input: Option<String>, deadline| -> Command {
-            let mut words = template.iter().map(|word| substituted(word, &filled));
-            Command {
-                program: words.next().unwrap_or_default(),
-                arguments: words.collect(),
-                input,
-                deadline,
+        let make = |template: &[String], input: Option<String>, deadline| {
+            let words: Vec<String> = template.iter().map(|w| substituted(w, &filled)).collect();
+            // No grammar lets such a value through. If one ever did, it would end here.
+            let optional = |(word, was): (&String, &String)| {
+                word.is_empty() || (word.starts_with('-') && !was.starts_with('-'))
+            };
+            if words.iter().zip(template).any(optional) {
+                return Err(fail("a hole", "would become an option, or nothing".to_owned()));
             }
+            let mut words = words.into_iter();
+            let program = words.next().unwrap_or_default();
+            Ok(Command { program, arguments: words.collect(), input, deadline })
         };
         let deadline = Duration::from_secs(self.deadline_seconds);
-        let command = make(&self.template, self.input.clone(), deadline);
-        let guard = self.guard.as_ref().map(|guard| {
-            let expected = filled.iter().find(|(n, _)| *n == guard.equals);
-            let expected = expected.map(|(_, v)| v.clone()).unwrap_or_default();
-            (make(&guard.template, None, GUARD_DEADLINE), expected)
-        });
+        let command = make(&self.template, self.input.clone(), deadline)?;
+        let guard = match &self.guard {
+            None => None,
+            Some(guard) => {
+                let expected = filled.iter().find(|(n, _)| *n == guard.equals);
+                let expected = expected.map(|(_, v)| v.clone()).unwrap_or_default();
+                Some((make(&guard.template, None, GUARD_DEADLINE)?, expected))
+            }
+        };
         Ok(Filled { command, guard })
     }
 }
@@ -257,17 +277,13 @@ mod tests {
     //! Goal: no value of a plugin's ever becomes an option, another volume, or nothing.
 
     use super::*;
-    use crate::place::PlaceKind;
 
     fn grant() -> Grant {
         let word = |s: &&str| (*s).to_owned();
         let hole = |name: &str, grammar| Hole { name: name.to_owned(), grammar };
         Grant {
             name: "remove".to_owned(),
-            template: ["lvremove", "-y", "--config", "report{time_format=\"%s\"}", "{group}/{own}"]
-                .iter()
-                .map(word)
-                .collect(),
+            template: ["lvremove", "-y", "{group}/{own}"].iter().map(word).collect(),
             holes: vec![
                 hole("group", Grammar::LvmGroup),
                 hole("own", Grammar::LvmOwn),
@@ -293,13 +309,10 @@ mod tests {
 
     #[test]
     fn a_grant_is_filled() {
-        grant().check().expect("a sound grant");
+        grant().check(PlaceKind::LvmVolume, Purpose::Change).expect("a sound grant");
         let own = "vm1_snapslot_0123456789abcdef";
         let filled = grant().fill(&place(), &[("own", own), ("uuid", UUID)]).expect("filled");
-        assert_eq!(
-            filled.command.to_string(),
-            "lvremove -y --config 'report{time_format=\"%s\"}' vg/vm1_snapslot_0123456789abcdef"
-        );
+        assert_eq!(filled.command.to_string(), format!("lvremove -y vg/{own}"));
         let (guard, expected) = filled.guard.expect("guarded");
         assert_eq!(guard.to_string(), format!("lvs --noheadings -o lv_uuid vg/{own}"));
         assert_eq!(expected, UUID);
@@ -355,7 +368,7 @@ mod tests {
             ("a path", |g| g.template[0] = "/bin/rm".to_owned()),
             ("no program", |g| g.template.clear()),
             ("an unknown hole", |g| g.template.push("{what}".to_owned())),
-            ("an unused hole", |g| g.template[4] = "{group}/x".to_owned()),
+            ("an unused hole", |g| g.template[2] = "{group}/x".to_owned()),
             ("an empty word", |g| g.template.push(String::new())),
             ("an endless deadline", |g| g.deadline_seconds = u64::MAX),
             ("a guard of nothing", |g| g.guard.as_mut().expect("one").equals = "x".to_owned()),
@@ -368,7 +381,8 @@ mod tests {
                 grant.holes.pop();
             }
             change(&mut grant);
-            assert!(grant.check().is_err(), "{what} was let through");
+            let checked = grant.check(PlaceKind::LvmVolume, Purpose::Change);
+            assert!(checked.is_err(), "{what} was let through");
         }
     }
 

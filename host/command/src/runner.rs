@@ -4,19 +4,27 @@
 //! if nobody but root could have put it there. It gets an empty environment but for `LC_ALL=C`,
 //! no descriptors but its input and output, a process group of its own that is ended with it, a
 //! deadline and a cap on what it may say. No shell is ever involved.
+//!
+//! A command outlives an engine that is killed: it is not cut off in its middle, and it keeps the
+//! engine's lock ([`Executor::run_holding`]), so that nobody looks at what it is still changing. The
+//! lock's file is its standard input, because LVM's tools close every other descriptor they find; a
+//! command with an input of its own has it as one more. Nothing is in that file, and nothing is read
+//! from it after a crash.
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::command::{Answer, Command, Executor, RunError};
@@ -30,6 +38,10 @@ const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// A report of ten thousand volumes has some five megabytes.
 const OUTPUT_MAX: usize = 8 << 20;
 const ERRORS_MAX: usize = 64 << 10;
+/// A killed process is gone in a moment, but for one that waits for a device in the kernel.
+const END_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked whether a process has ended that has closed its output.
+const LOOK: Duration = Duration::from_micros(200);
 
 /// Runs programs of this machine.
 #[derive(Clone, Debug)]
@@ -77,38 +89,65 @@ impl Runner {
 
 impl Executor for Runner {
     fn run(&self, command: &Command) -> Result<Answer, RunError> {
+        self.run_with(command, None)
+    }
+
+    fn run_holding(&self, command: &Command, held: BorrowedFd<'_>) -> Result<Answer, RunError> {
+        self.run_with(command, Some(held))
+    }
+}
+
+impl Runner {
+    fn run_with(
+        &self,
+        command: &Command,
+        held: Option<BorrowedFd<'_>>,
+    ) -> Result<Answer, RunError> {
         let path = self.find(&command.program)?;
         let begun = Instant::now();
         tracing::debug!(%command, "running");
         let start = |source| RunError::Start { program: command.program.clone(), source };
-        let mut child = spawn(&path, command).map_err(start)?;
-        let result = converse(&mut child, command, begun);
-        if result.is_err() {
-            end(&mut child);
-        }
-        let answer = result?;
+        let mut child = spawn(&path, command, held).map_err(start)?;
+        let answer = converse(&mut child, command, begun).map_err(|error| {
+            match end(&mut child, END_MAX) {
+                true => error,
+                false => RunError::Unkillable {
+                    command: command.to_string(),
+                    seconds: command.deadline.as_secs(),
+                    pid: child.id(),
+                },
+            }
+        })?;
         tracing::debug!(%command, exit = answer.exit_code, took = ?begun.elapsed(), "ran");
         Ok(answer)
     }
 }
 
-fn spawn(path: &Path, command: &Command) -> std::io::Result<Child> {
+fn spawn(path: &Path, command: &Command, held: Option<BorrowedFd<'_>>) -> std::io::Result<Child> {
     let mut process = Process::new(path);
+    let input = match (&command.input, held) {
+        (Some(_), _) => Stdio::piped(),
+        (None, Some(held)) => Stdio::from(held.try_clone_to_owned()?),
+        (None, None) => Stdio::null(),
+    };
     process
         .args(&command.arguments)
         .env_clear()
         .env("LC_ALL", "C")
         .current_dir("/")
-        .stdin(if command.input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
+    let kept = held.filter(|_| command.input.is_some()).map(|held| held.as_raw_fd());
+    let descriptors_max = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     // SAFETY: between fork and exec only async-signal-safe system calls are made.
     unsafe {
-        process.pre_exec(|| {
+        process.pre_exec(move || {
             // Whoever started us may have left descriptors open across exec.
-            if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
-                != 0
+            close_on_exec(descriptors_max)?;
+            if let Some(kept) = kept
+                && libc::fcntl(kept, libc::F_SETFD, 0) < 0
             {
                 return Err(std::io::Error::last_os_error());
             }
@@ -116,11 +155,40 @@ fn spawn(path: &Path, command: &Command) -> std::io::Result<Child> {
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            // If the engine is killed nobody listens any more: that must not stop the tool.
+            libc::signal(libc::SIGPIPE, libc::SIG_IGN);
             libc::umask(0o022);
             Ok(())
         });
     }
     process.spawn()
+}
+
+/// Has every descriptor but the first three close when a program is begun. Async-signal-safe.
+fn close_on_exec(descriptors_max: u64) -> std::io::Result<()> {
+    // SAFETY: changes flags of descriptors only; no memory is passed.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
+    if done == 0 {
+        return Ok(());
+    }
+    match std::io::Error::last_os_error() {
+        // Linux before 5.9 has no such call, and before 5.11 not this flag of it.
+        e if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => {
+            close_each_on_exec(descriptors_max);
+            Ok(())
+        }
+        e => Err(e),
+    }
+}
+
+/// The same, one after the other. Those that are not open are no matter.
+fn close_each_on_exec(descriptors_max: u64) {
+    for descriptor in 3..libc::c_int::try_from(descriptors_max).unwrap_or(libc::c_int::MAX) {
+        // SAFETY: changes a flag of a descriptor, or fails.
+        unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
 }
 
 /// Feeds it, listens to it, and waits for its end.
@@ -157,17 +225,40 @@ fn converse(child: &mut Child, command: &Command, begun: Instant) -> Result<Answ
         take_in(&mut err, &mut errors, ERRORS_MAX, command)?;
     }
     loop {
-        if let Some(status) = child.try_wait().map_err(start)? {
-            let Some(exit_code) = status.code() else {
-                let signal = status.signal().unwrap_or(0);
-                return Err(RunError::Killed { command: command.to_string(), signal });
-            };
-            return Ok(Answer { exit_code, output, errors });
+        match ended(child).map_err(start)? {
+            // It stays to be waited for: its number is its group's, which is ended yet.
+            Some(WaitStatus::Signaled(_, signal, _)) => {
+                return Err(RunError::Killed {
+                    command: command.to_string(),
+                    signal: signal as i32,
+                });
+            }
+            Some(_) => {
+                let status = child.wait().map_err(start)?;
+                let exit_code = status.code().unwrap_or(-1);
+                return Ok(Answer { exit_code, output, errors });
+            }
+            None => {}
         }
         time_left(command, begun)?;
         // It has closed its output and is about to end.
-        std::thread::sleep(Duration::from_micros(200));
+        std::thread::sleep(LOOK);
     }
+}
+
+/// How it ended, if it did. It is not reaped by that.
+fn ended(child: &Child) -> std::io::Result<Option<WaitStatus>> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    match waitid(Id::Pid(pid_of(child)), flags) {
+        Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR) => Ok(None),
+        Ok(status) => Ok(Some(status)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    // The kernel's numbers are positive and fit.
+    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
 fn time_left(command: &Command, begun: Instant) -> Result<PollTimeout, RunError> {
@@ -218,11 +309,49 @@ fn take_in<R: Read>(
     }
 }
 
-/// Ends the program and all it started.
-fn end(child: &mut Child) {
-    if let Ok(pid) = i32::try_from(child.id()) {
-        // Its group has its number. Best effort: it may have ended by itself.
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+/// Ends the program and all it started; false if it does not end within this time. It was not
+/// reaped yet, so that its number, which is its group's, is still its own.
+fn end(child: &mut Child, most: Duration) -> bool {
+    // Best effort: it may have ended by itself.
+    let _ = killpg(pid_of(child), Signal::SIGKILL);
+    let begun = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(None) if begun.elapsed() < most => std::thread::sleep(LOOK),
+            Ok(None) => return false,
+            // That it cannot be waited for means that it is gone.
+            Ok(Some(_)) | Err(_) => return true,
+        }
     }
-    let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: what cannot be tried from outside: a process that outlives its killing, and a kernel
+    //! without `close_range`.
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_does_not_end_is_not_waited_for_for_ever() {
+        // In a group of its own it is not reached by a signal to the group it is looked for in.
+        let mut child = Process::new("sleep").arg("600").process_group(0).spawn().expect("sleep");
+        let group = pid_of(&child);
+        let mut other = Process::new("sleep").arg("600").spawn().expect("sleep");
+        assert!(!end(&mut other, Duration::from_millis(20)), "nobody ended it");
+        assert!(matches!(other.try_wait(), Ok(None)), "it was reaped");
+        other.kill().and_then(|()| other.wait()).expect("an end");
+        assert!(end(&mut child, END_MAX));
+        assert!(killpg(group, None).is_err(), "its group is there still");
+    }
+
+    #[test]
+    fn descriptors_are_closed_without_close_range_too() {
+        // SAFETY: a plain open; the descriptor has no close-on-exec flag, which is the point.
+        let leaked = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY) };
+        assert!(leaked > 2);
+        close_each_on_exec(1024);
+        // SAFETY: asks for a flag of a descriptor that is open.
+        assert_eq!(unsafe { libc::fcntl(leaked, libc::F_GETFD) }, libc::FD_CLOEXEC);
+    }
 }

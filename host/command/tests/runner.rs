@@ -2,7 +2,9 @@
 //! Method: shell scripts stand in for the storage's tools.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Write};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use snapslot_command::{Command, Executor, RunError, Runner};
@@ -69,17 +71,91 @@ fn input_is_given_and_need_not_be_read() {
     assert_eq!(answer.exit_code, 3);
 }
 
+/// Returns when nobody has the FIFO open for writing any more.
+fn all_gone(mut fifo: fs::File) {
+    let mut nothing = Vec::new();
+    fifo.read_to_end(&mut nothing).expect("the end of a FIFO");
+}
+
+/// A FIFO in the tools' directory, and its reading end.
+fn fifo(tools: &Tools, name: &str) -> fs::File {
+    let path = tools.directory.path().join(name);
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+    let flags = nix::libc::O_NONBLOCK;
+    let file = fs::File::options().read(true).custom_flags(flags).open(&path).expect("its end");
+    // From here on reading waits for the writers.
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))
+        .expect("flags");
+    file
+}
+
 #[test]
 fn a_program_that_hangs_is_ended_with_its_children() {
-    let tools = Tools::with("lvs", "sleep 600 & echo $!; wait");
+    let tools = Tools::with("lvs", "exec 9>\"${0%lvs}alive\"; sleep 600 & wait");
+    let alive = fifo(&tools, "alive");
     let mut slow = command(&[]);
     slow.deadline = Duration::from_millis(300);
     let begun = Instant::now();
     assert!(matches!(tools.run(&slow), Err(RunError::Deadline { .. })));
     assert!(begun.elapsed() < Duration::from_secs(10));
+    // The program and its child had it open: hangs here if one of them lives.
+    all_gone(alive);
     // One that closes its output and goes on is not waited for either.
     let tools = Tools::with("lvs", "exec >&- 2>&-; sleep 600");
     assert!(matches!(tools.run(&slow), Err(RunError::Deadline { .. })));
+    // Story: the group of one that died of a signal was ended by a number that was free by then.
+    let tools = Tools::with("lvs", "exec 9>\"${0%lvs}alive\"; sleep 600 >&- 2>&- & kill -9 $$");
+    let alive = fifo(&tools, "alive");
+    let dies = tools.run(&command(&[]));
+    assert!(matches!(dies, Err(RunError::Killed { signal: 9, .. })), "{dies:?}");
+    all_gone(alive);
+}
+
+/// Whether somebody has an OFD lock on the file.
+fn is_locked(path: &std::path::Path) -> bool {
+    let file = fs::File::options().read(true).write(true).open(path).expect("the lock's file");
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole())).is_err()
+}
+
+fn whole() -> nix::libc::flock {
+    // SAFETY: plain integers, all zeroes is a valid value: a lock of the whole file.
+    let mut lock: nix::libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = nix::libc::F_WRLCK as nix::libc::c_short;
+    lock
+}
+
+#[test]
+fn what_is_locked_stays_so_until_the_command_has_ended() {
+    // Story: an engine was killed while `lvconvert` ran. Its lock went with it, and the next engine
+    // recovered what the command was still changing.
+    for input in [None, Some("program".to_owned())] {
+        let tools = Tools::with("zfs", "cat; read word < \"${0%zfs}go\"; echo $word");
+        let go = tools.directory.path().join("go");
+        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let path = tools.directory.path().join("lock");
+        let open =
+            || fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let lock = open().expect("a file");
+        nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole())).expect("a lock");
+        let command = Command { program: "zfs".to_owned(), input: input.clone(), ..command(&[]) };
+        let runner = Runner::in_directories(vec![tools.directory.path().to_owned()]);
+        let ours = lock.into_raw_fd();
+        let answer = std::thread::scope(|scope| {
+            // SAFETY: it is open until the command has been begun, and not used after that.
+            let held = unsafe { BorrowedFd::borrow_raw(ours) };
+            let running = scope.spawn(move || runner.run_holding(&command, held));
+            // Opening it waits until the command is there.
+            let mut word = fs::File::options().write(true).open(&go).expect("the other end");
+            // SAFETY: it is ours. Now nobody but the command has it, as if its engine had died.
+            drop(unsafe { fs::File::from_raw_fd(ours) });
+            assert!(is_locked(&path), "{input:?}");
+            word.write_all(b"went\n").expect("a word");
+            drop(word);
+            running.join().expect("no panic").expect("an answer")
+        });
+        assert_eq!(answer.output, [input.unwrap_or_default().as_bytes(), b"went\n"].concat());
+        assert!(!is_locked(&path));
+    }
 }
 
 #[test]

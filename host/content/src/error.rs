@@ -45,6 +45,12 @@ pub enum ContentError {
         /// The guest offset.
         at: u64,
     },
+    /// What is read went while it was read.
+    #[error("{what} is gone: it was lost or deleted while it was read")]
+    Gone {
+        /// What.
+        what: String,
+    },
     /// Reading outside the view.
     #[error("the disk has {size} bytes; {length} bytes at {offset} are outside it")]
     Outside {

@@ -30,6 +30,7 @@ pub struct FileDisk {
     is_file: bool,
     writable: bool,
     flush_failed: AtomicBool,
+    left_locked: AtomicBool,
 }
 
 impl FileDisk {
@@ -79,12 +80,18 @@ impl FileDisk {
             is_file: kind.is_file(),
             writable,
             flush_failed: AtomicBool::new(false),
+            left_locked: AtomicBool::new(false),
         })
     }
 
     /// A file that is open for reading, with a name to say.
     pub fn of_descriptor(file: File, name: &Path) -> Result<Self, DiskError> {
         Self::from_file(file, name, false)
+    }
+
+    /// A file that is open for reading and writing, with a name to say.
+    pub fn of_writable(file: File, name: &Path) -> Result<Self, DiskError> {
+        Self::from_file(file, name, true)
     }
 
     /// Which file it is.
@@ -105,6 +112,16 @@ impl FileDisk {
     /// Whether it was opened for writing.
     pub fn writable(&self) -> bool {
         self.writable
+    }
+
+    /// Has a lock on it end with the last process that has it open, not with the lock's own value: one
+    /// that could not be ended is still at work.
+    pub fn leave_locked(&self) {
+        self.left_locked.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_left_locked(&self) -> bool {
+        self.left_locked.load(Ordering::Acquire)
     }
 
     pub(crate) fn file(&self) -> &File {

@@ -47,23 +47,32 @@ pub fn holders(id: FileId) -> Vec<Holder> {
 /// `/proc/PID/fd/N`. A child of this one that has not begun its program yet, and has all of its
 /// descriptors still, counts as this one. By process id, at most 16.
 pub fn processes(wanted: &dyn Fn(&Path) -> bool) -> Vec<Holder> {
+    processes_that(&|pid| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd"));
+        fds.is_ok_and(|fds| fds.flatten().any(|fd| wanted(&fd.path())))
+    })
+}
+
+/// Processes other than this one of which this is true; the rest as in [`processes`].
+pub(crate) fn processes_that(wanted: &dyn Fn(u32) -> bool) -> Vec<Holder> {
     let own = std::process::id();
     let mut found = Vec::new();
-    let Ok(processes) = fs::read_dir("/proc") else { return found };
-    for entry in processes.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
-            continue;
-        };
+    for pid in numbers() {
         if pid == own || found.len() >= 16 {
             continue;
         }
-        let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        if fds.flatten().any(|fd| wanted(&fd.path())) && !unborn(pid, own) {
+        if wanted(pid) && !unborn(pid, own) {
             found.push(describe(pid));
         }
     }
     found.sort_by_key(|h| h.pid);
     found
+}
+
+/// The numbers of all processes.
+pub(crate) fn numbers() -> Vec<u32> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Whether it is a child of this process (proc(5), `PPid` in its status) that runs this program.

@@ -11,13 +11,15 @@ mod error;
 mod file;
 mod holder;
 mod lock;
+mod mounted;
 pub mod sim;
 
 pub use device::{Users, users};
 pub use error::{DiskError, Doing};
 pub use file::{FileCompanion, FileDisk, FileId, untrusted};
 pub use holder::{Holder, holders, processes};
-pub use lock::{EngineLock, ImageLock, LockError, probe_writer};
+pub use lock::{EngineLock, ImageLock, LockError, lock_for_engine, probe_writer};
+pub use mounted::users_of_file_system;
 
 /// A run of bytes: offset and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -23,6 +23,8 @@ const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 /// Far from QEMU's bytes; locks past the end of a file are fine.
 const ENGINE_BYTE: i64 = 0x5350_534c;
+/// Held by an engine and, unlike the other, by none of the commands that it runs.
+const ALIVE_BYTE: i64 = ENGINE_BYTE + 1;
 
 /// Why a lock was not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +152,8 @@ pub fn probe_writer(disk: &FileDisk) -> Result<Option<Vec<Holder>>, LockError> {
 #[derive(Debug)]
 pub struct EngineLock<'a> {
     disk: &'a FileDisk,
+    /// The same file, opened once more: no command gets this description.
+    alive: Option<File>,
 }
 
 impl<'a> EngineLock<'a> {
@@ -163,26 +167,69 @@ impl<'a> EngineLock<'a> {
             let what = std::io::Error::other("it was replaced by another file just now");
             return Err(DiskError::io(disk.path().display().to_string(), Doing::Open, what).into());
         }
-        Ok(EngineLock { disk })
+        Ok(EngineLock { disk, alive: None })
+    }
+
+    /// The same, for a file that commands are given to hold: if they outlive the engine,
+    /// [`EngineLock::has_engine`] tells.
+    pub fn take_for_commands(disk: &'a FileDisk) -> Result<Self, LockError> {
+        let mut lock = Self::take(disk)?;
+        let again = File::options().read(true).write(true).open(disk.path());
+        let alive = again.and_then(|file| match set(&file, libc::F_WRLCK, ALIVE_BYTE) {
+            Ok(true) => Ok(file),
+            Ok(false) => Err(std::io::Error::other("somebody else says to be its engine")),
+            Err(e) => Err(e.into()),
+        });
+        let name = || disk.path().display().to_string();
+        lock.alive = Some(alive.map_err(|e| DiskError::io(name(), Doing::Open, e))?);
+        Ok(lock)
+    }
+
+    /// Whether an engine is there that has it, or a share of it. If none is and it is not to be had, a
+    /// command has it that outlived its engine; or that ended just now.
+    pub fn has_engine(disk: &FileDisk) -> Result<bool, LockError> {
+        held_by_others(disk.file(), ALIVE_BYTE).map_err(|e| system(disk, e))
     }
 
     /// Takes a share of it: others may look too, and nobody may change anything.
     pub fn share(disk: &'a FileDisk) -> Result<Self, LockError> {
-        if !set(disk.file(), libc::F_RDLCK, ENGINE_BYTE).map_err(|e| system(disk, e))? {
-            return Err(held(disk));
+        for byte in [ALIVE_BYTE, ENGINE_BYTE] {
+            if !set(disk.file(), libc::F_RDLCK, byte).map_err(|e| system(disk, e))? {
+                let _ = set(disk.file(), libc::F_UNLCK, ALIVE_BYTE);
+                return Err(held(disk));
+            }
         }
-        Ok(EngineLock { disk })
+        Ok(EngineLock { disk, alive: None })
     }
 
-    /// Whether somebody has it now to change something.
-    pub fn is_taken(disk: &FileDisk) -> Result<bool, LockError> {
+    /// Who has it now to change something, as far as it can be seen; none: nobody.
+    pub fn taken_by(disk: &FileDisk) -> Result<Option<Vec<Holder>>, LockError> {
         // A read lock conflicts with write locks alone.
-        held_against(disk.file(), libc::F_RDLCK, ENGINE_BYTE).map_err(|e| system(disk, e))
+        let taken =
+            held_against(disk.file(), libc::F_RDLCK, ENGINE_BYTE).map_err(|e| system(disk, e))?;
+        Ok(taken.then(|| holders(disk.id())))
     }
+}
+
+/// Takes the engine's lock on a file that is to take an image's place, so that no other engine comes
+/// between: it ends when the file is closed. False if somebody has it, which nobody can who has not
+/// opened the file by its name.
+pub fn lock_for_engine(file: &File) -> std::io::Result<bool> {
+    Ok(set(file, libc::F_WRLCK, ENGINE_BYTE)?)
 }
 
 impl Drop for EngineLock<'_> {
     fn drop(&mut self) {
-        let _ = set(self.disk.file(), libc::F_UNLCK, ENGINE_BYTE);
+        // By a call, not by closing: a process that is being made has a copy of all descriptors for a
+        // moment. This one first, so that who gets the other gets it too.
+        if let Some(alive) = &self.alive {
+            let _ = set(alive, libc::F_UNLCK, ALIVE_BYTE);
+        }
+        if self.disk.is_left_locked() {
+            return;
+        }
+        for byte in [ALIVE_BYTE, ENGINE_BYTE] {
+            let _ = set(self.disk.file(), libc::F_UNLCK, byte);
+        }
     }
 }

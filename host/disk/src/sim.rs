@@ -385,6 +385,16 @@ impl Disk for SimDisk {
         self.world.happen(Event::Extend { file: self.file.clone(), size })
     }
 
+    fn discard(&self, range: Range) -> Result<bool, DiskError> {
+        self.refuse_after_failed_flush()?;
+        // Pending, and possibly torn, as the write that it amounts to.
+        let end = range.offset.saturating_add(range.length).min(self.size()?);
+        let zeroes = vec![0; end.saturating_sub(range.offset) as usize];
+        let file = self.file.clone();
+        let event = Event::Write { file, offset: range.offset, data: zeroes.into() };
+        self.world.happen(event).map(|()| true)
+    }
+
     fn reserve(&self, _ranges: &[Range]) -> Result<bool, DiskError> {
         Ok(false)
     }

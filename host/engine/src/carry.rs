@@ -5,8 +5,8 @@
 //! order is
 //!
 //! ```text
-//! take, restore   seals of images | commands and copies | work on images | seals off
-//! delete          seals of images | work on images | seals off | commands and copies
+//! take, restore   seals of images | commands and copies | noted | work on images | seals off
+//! delete          seals of images | noted | work on images | seals off | commands and copies
 //! ```
 //!
 //! A command that fails while nothing lies behind its point of no return takes all back: seals are
@@ -19,14 +19,18 @@ use snapslot_capture::{
     ActCause, ActError, CopyError, Plan, Redo, Report, Step, Watch, Way, check, execute_phases,
     journal, reserve, run_acts,
 };
-use snapslot_disk::Companion;
+use snapslot_command::RunError;
+use snapslot_disk::{Companion, DiskError};
 use snapslot_runtime::{Answer, Facts, Failure, FailureKind, Goal, Plugin, not_run};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::keep::in_contract;
+use crate::meta::Meta;
 use crate::operate::{Context, Done, PlanDone, PlannedPhase, ReportDone, VolumeDone};
-use crate::recover::{Meta, before_seal, unseal};
+use crate::others::restores;
+use crate::part::PartNote;
+use crate::recover::{before_seal, unseal};
 use crate::rehearse::{reached, rehearse};
 use crate::store::Machine;
 use crate::volume::{Volume, changes_image};
@@ -52,9 +56,35 @@ pub(crate) struct Work {
 }
 
 /// A command or copy that failed.
-enum StepError {
+pub(crate) enum StepError {
     Act(Box<ActError>),
     Copy(CopyError),
+    /// What is written down before it could not be.
+    Note(DiskError),
+}
+
+impl StepError {
+    /// Whether a command was begun and gave no answer: then it may have done its work.
+    fn is_open(&self) -> bool {
+        let unknown =
+            |e: &RunError| !matches!(e, RunError::Missing { .. } | RunError::Start { .. });
+        matches!(self, StepError::Act(e) if matches!(&e.cause, ActCause::Run(e) if unknown(e)))
+    }
+
+    /// Whether a command works on that could not be ended.
+    fn works_on(&self) -> bool {
+        let works_on = |e: &RunError| matches!(e, RunError::Unkillable { .. });
+        matches!(self, StepError::Act(e) if matches!(&e.cause, ActCause::Run(e) if works_on(e)))
+    }
+
+    /// Whether it was the first of its plan, and said no itself or was not begun: then nothing was
+    /// changed, unless another look tells otherwise.
+    pub fn is_first_refusal(&self) -> bool {
+        match self {
+            StepError::Act(e) => e.number == 0 && !self.is_open(),
+            StepError::Copy(_) | StepError::Note(_) => true,
+        }
+    }
 }
 
 impl<'e> Context<'e> {
@@ -108,14 +138,13 @@ impl<'e> Context<'e> {
         meta: &Meta,
         done: &mut Done,
     ) -> Result<Vec<Facts>, EngineError> {
-        let store = &self.engine.store;
-        let operation = store.begin(&machine.name, &meta.verb, meta.started)?;
+        let operation = match self.begun.take() {
+            Some(begun) => begun,
+            None => self.engine.store.begin(&machine.name, &meta.verb, meta.started)?,
+        };
         let result = self.carry_out_begun(planned, meta, done);
         let outcome = result.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
-        // The operation is what counts; a history that cannot be written is told by its gap.
-        if let Err(error) = store.end(operation, self.engine.now(), &outcome) {
-            tracing::warn!(%error, "the history could not be written");
-        }
+        self.end(operation, &outcome);
         result
     }
 
@@ -128,7 +157,14 @@ impl<'e> Context<'e> {
         // All journals, the first volume's last: it is the one that decides (see `recover`).
         let changing: Vec<(usize, &Planned<'e>)> =
             planned.iter().enumerate().filter(|(_, p)| !p.plan.is_empty()).collect();
-        let befores = commit(&changing, meta).inspect_err(|_| {
+        let committed = match commit(&changing, meta) {
+            Err(e) if e.is_no_space() && needs_no_journal(&changing) => {
+                tracing::warn!("there is no room for a journal, and a delete needs none: {e}");
+                Ok(Vec::new())
+            }
+            committed => committed,
+        };
+        let befores = committed.inspect_err(|_| {
             for (_, p) in &changing {
                 if let (Some(Way::Image), Ok(disk)) = (p.plan.way(), p.volume.disk()) {
                     // Best effort: the error that counts is the one at hand.
@@ -140,13 +176,16 @@ impl<'e> Context<'e> {
         let mut work = vec![Work::default(); planned.len()];
         let empties = planned.iter().any(|p| matches!(p.goal, Goal::Empty(_)));
         if empties {
-            for stage in [Stage::Seal, Stage::Work, Stage::Unseal] {
+            self.images(planned, Stage::Seal, &mut work)?;
+            note_work(&changing)?;
+            for stage in [Stage::Work, Stage::Unseal] {
                 self.images(planned, stage, &mut work)?;
             }
             self.others(planned, &befores, meta, &mut work)?;
         } else {
             self.images(planned, Stage::Seal, &mut work)?;
             self.others(planned, &befores, meta, &mut work)?;
+            note_work(&changing)?;
             self.images(planned, Stage::Work, &mut work)?;
             self.images(planned, Stage::Unseal, &mut work)?;
         }
@@ -163,9 +202,8 @@ impl<'e> Context<'e> {
                     found: e.to_string(),
                 })?
             };
-            reached(&p.before, &facts, &p.goal).map_err(|found| EngineError::Unexpected {
-                volume: name,
-                found: found.to_owned(),
+            reached(&p.before, &facts, &p.goal, p.plan.way()).map_err(|found| {
+                EngineError::Unexpected { volume: name, found: found.to_owned() }
             })?;
             after.push(facts);
         }
@@ -174,7 +212,7 @@ impl<'e> Context<'e> {
     }
 
     /// One stage of all plans of images. In step: first all seals, then all the work, then all
-    /// seals off. So after a crash either no volume is past its seal, and all can go back, or all
+    /// seals off. So after a crash either nothing but seals was written, and all can go back, or all
     /// are sealed, and all can go on.
     fn images(
         &self,
@@ -211,34 +249,35 @@ impl<'e> Context<'e> {
         work: &mut [Work],
     ) -> Result<(), EngineError> {
         // What is consumed may go only once it is certain that it was restored.
-        let marked = planned.len() > 1 || meta.then_remove.is_some();
+        let several = planned.len() > 1 || meta.then_remove.is_some();
         let mut finished: Vec<usize> = Vec::new();
         for (i, (p, work)) in planned.iter().zip(work).enumerate() {
             if p.plan.is_empty() || p.plan.way() == Some(Way::Image) {
                 continue;
             }
-            match p.run(self.observer) {
+            let noted = several && restores(&p.goal);
+            let note = noted.then(|| PartNote::begin(p.volume)).transpose();
+            let ran = match &note {
+                Ok(_) => p.run(self.observer),
+                Err(_) => Ok((0, 0)),
+            };
+            let (note, ran) = match (note, ran) {
+                (Err(error), _) => (None, Err(StepError::Note(error))),
+                (Ok(note), ran) => (note, ran),
+            };
+            match ran {
                 Ok((commands, copies)) => (work.commands, work.copies) = (commands, copies),
-                Err(error) => {
-                    self.stopped(planned, i, &finished, error, befores)?;
-                }
+                Err(error) => self.stopped(planned, i, &finished, error, befores)?,
             }
-            if marked {
-                self.mark_done(p.volume)?;
+            if let Some(note) = note {
+                note.done().map_err(|e| EngineError::Unsettled {
+                    volume: p.volume.locator.to_string(),
+                    cause: format!("it is done, but that could not be noted: {e}"),
+                })?;
             }
             finished.push(i);
         }
         Ok(())
-    }
-
-    /// Notes that this volume's part is done: a restore cannot be told from what it leaves.
-    fn mark_done(&self, volume: &Volume) -> Result<(), EngineError> {
-        let marker = volume.done_marker();
-        let made = marker.create().and_then(|file| file.flush()).and_then(|()| marker.sync_name());
-        made.map_err(|e| EngineError::Unsettled {
-            volume: volume.locator.to_string(),
-            cause: format!("it is done, but that could not be noted: {e}"),
-        })
     }
 
     /// A step of volume `at` failed: takes back what can be taken back, and says how things are.
@@ -255,12 +294,22 @@ impl<'e> Context<'e> {
         let failure = p.explained(&error);
         let unsettled =
             |cause: String| EngineError::Unsettled { volume: p.volume.locator.to_string(), cause };
+        if error.works_on() {
+            // What it still changes is nobody's to look at.
+            return Err(unsettled(failure.message));
+        }
         let ended = p.volume.inspect(p.plugin).and_then(|f| self.settle(p.volume, p.plugin, f));
-        if let Err(e) = ended {
-            return Err(unsettled(format!("{}; ending it failed too: {e}", failure.message)));
+        let ended = ended.map_err(|e| {
+            unsettled(format!("{}; ending it failed too: {}", failure.message, e.without_claim()))
+        })?;
+        let words = &failure.message;
+        if ended.put_back && restores(&p.goal) {
+            tracing::warn!(volume = %p.volume.locator, "done, after a step failed: {words}");
+            return Ok(());
         }
         let back = |e: EngineError| {
-            unsettled(format!("{}; taking it back failed too: {e}", failure.message))
+            let why = e.without_claim();
+            unsettled(format!("{}; taking it back failed too: {why}", failure.message))
         };
         if let Goal::Held(new) = &p.goal {
             // It may have been made all the same, before its command failed.
@@ -270,22 +319,27 @@ impl<'e> Context<'e> {
             }
         }
         let now = p.look_again()?;
-        if now.identity != p.before.identity && reached(&p.before, &now, &p.goal).is_ok() {
+        if now.identity != p.before.identity
+            && reached(&p.before, &now, &p.goal, p.plan.way()).is_ok()
+        {
             // It was past its point of no return, and settling has done the rest.
-            let words = &failure.message;
             tracing::warn!(volume = %p.volume.locator, "done, after a step failed: {words}");
             return Ok(());
         }
-        let differs = (&now.identity, &now.snapshots, now.virtual_size)
-            != (&p.before.identity, &p.before.snapshots, p.before.virtual_size);
+        // Storage without an identity does not show that its content was set back.
+        let unknown = error.is_open()
+            && restores(&p.goal)
+            && (now.identity.is_none() || p.before.identity.is_none());
+        let differs = !p.is_as_before(&now);
         let images_done = matches!(p.goal, Goal::Empty(_))
             && planned.iter().any(|p| p.plan.way() == Some(Way::Image));
         let others_done = !matches!(p.goal, Goal::Held(_)) && !finished.is_empty();
-        if differs || images_done || others_done {
+        if differs || unknown || images_done || others_done {
             // The journals stay: the record follows the storage at the next command.
-            let what = match differs {
-                true => "by then it had changed already",
-                false => "other volumes of the machine are done already",
+            let what = match (differs, unknown) {
+                (true, _) => "by then it had changed already",
+                (_, true) => "whether its content was set back is not known",
+                _ => "other volumes of the machine are done already",
             };
             return Err(unsettled(format!("{}; {what}", failure.message)));
         }
@@ -297,60 +351,6 @@ impl<'e> Context<'e> {
         Err(EngineError::backend(&p.volume.locator, failure))
     }
 
-    /// Removes the snapshot with this mark, which a take has just made. Gives whether it was there.
-    pub fn take_back(
-        &self,
-        volume: &'e Volume,
-        plugin: &'e Plugin<'e>,
-        facts: Facts,
-        mark: &str,
-    ) -> Result<bool, EngineError> {
-        let made = facts.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark));
-        let Some(identity) = made.map(|s| s.identity.clone()) else { return Ok(false) };
-        tracing::info!(volume = %volume.locator, "the snapshot is taken back");
-        self.plan_one(volume, plugin, facts, Goal::Empty(identity))?.run_rest()?;
-        Ok(true)
-    }
-
-    /// Ends what these facts show half done in storage that has no seal. Gives what there is then,
-    /// and whether there was anything to end.
-    pub fn settle(
-        &self,
-        volume: &'e Volume,
-        plugin: &'e Plugin<'e>,
-        facts: Facts,
-    ) -> Result<(Facts, bool), EngineError> {
-        if let (Some(copies), true) = (&volume.copies, plugin.description().copies.is_some()) {
-            let failed = |e: CopyError| EngineError::copy(&volume.locator, &e);
-            if copies.unfinished().map_err(failed)?.is_none() {
-                return Ok((facts, false));
-            }
-            copies.settle(&Watch::NONE).map_err(failed)?;
-            return Ok((volume.inspect(plugin)?, true));
-        }
-        let Some(unfinished) = &facts.unfinished else { return Ok((facts, false)) };
-        if plugin.description().actions.is_empty() {
-            // It has nothing to end it with; and what an image has half done is in our journal.
-            let name = plugin.description().name.clone();
-            return Err(EngineError::Plugin {
-                volume: volume.locator.to_string(),
-                cause: format!(
-                    "the plugin {name} finds something half done ({unfinished}) and cannot end it"
-                ),
-                plugin: name,
-                log: Vec::new(),
-            });
-        }
-        let rest = self.plan_one(volume, plugin, facts, Goal::Settled)?;
-        rest.run_rest()?;
-        let after = rest.look_again()?;
-        reached(&rest.before, &after, &Goal::Settled).map_err(|found| EngineError::Unexpected {
-            volume: volume.locator.to_string(),
-            found: found.to_owned(),
-        })?;
-        Ok((after, true))
-    }
-
     /// Removes the journals, the decider's last. One that cannot be removed is recognised as done
     /// by the next command; those before it then stay too.
     pub fn end_journals(&self) {
@@ -358,7 +358,7 @@ impl<'e> Context<'e> {
             let journal = volume.journal();
             let removed = journal.remove().and_then(|()| {
                 if !changes_image(plugin) {
-                    volume.done_marker().remove()?;
+                    volume.part_note().remove()?;
                 }
                 // With one volume a journal that comes back after a power cut is recognised as
                 // done. With several, the others must be gone for good before the decider goes.
@@ -402,6 +402,17 @@ impl Drop for HeldBack {
     }
 }
 
+/// Whether it is one removal of one copy. That is one step of the file system, which is done or not: and it may be
+/// what makes room.
+fn needs_no_journal(changing: &[(usize, &Planned<'_>)]) -> bool {
+    let [(_, only)] = changing else { return false };
+    let removes = |s: &&Step| matches!(s, Step::Discard { .. });
+    let steps = only.plan.steps().iter().filter(|s| !matches!(s, Step::Barrier { .. }));
+    only.plan.way() == Some(Way::Copies)
+        && steps.clone().count() == 1
+        && steps.clone().all(|s| removes(&s))
+}
+
 /// Sets room aside and makes every plan durable, or none. Gives, for each image, its number and
 /// the bytes that its last phase overwrites.
 fn commit(
@@ -426,7 +437,7 @@ fn commit(
         // One that is left of an operation before would speak for this one.
         let cleared = match p.plan.way() {
             Some(Way::Image) | None => Ok(()),
-            Some(_) => p.volume.done_marker().remove(),
+            Some(_) => p.volume.part_note().remove(),
         };
         let committed = cleared
             .map_err(journal::JournalError::from)
@@ -442,9 +453,24 @@ fn commit(
     Ok(befores)
 }
 
+/// Of several volumes, notes in the journal that decides that images get more than their seals now: from here on
+/// there is no way back (see [`decide`](crate::decide)).
+fn note_work(changing: &[(usize, &Planned<'_>)]) -> Result<(), EngineError> {
+    let images = changing.iter().any(|(_, p)| p.plan.way() == Some(Way::Image));
+    match changing {
+        [(_, decider), _, ..] if images => {
+            journal::note_work(&decider.volume.journal()).map_err(|e| EngineError::Unsettled {
+                volume: decider.volume.locator.to_string(),
+                cause: format!("that the work begins could not be noted: {e}"),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Planned<'_> {
     /// Runs a plan of commands or copies. Gives how many of each there were.
-    fn run(&self, observer: crate::operate::Observer<'_>) -> Result<(u64, u64), StepError> {
+    pub fn run(&self, observer: crate::operate::Observer<'_>) -> Result<(u64, u64), StepError> {
         let name = self.volume.locator.to_string();
         let tell = |n, all| observer(&name, n, all);
         match self.plan.way() {
@@ -473,9 +499,12 @@ impl Planned<'_> {
     }
 
     /// What a step that failed said, in the contract's words.
-    fn explained(&self, error: &StepError) -> Failure {
+    pub fn explained(&self, error: &StepError) -> Failure {
         let act = match error {
             StepError::Copy(error) => return in_contract(error),
+            StepError::Note(error) => {
+                return Failure::new(FailureKind::Io, "io", error.to_string());
+            }
             StepError::Act(act) => act,
         };
         match &act.cause {
@@ -497,13 +526,7 @@ impl Planned<'_> {
         }
     }
 
-    /// Runs a plan of commands or copies after a crash.
-    pub fn run_rest(&self) -> Result<(), EngineError> {
-        let ran = self.run(&|_, _, _| ());
-        ran.map(|_| ()).map_err(|e| EngineError::backend(&self.volume.locator, self.explained(&e)))
-    }
-
-    fn look_again(&self) -> Result<Facts, EngineError> {
+    pub fn look_again(&self) -> Result<Facts, EngineError> {
         // A restore may have put another file in the image's place.
         match (&self.volume.copies, self.plan.way()) {
             (Some(_), Some(Way::Copies)) => self.volume.reopened()?.inspect(self.plugin),
@@ -525,8 +548,8 @@ impl Planned<'_> {
                 bytes: steps.iter().filter_map(Step::span).map(|(s, e)| e - s).sum(),
             })
             .collect();
-        let restores = matches!(self.goal, Goal::Restored(_)) && !self.plan.is_empty();
-        let findings = (self.before.findings.iter()).filter(|f| restores && !f.blocks);
+        let told = restores(&self.goal) && !self.plan.is_empty();
+        let findings = (self.before.findings.iter()).filter(|f| told && !f.blocks);
         VolumeDone {
             volume: self.volume.locator.to_string(),
             plan: PlanDone {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use snapslot_command::{Executor, PlaceKind, Runner};
+use snapslot_disk::EngineLock;
 use snapslot_runtime::{Confine, Confinement, Plugin, Recording, Runtime};
-use snapslot_slot::{Moment, Refusal, Request, State, decide};
+use snapslot_slot::{Moment, Refusal};
 
 use crate::clock::{Clock, OfThisMachine};
 use crate::error::EngineError;
@@ -15,11 +16,15 @@ use crate::installed::{Installed, Shelf};
 use crate::locator::{Known, Locator, LocatorError, is_machine_name};
 use crate::plugins;
 use crate::rehearse::Depth;
+use crate::status::lock_error;
 use crate::store::{Machine, Seen, SlotStore, SqliteStore};
 use crate::volume::Volume;
 
 /// Volumes of one machine.
 const VOLUMES_MAX: usize = 64;
+/// How long a command is waited for that outlived its engine. Most take a fraction of that; a merge may
+/// take hours.
+const LEFT_OVER_MAX: Duration = Duration::from_secs(15);
 
 /// Where things are kept and how much is checked.
 #[derive(Clone, Debug)]
@@ -63,9 +68,12 @@ pub struct Engine {
     pub(crate) commands: Arc<dyn Executor>,
     pub(crate) shelf: Shelf,
     clock: Arc<dyn Clock>,
+    pub(crate) patience: Duration,
     known: Vec<Known>,
     installed: Vec<Installed>,
     unreadable: bool,
+    /// Whether it is there for one command: then plugins need not outlive what it asks them.
+    one_command: bool,
 }
 
 fn is_built_in(name: &str) -> bool {
@@ -109,6 +117,7 @@ impl Engine {
             .chain(installed.iter().map(plugins::known).filter(|p| !given(&p.name)))
             .collect();
         let clock = Arc::new(OfThisMachine);
+        let patience = LEFT_OVER_MAX;
         Ok(Engine {
             settings,
             store,
@@ -116,9 +125,11 @@ impl Engine {
             commands,
             shelf,
             clock,
+            patience,
             known,
             installed,
             unreadable,
+            one_command: false,
         })
     }
 
@@ -137,9 +148,29 @@ impl Engine {
     /// A mark that no other snapshot has.
     pub(crate) fn new_mark(&self) -> Result<String, EngineError> {
         let bytes = self.clock.chance();
-        let bytes = bytes
-            .map_err(|e| EngineError::Usage(format!("the system has no randomness: {e}")))?;
+        let bytes =
+            bytes.map_err(|e| EngineError::Usage(format!("the system has no randomness: {e}")))?;
         Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// The same, for one command: the plugins' process ends as soon as nothing more is asked of it, and is
+    /// cleared up meanwhile.
+    #[must_use]
+    pub fn for_one_command(mut self) -> Engine {
+        self.one_command = true;
+        self
+    }
+
+    /// Nothing more is asked of plugins by the verb at hand.
+    pub(crate) fn plugins_have_done(&self) {
+        if self.one_command {
+            self.runtime.end_soon();
+        }
+    }
+
+    /// Has it wait so long for a command that outlived the engine that ran it.
+    pub fn with_patience(self, patience: Duration) -> Engine {
+        Engine { patience, ..self }
     }
 
     /// Ends the process that runs plugins, for who ends without dropping the engine.
@@ -179,7 +210,7 @@ impl Engine {
     }
 
     /// The volume that is meant.
-    fn located(&self, text: &str) -> Result<Locator, EngineError> {
+    pub(crate) fn located(&self, text: &str) -> Result<Locator, EngineError> {
         Locator::parse(text, self.backends()).or_else(|error| {
             let unknown = matches!(error, LocatorError::Backend { .. } | LocatorError::Form { .. });
             if unknown && self.unreadable {
@@ -190,12 +221,17 @@ impl Engine {
         })
     }
 
+    /// The plugin of this name, if it is one that was installed and is used.
+    pub(crate) fn installed_plugin(&self, name: &str) -> Option<&Installed> {
+        self.installed.iter().find(|p| p.name == name)
+    }
+
     /// The plugin of this name.
     pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
         if let Some((_, component)) = self.given(name) {
             return self.runtime.load(component).map_err(|e| EngineError::load(name, &e));
         }
-        if let Some(plugin) = self.installed.iter().find(|p| p.name == name) {
+        if let Some(plugin) = self.installed_plugin(name) {
             return self.load_installed(plugin);
         }
         let builtin = snapslot_builtin::PLUGINS.iter().find(|b| b.name == name);
@@ -296,6 +332,9 @@ impl Engine {
         name: &str,
         locators: &[String],
     ) -> Result<Machine, EngineError> {
+        let places: Vec<Locator> =
+            locators.iter().map(|l| self.located(l)).collect::<Result<_, _>>()?;
+        let _keeping = self.keep_plugins(&places)?;
         let mut files = Vec::new();
         for locator in locators {
             // What cannot be looked at cannot have a slot: say so now, not at the first take.
@@ -307,6 +346,8 @@ impl Engine {
             }
             files.push(file);
         }
+        let opened = self.shared(locators)?;
+        let _shares = share(&opened)?;
         if !self.store.enable(name, locators)? {
             for locator in locators {
                 if let Some(other) = self.store.machine_of(locator)?
@@ -332,37 +373,23 @@ impl Engine {
         })
     }
 
-    /// Removes a slot; only an empty one.
-    pub fn disable(&self, text: &str) -> Result<Machine, EngineError> {
-        let (machine, known) = self.resolve(text)?;
-        let state = match self.status_of(&machine, true) {
-            _ if !known => State::Disabled,
-            Ok(status) => status.slot,
-            // All its images are gone: there is nothing left that could hold a snapshot.
-            Err(EngineError::Disk { source, .. })
-                if source.is_not_found() && machine.volumes.iter().all(|v| self.is_gone(v)) =>
-            {
-                State::Empty
-            }
-            Err(error) => return Err(error),
-        };
-        decide(&state, Request::Disable).map_err(|r| refused(&machine.name, r))?;
-        self.store.disable(&machine.name)?;
-        let now = self.now();
-        let operation = self.store.begin(&machine.name, "disable", now)?;
-        self.store.end(operation, now, "done")?;
-        Ok(machine)
-    }
-
-    fn is_gone(&self, volume: &str) -> bool {
-        Locator::parse(volume, self.backends())
-            .is_ok_and(|l| l.path().is_some_and(|p| matches!(p.try_exists(), Ok(false))))
+    /// Volumes, opened so that their locks can be shared.
+    pub(crate) fn shared(&self, locators: &[String]) -> Result<Vec<Volume>, EngineError> {
+        let looks = self.looks();
+        locators.iter().map(|l| Volume::open_to_look(self, &self.located(l)?, &looks)).collect()
     }
 
     /// The record.
     pub fn store(&self) -> &dyn SlotStore {
         &*self.store
     }
+}
+
+/// A share of the lock on each volume: nobody fills or empties a slot while it is made or removed.
+pub(crate) fn share(volumes: &[Volume]) -> Result<Vec<EngineLock<'_>>, EngineError> {
+    (volumes.iter())
+        .map(|v| EngineLock::share(&v.lock).map_err(|e| lock_error(&v.locator, e, |_| None)))
+        .collect()
 }
 
 /// What is known of a built-in plugin. Its place is one of four words, as a test makes sure.

@@ -50,6 +50,16 @@ pub enum EngineError {
         /// Since when, if the record says.
         since: Option<Moment>,
     },
+    /// A command outlived the engine that ran it.
+    #[error(
+        "{volume}: a command of an operation that was killed is at work still{}; it is left to end. Try again then; nothing was changed", Holder::in_words(.holders)
+    )]
+    LeftOver {
+        /// The volume.
+        volume: String,
+        /// The command.
+        holders: Vec<Holder>,
+    },
     /// Some program has the image open.
     #[error("{volume} is in use{}; stop the machine first, nothing was changed", .users.in_words())]
     InUse {
@@ -106,6 +116,61 @@ pub enum EngineError {
         /// What went wrong.
         cause: String,
     },
+    /// A disk is served no longer, and what was written last is in nobody's hands.
+    #[error(
+        "{volume}: its server has ended and what the machine wrote last is not on the disk: {cause}. What was flushed with success is there; see to the cause before the machine is started again"
+    )]
+    NotDurable {
+        /// The volume.
+        volume: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// One of several volumes whose operation was interrupted, without the others.
+    #[error(
+        "{volume}: a {verb} of it was interrupted together with other volumes of the machine {machine}, and they are recovered together or not at all; nothing was changed. `snapslot enable {machine} {}` tells this host of them, then `snapslot recover {machine}` ends it",
+        .all.iter().map(|v| format!("--volume {v}")).collect::<Vec<_>>().join(" ")
+    )]
+    Together {
+        /// The volume.
+        volume: String,
+        /// What was interrupted.
+        verb: String,
+        /// The machine, as it was called where that began.
+        machine: String,
+        /// All its volumes.
+        all: Vec<String>,
+    },
+    /// Ending what was interrupted stopped in its middle.
+    #[error(
+        "{}. What was interrupted on {machine} is ended in part, and nothing is lost: then `snapslot recover {machine}` ends the rest", .source.without_claim()
+    )]
+    Partly {
+        /// The machine.
+        machine: String,
+        /// Why.
+        source: Box<EngineError>,
+    },
+    /// An operation over several volumes went on where it could, and it could not everywhere.
+    #[error(
+        "{machine}: its restore was interrupted, and before it was recovered somebody wrote to, or removed the snapshot of, {}: that is left as it is, while the others are set back. `snapslot restore {machine}` sets all of them back, if all have the snapshot", .left.join(", ")
+    )]
+    Mixed {
+        /// The machine.
+        machine: String,
+        /// The volumes that are not set back.
+        left: Vec<String>,
+    },
+    /// A dry run found something that was interrupted.
+    #[error(
+        "{machine}: {what}. That is ended first, by `snapslot recover {machine}` or any verb without --dry-run; what would be planned then cannot be told before. Nothing was changed"
+    )]
+    Unrecovered {
+        /// The machine.
+        machine: String,
+        /// What was.
+        what: String,
+    },
     /// The result is not what was planned.
     #[error(
         "{volume}: the change was carried out, but looking again shows {found}; the machine should stay off until `snapslot status {volume}` has been read (and `qemu-img check`, if it is an image)"
@@ -140,7 +205,7 @@ pub enum EngineError {
     #[error(transparent)]
     Install(#[from] InstallError),
     /// The record cannot be read or written.
-    #[error("the record of slots: {0}")]
+    #[error("the record of slots cannot be used, and nothing was changed: {0}")]
     Store(#[from] StoreError),
     /// The record could not be written after the change was made.
     #[error(
@@ -154,7 +219,7 @@ pub enum EngineError {
     },
     /// The first half of a replacing take or consuming restore is done, the second is not.
     #[error(
-        "{machine}: {done}, but the old snapshot could not be deleted yet: {source}. `snapslot recover {machine}` tries again"
+        "{machine}: {done}, but the old snapshot could not be deleted yet: {}. `snapslot recover {machine}` tries again", .source.without_claim()
     )]
     HalfDone {
         /// The machine.
@@ -196,6 +261,35 @@ fn since_words(moment: &Option<Moment>) -> String {
 }
 
 impl EngineError {
+    /// Whether there is no such volume.
+    pub(crate) fn is_not_found(&self) -> bool {
+        match self {
+            EngineError::Disk { source, .. } => source.is_not_found(),
+            EngineError::Backend { failure, .. } => failure.kind == FailureKind::NotFound,
+            EngineError::Locator(LocatorError::Missing { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What errors say that come before any change.
+const CLAIMS: [&str; 3] =
+    ["; nothing was changed", ", nothing was changed", ". Try again then; nothing was changed"];
+
+impl EngineError {
+    /// Whether it says that nothing was changed.
+    pub(crate) fn claims_nothing_changed(&self) -> bool {
+        let words = self.to_string();
+        CLAIMS.iter().any(|claim| words.ends_with(claim))
+    }
+
+    /// What it says, without that.
+    pub(crate) fn without_claim(&self) -> String {
+        let words = self.to_string();
+        let bare = CLAIMS.iter().rev().find_map(|claim| words.strip_suffix(claim));
+        bare.map_or(words.clone(), ToOwned::to_owned)
+    }
+
     /// A stable word for programs.
     pub fn code(&self) -> String {
         let fixed = match self {
@@ -213,7 +307,7 @@ impl EngineError {
                 Refusal::Drifted { .. } => "drifted",
                 Refusal::Policy { .. } => "policy",
             },
-            EngineError::Busy { .. } => "busy",
+            EngineError::Busy { .. } | EngineError::LeftOver { .. } => "busy",
             EngineError::InUse { .. } => "in-use",
             EngineError::Backend { failure, .. } => return failure.code.clone(),
             EngineError::Plugin { .. } => "plugin-fault",
@@ -223,6 +317,12 @@ impl EngineError {
             EngineError::Disk { .. } => "io",
             EngineError::Interrupted { .. } => "interrupted",
             EngineError::Unsettled { .. } => "unsettled",
+            EngineError::NotDurable { .. } => "not-durable",
+            EngineError::Partly { source, .. } if source.exit() == 5 => return source.code(),
+            EngineError::Partly { .. } => "unsettled",
+            EngineError::Together { .. } => "together",
+            EngineError::Mixed { .. } => "mixed",
+            EngineError::Unrecovered { .. } => "unrecovered",
             EngineError::Unexpected { .. } => "unexpected",
             EngineError::Journal { source: JournalError::Disk(d), .. } if d.is_no_space() => {
                 "no-space"
@@ -238,6 +338,7 @@ impl EngineError {
                 InstallError::Taken(_) => "taken",
                 InstallError::Needed { .. } => "needed",
             },
+            EngineError::Store(e) if e.is_busy() => "store-busy",
             EngineError::Store(_) => "store",
             EngineError::Unrecorded { .. } => "unrecorded",
             EngineError::HalfDone { .. } => "half-done",
@@ -253,10 +354,16 @@ impl EngineError {
                 ContentError::Target { .. } => "target",
                 ContentError::Stopped => "stopped",
                 ContentError::Packed { .. } => "corrupt",
+                ContentError::Gone { .. } => "snapshot-lost",
                 _ => "io",
             },
         };
         fixed.to_owned()
+    }
+
+    /// Whether it is for want of room.
+    pub(crate) fn is_no_space(&self) -> bool {
+        self.code() == "no-space"
     }
 
     /// The exit code.
@@ -272,7 +379,11 @@ impl EngineError {
                 Refusal::Drifted { .. } => 8,
                 _ => 6,
             },
-            EngineError::Busy { .. } | EngineError::InUse { .. } => 5,
+            EngineError::Busy { .. } | EngineError::LeftOver { .. } | EngineError::InUse { .. } => {
+                5
+            }
+            EngineError::Partly { source, .. } if source.exit() == 5 => 5,
+            EngineError::Store(e) if e.is_busy() => 5,
             EngineError::Backend { failure, .. } => match failure.kind {
                 FailureKind::InUse => 5,
                 FailureKind::Unsupported | FailureKind::Corrupt => 6,
@@ -289,6 +400,11 @@ impl EngineError {
             EngineError::Journal { source: JournalError::Disk(_), .. } => 1,
             EngineError::Interrupted { .. }
             | EngineError::Unsettled { .. }
+            | EngineError::NotDurable { .. }
+            | EngineError::Partly { .. }
+            | EngineError::Mixed { .. }
+            | EngineError::Together { .. }
+            | EngineError::Unrecovered { .. }
             | EngineError::Unexpected { .. }
             | EngineError::Journal { .. }
             | EngineError::ForeignJournal { .. }
@@ -308,6 +424,7 @@ impl EngineError {
                 | ContentError::Exists { .. }
                 | ContentError::Packed { .. }
                 | ContentError::Target { .. } => 6,
+                ContentError::Gone { .. } => 8,
                 _ => 1,
             },
             EngineError::Disk { .. } | EngineError::Store(_) | EngineError::Changed { .. } => 1,
@@ -334,6 +451,18 @@ impl EngineError {
             EngineError::Busy { volume, holders: list, since } => {
                 json!({ "volume": volume, "holders": holders(list), "since": since })
             }
+            EngineError::LeftOver { volume, holders: list } => {
+                json!({ "volume": volume, "holders": holders(list) })
+            }
+            EngineError::Partly { machine, source } => json!({
+                "machine": machine,
+                "cause": { "code": source.code(), "data": source.data() },
+            }),
+            EngineError::Mixed { machine, left } => json!({ "machine": machine, "volumes": left }),
+            EngineError::Together { volume, verb, machine, all } => {
+                json!({ "volume": volume, "verb": verb, "machine": machine, "volumes": all })
+            }
+            EngineError::Unrecovered { machine, .. } => json!({ "machine": machine }),
             EngineError::InUse { volume, users } => json!({
                 "volume": volume, "holders": holders(&users.holders), "mounts": users.mounts,
                 "claimed": users.claimed,
@@ -353,6 +482,7 @@ impl EngineError {
             | EngineError::Content { volume, .. }
             | EngineError::NoContent { volume, .. }
             | EngineError::Unsettled { volume, .. }
+            | EngineError::NotDurable { volume, .. }
             | EngineError::Unexpected { volume, .. }
             | EngineError::Journal { volume, .. }
             | EngineError::ForeignJournal { volume, .. } => json!({ "volume": volume }),
@@ -412,7 +542,7 @@ impl EngineError {
             volume: format!("backend {plugin}"),
             plugin: plugin.to_owned(),
             cause: error.to_string(),
-            log: Vec::new(),
+            log: error.log(),
         }
     }
 

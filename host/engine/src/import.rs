@@ -3,7 +3,8 @@
 //! The new disk is written beside the old one, without a name, and takes its name when it is whole and durable,
 //! with its owner and mode. Whatever stops it leaves the old disk. For disks that are files: a raw one becomes the
 //! image's content; a qcow2 image is written anew, which is done only while it holds no snapshot, as that would
-//! be lost. A raw disk's snapshot lies beside it and stays.
+//! be lost. A raw disk's copy lies beside it and stays; a live snapshot, which lies partly in the disk itself,
+//! is in the way.
 
 use std::sync::Arc;
 
@@ -84,7 +85,15 @@ impl Engine {
                 facts[index].snapshots.len()
             )));
         }
-        if let Some(who) = copies.user().map_err(|e| EngineError::copy(&volume.locator, &e))? {
+        let copied = |e| EngineError::copy(&volume.locator, &e);
+        if copies.shares_with_disk().map_err(copied)? {
+            return Err(refuse(
+                "its snapshot was taken while it was served and lies partly in the disk itself, so it would be lost: \
+                 `snapslot delete` empties the slot first, after `snapslot export` if it is to be kept"
+                    .to_owned(),
+            ));
+        }
+        if let Some(who) = copies.user().map_err(copied)? {
             return Err(refuse(format!("it is in use by {who}")));
         }
         let done = self.with_image(from, backing, |image, content| {
@@ -93,10 +102,13 @@ impl Engine {
             }
             let operation = self.store.begin(&machine.name, "import", self.now())?;
             let dress = |file: &std::fs::File| {
-                copies.dress(file).map_err(|e| ContentError::Target {
-                    name: volume.locator.to_string(),
-                    why: e.to_string(),
-                })
+                let refuse = |why| ContentError::Target { name: volume.locator.to_string(), why };
+                copies.dress(file).map_err(|e| refuse(e.to_string()))?;
+                // Writing the image takes long, and what has no locks may have been begun meanwhile.
+                match copies.user().map_err(|e| refuse(e.to_string()))? {
+                    Some(who) => Err(refuse(format!("it is in use by {who} by now"))),
+                    None => Ok(()),
+                }
             };
             let done = replace(&**content, path, format, watch, &dress)
                 .map_err(|e| EngineError::content(&volume.locator, e));

@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/plugins/lock.json      name, digest, what was shown and approved, by whom and when
 //! STATE/plugins/DIGEST.wasm    the component, as it was then
-//! STATE/plugins/lock           held by who changes any of this
+//! STATE/plugins/lock           held alone by who changes any of this, shared by who begins to need it
 //! ```
 //!
 //! The component is copied in, so that what happens to the file it came from does not matter, and
@@ -90,7 +90,9 @@ pub enum InstallError {
         approved: String,
     },
     /// Another process is changing what is installed.
-    #[error("another process is adding or removing a plugin; try again when it is done")]
+    #[error(
+        "another process is adding, removing or beginning to need a plugin; try again when it is done"
+    )]
     Busy,
     /// It is not installed.
     #[error("no plugin {name} is installed; `snapslot plugin list` shows those there are")]
@@ -114,6 +116,10 @@ pub enum InstallError {
 /// The directory.
 #[derive(Debug)]
 pub(crate) struct Shelf(PathBuf);
+
+/// The right that nothing of it is changed meanwhile.
+#[derive(Debug)]
+pub(crate) struct Keeping(#[allow(dead_code, reason = "held, not looked at")] Flock<File>);
 
 /// The right to change it.
 pub(crate) struct Changing<'s> {
@@ -226,6 +232,17 @@ impl Shelf {
                 .and_then(|()| File::open(above)?.sync_all())
                 .map_err(failed("make", &self.0))?;
         }
+        let held = self.locked(FlockArg::LockExclusiveNonblock)?;
+        Ok(Changing { shelf: self, _held: held })
+    }
+
+    /// Sees to it that nothing is changed for as long as what comes back is held; waits for who changes
+    /// something now, which takes a moment.
+    pub fn keep(&self) -> Result<Keeping, InstallError> {
+        self.locked(FlockArg::LockShared).map(Keeping)
+    }
+
+    fn locked(&self, how: FlockArg) -> Result<Flock<File>, InstallError> {
         let path = self.0.join("lock");
         let file = OpenOptions::new()
             .write(true)
@@ -235,8 +252,8 @@ impl Shelf {
             .custom_flags(OFlag::O_NOFOLLOW.bits())
             .open(&path)
             .map_err(failed("open", &path))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Changing { shelf: self, _held: held }),
+        match Flock::lock(file, how) {
+            Ok(held) => Ok(held),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(InstallError::Busy),
             Err((_, errno)) => Err(failed("lock", &path)(errno.into())),
         }

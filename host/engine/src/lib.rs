@@ -10,21 +10,28 @@
 
 mod carry;
 mod clock;
+mod decide;
 mod engine;
 mod error;
+mod gone;
 mod import;
 mod installed;
 mod keep;
 mod live;
 mod locator;
 mod looks;
+mod meta;
 mod operate;
+mod others;
+mod part;
 mod plugins;
 mod recover;
 mod rehearse;
 mod serving;
+mod settle;
 mod status;
 mod store;
+mod target;
 mod view;
 mod volume;
 
@@ -47,9 +54,10 @@ pub use snapslot_live::{OnFull, Standing};
 pub use snapslot_nbd as nbd;
 pub use snapslot_runtime::{
     ARGUMENT as PLUGINS_ARGUMENT, Confine, Confinement, serve as serve_plugins,
+    start_early as start_plugins_early,
 };
 pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role};
-pub use snapslot_runtime::{Flaw, Recorded, read_recording};
-pub use status::{FoundSnapshot, Status, VolumeStatus};
+pub use snapslot_runtime::{Flaw, Recorded, plain, read_recording};
+pub use status::{FoundSnapshot, Measure, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};
 pub use view::{Compared, Opened, Which};

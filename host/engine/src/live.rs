@@ -6,14 +6,15 @@
 
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use snapslot_disk::{EngineLock, ImageLock};
+use snapslot_capture::Copies;
+use snapslot_disk::{EngineLock, ImageLock, LockError};
 use snapslot_live::control::{Answer, Request, ask, hear};
 use snapslot_live::{Knobs, LiveDisk, LiveError, OnFull};
 use snapslot_nbd::{Export, Extent};
@@ -21,9 +22,10 @@ use std::os::fd::AsFd;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::locator::Locator;
 use crate::operate::Room;
 use crate::serving::disk_as_io;
-use crate::status::{image_lock_error, lock_error};
+use crate::status::{image_lock_error, left_behind, lock_error};
 use crate::volume::Volume;
 
 /// Memory for first writes that wait for their old content to be durable.
@@ -31,10 +33,15 @@ const WAITING_MAX: u64 = 64 << 20;
 /// How long a first write waits at most before it is brought to the disk unasked.
 const UNASKED: Duration = Duration::from_secs(1);
 
+/// Requests of other processes that are answered at once.
+const HEARD_MAX: usize = 16;
+/// How long an engine that is at work on the disk is waited for when its server stops.
+const LAST_WORK: Duration = Duration::from_secs(60);
+
 /// How a disk is to be served.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ServeOptions {
-    /// Room for what the snapshot saves; none: as much as the disk has.
+    /// Room for what the snapshot saves; none: as much as the file system has.
     pub store: Option<Room>,
     /// What goes on when that is full.
     pub on_full: OnFull,
@@ -164,21 +171,51 @@ impl Control {
         Ok(Control { listener, path })
     }
 
+    /// Hears and answers, each request by a thread of its own: who asks how it stands need not wait for a restore.
     fn serve(&self, export: &LiveExport, stop: &(dyn Fn() -> bool + Sync)) {
-        while !stop() {
-            let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-            let _ = poll(&mut fds, PollTimeout::from(100_u16));
-            let Ok((stream, _)) = self.listener.accept() else { continue };
-            if let Err(e) =
-                stream.set_nonblocking(false).and_then(|()| hear(stream, |r| export.answer(r)))
-            {
+        let heard = AtomicUsize::new(0);
+        let hear_one = |stream: UnixStream| {
+            let answered = stream
+                .set_nonblocking(false)
+                .and_then(|()| hear(stream, stop, |request| export.answer(request)));
+            if let Err(e) = answered {
                 tracing::info!("a request to the server was lost: {e}");
             }
-        }
+        };
+        let (heard, hear_one) = (&heard, &hear_one);
+        std::thread::scope(|scope| {
+            while !stop() {
+                let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut fds, PollTimeout::from(100_u16));
+                if heard.load(Ordering::Acquire) >= HEARD_MAX {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                }
+                let Ok((stream, _)) = self.listener.accept() else { continue };
+                heard.fetch_add(1, Ordering::AcqRel);
+                scope.spawn(move || {
+                    hear_one(stream);
+                    heard.fetch_sub(1, Ordering::AcqRel);
+                });
+            }
+        });
     }
 }
 
 impl Engine {
+    /// Whether something was begun on one of these and not ended.
+    fn is_unfinished(&self, locators: &[Locator]) -> Result<bool, EngineError> {
+        for locator in locators {
+            let volume = Volume::open_to_look(self, locator, &self.looks())?;
+            let copies = volume.copies.as_ref().map(|copies| copies.unfinished()).transpose();
+            let unfinished = copies.map_err(|e| EngineError::copy(locator, &e))?.flatten();
+            if unfinished.is_some() || left_behind(&volume).is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Serves a disk while `work` runs, which is given the export.
     pub fn serve<T>(
         &self,
@@ -187,10 +224,11 @@ impl Engine {
         work: impl FnOnce(&str, Arc<LiveExport>) -> T,
     ) -> Result<T, EngineError> {
         let (machine, known) = self.resolve(text)?;
-        if known {
+        let locators = self.locators(&machine)?;
+        // Recovery wants all locks for itself; who looks at the snapshot does not keep the machine from its disk.
+        if known && (machine.pending.is_some() || self.is_unfinished(&locators)?) {
             self.recover(text)?;
         }
-        let locators = self.locators(&machine)?;
         let locator = &locators[self.one_of(text, &machine.name, &locators)?];
         let volume = Volume::open_to_change(self, std::slice::from_ref(locator))?.remove(0);
         let plugin = self.plugin(&locator.backend)?;
@@ -214,23 +252,19 @@ impl Engine {
                 None
             }
         };
-        let live = {
-            // No other engine is at work on it while its snapshot is put in order.
-            let _engine =
-                EngineLock::take(&volume.lock).map_err(|e| lock_error(locator, e, None))?;
-            let size =
-                snapslot_disk::Disk::size(&**disk).map_err(|e| EngineError::disk(locator, e))?;
-            let store_max = options.store.map_or(u64::MAX, |room| room.of(size));
-            let knobs = Knobs { store_max, on_full: options.on_full, waiting_max: WAITING_MAX };
-            copies.live_disk(knobs).map_err(|e| EngineError::copy(locator, &e))?
-        };
+        // No engine is at work on it while its snapshot is put in order, nor before it can ask us.
+        let engine = engine_lock(locator, &volume, copies)?;
+        let size = snapslot_disk::Disk::size(&**disk).map_err(|e| EngineError::disk(locator, e))?;
+        let store_max = options.store.map_or(u64::MAX, |room| room.of(size));
+        let knobs = Knobs { store_max, on_full: options.on_full, waiting_max: WAITING_MAX };
         let said = locator.to_string();
-        live.when_lost(move |mark, why| {
+        let herald = move |mark: &str, why: &str| {
             tracing::error!(
                 "{said}: THE SNAPSHOT {mark} IS LOST: {why}. The machine goes on; `snapslot delete {said}` empties \
                  the slot"
             );
-        });
+        };
+        let live = copies.live_disk(knobs, herald).map_err(|e| EngineError::copy(locator, &e))?;
         let socket = crate::volume::control_socket(&self.settings.state_dir, locator);
         let control = Control::bind(socket.clone()).map_err(|e| {
             let what = snapslot_disk::DiskError::io(
@@ -240,30 +274,77 @@ impl Engine {
             );
             EngineError::disk(locator, what)
         })?;
+        drop(engine);
         let export = Arc::new(LiveExport { live, clients: AtomicUsize::new(0) });
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = AtomicBool::new(false);
         let done = std::thread::scope(|scope| {
             scope.spawn(|| control.serve(&export, &|| stop.load(Ordering::Relaxed)));
             scope.spawn(|| bring_to_disk(&export, locator, &stop));
+            // Also if it panics: else nobody would ever stop.
+            let _stop = Stop(&stop);
             let done = work(&locator.to_string(), export.clone());
-            stop.store(true, Ordering::Relaxed);
-            done
+            // Who is at work asks us still; from then on until all is durable nobody begins.
+            (done, last_lock(&volume))
         });
+        let (done, _engine) = done;
         drop(control);
-        copies.leave(&export.live).map_err(|e| EngineError::NoContent {
+        copies.leave(&export.live).map_err(|e| EngineError::NotDurable {
             volume: locator.to_string(),
-            why: format!("what was written last may not be durable: {e}"),
+            cause: e.to_string(),
         })?;
         Ok(done)
     }
 }
 
+/// The engine's lock on a disk that is to be served. Who only reads its snapshot may go on meanwhile, unless a
+/// restore is to be ended.
+fn engine_lock<'v>(
+    locator: &Locator,
+    volume: &'v Volume,
+    copies: &Copies,
+) -> Result<EngineLock<'v>, EngineError> {
+    let busy = |e| lock_error(locator, e, |_| None);
+    let shared = EngineLock::share(&volume.lock).map_err(busy)?;
+    if !volume.lock.still_named().map_err(|e| EngineError::disk(locator, e))? {
+        // A restore has put another file in its place just now.
+        let what = io::Error::other("it was replaced by another file just now");
+        let (name, doing) = (locator.to_string(), snapslot_disk::Doing::Open);
+        return Err(EngineError::disk(locator, snapslot_disk::DiskError::io(name, doing, what)));
+    }
+    if copies.unfinished().map_err(|e| EngineError::copy(locator, &e))?.is_none() {
+        return Ok(shared);
+    }
+    drop(shared);
+    EngineLock::take(&volume.lock).map_err(busy)
+}
+
+/// The same when it ends. None after a while: what is to be made durable is not left for that.
+fn last_lock(volume: &Volume) -> Option<EngineLock<'_>> {
+    let begun = Instant::now();
+    loop {
+        match EngineLock::share(&volume.lock) {
+            Ok(lock) => return Some(lock),
+            Err(LockError::Held { .. }) if begun.elapsed() < LAST_WORK => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) => {
+                tracing::warn!("{}: {e}", volume.locator);
+                return None;
+            }
+        }
+    }
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Commits when enough waits, or after a while.
-fn bring_to_disk(
-    export: &LiveExport,
-    locator: &crate::locator::Locator,
-    stop: &std::sync::atomic::AtomicBool,
-) {
+fn bring_to_disk(export: &LiveExport, locator: &Locator, stop: &AtomicBool) {
     let mut failed = false;
     while !stop.load(Ordering::Relaxed) {
         export.live.wait_until_wanted(UNASKED);

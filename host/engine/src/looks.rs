@@ -5,19 +5,24 @@
 //! a person typing commands could have changed the answer meanwhile, and against that stands what
 //! is looked at right before anything is destroyed: guards are never answered from here.
 //!
+//! Over many machines too: the volumes of one group are told by one report.
+//!
 //! Every change clears all that is remembered, before it and after it; so does age.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use snapslot_command::{Answer, Command, Executor, RunError};
+use snapslot_disk::{Disk as _, FileDisk};
 
 /// Older answers are not given again.
 const AGE_MAX: Duration = Duration::from_secs(5);
-/// More are not kept: an answer may have eight mebibytes.
-const KEPT_MAX: usize = 16;
+/// More are not kept.
+const KEPT_MAX: usize = 64;
+/// An answer may have eight mebibytes.
+const KEPT_BYTES_MAX: usize = 32 << 20;
 
-/// The storage's commands, for the length of one operation.
+/// The storage's commands, for the length of one operation, or of one look at many machines.
 pub(crate) struct Looks {
     tools: Arc<dyn Executor>,
     kept: Mutex<Vec<(Instant, Command, Answer)>>,
@@ -47,7 +52,8 @@ impl Executor for Looks {
         }
         let answer = self.tools.run(command)?;
         let mut kept = self.kept();
-        if kept.len() < KEPT_MAX {
+        let bytes: usize = kept.iter().map(|(.., a)| a.output.len() + a.errors.len()).sum();
+        if kept.len() < KEPT_MAX && bytes + answer.output.len() <= KEPT_BYTES_MAX {
             // It is as old as the moment it was asked for.
             kept.push((now, command.clone(), answer.clone()));
         }
@@ -56,13 +62,25 @@ impl Executor for Looks {
 }
 
 /// For changing: run for real, whatever was asked before.
-pub(crate) struct Changes(pub Arc<Looks>);
+pub(crate) struct Changes {
+    pub looks: Arc<Looks>,
+    /// The engine's lock, where it is a file of its own: commands keep it as long as they live.
+    pub lock: Option<Arc<FileDisk>>,
+}
 
 impl Executor for Changes {
     fn run(&self, command: &Command) -> Result<Answer, RunError> {
-        self.0.kept().clear();
-        let result = self.0.tools.run(command);
-        self.0.kept().clear();
+        self.looks.kept().clear();
+        let tools = &self.looks.tools;
+        let result = match self.lock.as_ref().and_then(|lock| lock.descriptor()) {
+            Some(held) => tools.run_holding(command, held),
+            None => tools.run(command),
+        };
+        if let (Err(RunError::Unkillable { .. }), Some(lock)) = (&result, &self.lock) {
+            // It works on: so nobody else may begin.
+            lock.leave_locked();
+        }
+        self.looks.kept().clear();
         result
     }
 }

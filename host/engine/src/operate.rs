@@ -1,20 +1,21 @@
 //! Take, restore and delete.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use snapslot_disk::{EngineLock, ImageLock};
+use snapslot_command::Place;
+use snapslot_disk::{Companion as _, EngineLock, Holder, ImageLock, LockError};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
-use snapslot_slot::{Consistency, NOTE_MAX, Occupant, Refusal, Request, State, decide};
+use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
 use crate::carry::Planned;
 use crate::engine::{Engine, refused};
 use crate::error::EngineError;
-use crate::recover::Meta;
+use crate::meta::Meta;
 use crate::rehearse::Depth;
-use crate::status::{derive, image_lock_error, lock_error, parts};
-use crate::store::{Machine, Seen};
+use crate::status::{derive, image_lock_error, left_behind, lock_error, parts};
+use crate::store::{Machine, Seen, StoreError};
 use crate::volume::Volume;
 
 /// The three verbs.
@@ -196,25 +197,59 @@ impl Engine {
             )));
         }
         let (machine, _) = self.resolve(text)?;
+        let result = self.operate_on(machine.clone(), verb, asked, observer, begun);
+        match result {
+            // What is left of a machine can be emptied.
+            Err(error) if verb == Verb::Delete && error.is_not_found() => {
+                match self.without_gone(&machine)? {
+                    None => Err(error),
+                    Some(rest) if rest.volumes.is_empty() => self.forget(&machine, asked),
+                    Some(rest) => self.operate_on(rest, verb, asked, observer, begun),
+                }
+            }
+            result => result,
+        }
+    }
+
+    fn operate_on(
+        &self,
+        machine: Machine,
+        verb: Verb,
+        asked: &Asked,
+        observer: Observer<'_>,
+        begun: Instant,
+    ) -> Result<Done, EngineError> {
         let locators = self.locators(&machine)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _engine_locks = self.lock(&machine, &volumes)?;
-        self.recover_locked(&machine, &volumes)?;
+        match asked.dry_run {
+            true => self.refuse_interrupted(&machine, &volumes)?,
+            false => drop(self.recover_locked(&machine, &volumes)?),
+        }
         // Recovery, or another process before the lock, may have changed the record.
         let recorded = self.store.machine(&machine.name)?;
         let known = recorded.is_some();
-        let machine = recorded.unwrap_or(machine);
+        let machine = recorded.map_or(machine.clone(), |m| m.with_volumes_of(&machine));
+        self.refuse_claimed(&machine)?;
         let _image_locks = lock_images(&volumes)?;
 
         let plugins = self.plugins(&volumes)?;
         let context = Context::new(self, &volumes, &plugins, observer);
-        let (facts, settled) = context.look_at_settled(&machine.name)?;
+        let (facts, settled) = match asked.dry_run {
+            true => (context.look_at_whole(&machine.name)?, Vec::new()),
+            false => (context.look_at_settled(&machine.name))
+                .map_err(|e| context.told(&machine.name, e))?,
+        };
         let machine = match settled.is_empty() {
             true => machine,
-            false => self.store.machine(&machine.name)?.unwrap_or(machine),
+            false => match self.store.machine(&machine.name)? {
+                Some(recorded) => recorded.with_volumes_of(&machine),
+                None => machine,
+            },
         };
         let state = derive(&machine, known, &facts.iter().collect::<Vec<_>>(), &volumes);
         let enable = self.decide(&machine, &state, verb, asked)?;
+        let _keeping = if enable { self.keep_plugins(&locators)? } else { None };
         let mark = state.occupant().map(|o| o.mark.clone());
         if asked.shown.as_ref().is_some_and(|shown| shown.mark != mark) {
             return Err(EngineError::Changed { machine: machine.name.clone() });
@@ -222,12 +257,18 @@ impl Engine {
         let mut done = Done::nothing(&machine.name);
         done.slot = state.clone();
         done.enabled = enable && !asked.dry_run;
+        if !asked.dry_run {
+            // From here on others are told what is going on, and since when.
+            context.begun.set(Some(self.store.begin(&machine.name, verb.word(), self.now())?));
+        }
         let result = context.run(&machine, &state, verb, asked, facts, enable, &mut done);
+        context.end_unused(&result);
         done.elapsed_microseconds = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         result.map(|()| done)
     }
 
-    /// One engine at a time, on every volume, in an order all engines share.
+    /// One engine at a time, on every volume, in an order all engines share. A command that outlived
+    /// its engine has its lock still, and is waited for a little.
     pub(crate) fn lock<'v>(
         &self,
         machine: &Machine,
@@ -235,10 +276,66 @@ impl Engine {
     ) -> Result<Vec<EngineLock<'v>>, EngineError> {
         let mut sorted: Vec<&Volume> = volumes.iter().collect();
         sorted.sort_by_key(|v| v.locator.to_string());
-        let since = || self.store.running(&machine.name).ok().flatten().map(|o| o.started);
-        (sorted.iter())
-            .map(|v| EngineLock::take(&v.lock).map_err(|e| lock_error(&v.locator, e, since())))
-            .collect()
+        let begun = Instant::now();
+        let lock = |v: &&'v Volume| loop {
+            let failed = |e| lock_error(&v.locator, e, |who| self.since(&machine.name, who));
+            match v.take_lock() {
+                Err(LockError::Held { holders, .. })
+                    if v.has_lock_file() && !EngineLock::has_engine(&v.lock).map_err(failed)? =>
+                {
+                    if begun.elapsed() > self.patience {
+                        let volume = v.locator.to_string();
+                        return Err(EngineError::LeftOver { volume, holders });
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                result => return result.map_err(failed),
+            }
+        };
+        let mut locks: Vec<EngineLock<'v>> = sorted.iter().map(lock).collect::<Result<_, _>>()?;
+        let mut devices: Vec<_> =
+            volumes.iter().filter_map(|v| Some((v, v.device_lock.as_ref()?))).collect();
+        devices.sort_by_key(|(_, lock)| lock.path().to_owned());
+        for (volume, lock) in devices {
+            let taken = EngineLock::take(lock);
+            locks.push(taken.map_err(|e| lock_error(&volume.locator, e, |_| None))?);
+        }
+        Ok(locks)
+    }
+
+    /// On a dry run: says what a real one would recover first, and changes nothing.
+    fn refuse_interrupted(&self, machine: &Machine, volumes: &[Volume]) -> Result<(), EngineError> {
+        let what = match volumes.iter().find_map(left_behind) {
+            Some(meta) => format!("a {} of it was interrupted", meta.verb),
+            None if machine.pending.is_some() => {
+                "a snapshot that was replaced or consumed is still to be removed".to_owned()
+            }
+            None => return Ok(()),
+        };
+        Err(EngineError::Unrecovered { machine: machine.name.clone(), what })
+    }
+
+    /// Since when one of these is at work on the machine, if the record says.
+    pub(crate) fn since(&self, machine: &str, workers: &[Holder]) -> Option<Moment> {
+        let recorded = self.store.running(machine).ok().flatten()?;
+        // Of processes that cannot be seen the record is believed.
+        let at_it = workers.is_empty() || workers.iter().any(|w| w.pid == recorded.process);
+        at_it.then_some(recorded.started)
+    }
+
+    /// Refuses a bare volume that has come to a machine of another name since it was looked up.
+    fn refuse_claimed(&self, machine: &Machine) -> Result<(), EngineError> {
+        for volume in &machine.volumes {
+            if let Some(other) = self.store.machine_of(volume)?
+                && other.name != machine.name
+            {
+                return Err(EngineError::Usage(format!(
+                    "{volume} has just become a volume of the machine {}; nothing was changed",
+                    other.name
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The rule. Says whether the volume is to be enabled on the way.
@@ -255,7 +352,17 @@ impl Engine {
             Verb::Delete => Request::Delete,
         };
         match decide(state, request) {
-            Ok(()) => Ok(verb == Verb::Take && self.store.machine(&machine.name)?.is_none()),
+            Ok(()) if verb == Verb::Take && self.store.machine(&machine.name)?.is_none() => {
+                // A snapshot of ours on a volume that has no slot here: to fill it anew gives it one.
+                match self.settings.enable_on_take {
+                    true => Ok(true),
+                    false => Err(refused(&machine.name, Refusal::Disabled)),
+                }
+            }
+            Ok(()) if verb == Verb::Restore && asked.consume && self.settings.enable_on_take => {
+                Ok(self.store.machine(&machine.name)?.is_none())
+            }
+            Ok(()) => Ok(false),
             Err(Refusal::Disabled) if verb == Verb::Take && self.settings.enable_on_take => {
                 Ok(true)
             }
@@ -325,6 +432,10 @@ pub(crate) struct Context<'e> {
     pub observer: Observer<'e>,
     /// The storage's own identity of each volume, by the last look.
     pub identities: RefCell<Vec<Option<String>>>,
+    /// The operation in the history that has begun and that nothing is carried out for yet.
+    pub begun: Cell<Option<u64>>,
+    /// Whether ending what was interrupted has changed something.
+    pub acted: Cell<bool>,
 }
 
 impl<'e> Context<'e> {
@@ -334,7 +445,15 @@ impl<'e> Context<'e> {
         plugins: &'e [Plugin<'e>],
         observer: Observer<'e>,
     ) -> Self {
-        Context { engine, volumes, plugins, observer, identities: RefCell::default() }
+        Context {
+            engine,
+            volumes,
+            plugins,
+            observer,
+            identities: RefCell::default(),
+            begun: Cell::new(None),
+            acted: Cell::new(false),
+        }
     }
 
     /// Looks; where storage without a seal shows something half done, ends that and looks again.
@@ -343,9 +462,11 @@ impl<'e> Context<'e> {
         let (mut all, mut settled) = (Vec::new(), Vec::new());
         let looked_at = look_at(self.volumes, self.plugins)?;
         for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(looked_at) {
-            let (facts, ended) = self.settle(volume, plugin, facts)?;
-            settled.extend(ended.then(|| volume.locator.to_string()));
-            all.push(facts);
+            let ended = self.settle(volume, plugin, facts)?;
+            settled.extend(ended.any.then(|| volume.locator.to_string()));
+            all.push(ended.facts);
+            // Its own journal, if it was killed: nothing is half done any more.
+            let _ = volume.rest_journal().remove();
         }
         self.saw(&all);
         if !settled.is_empty()
@@ -355,6 +476,39 @@ impl<'e> Context<'e> {
             self.record(&known, known.occupant.as_ref(), known.pending.as_deref())?;
         }
         Ok((all, settled))
+    }
+
+    /// Ends the operation that has begun if nothing was carried out for it.
+    fn end_unused(&self, result: &Result<(), EngineError>) {
+        if let Some(operation) = self.begun.take() {
+            let outcome = result.as_ref().map_or_else(EngineError::code, |()| "done".to_owned());
+            self.end(operation, &outcome);
+        }
+    }
+
+    /// Ends an operation in the history. What was done is what counts: a history that cannot be written is
+    /// told by its gap.
+    pub fn end(&self, operation: u64, outcome: &str) {
+        if let Err(error) = self.engine.store.end(operation, self.engine.now(), outcome) {
+            tracing::warn!(%error, "the history could not be written");
+        }
+    }
+
+    /// Looks, for a dry run: it ends nothing, and says what would have to be ended first.
+    fn look_at_whole(&self, name: &str) -> Result<Vec<Facts>, EngineError> {
+        let all = look_at(self.volumes, self.plugins)?;
+        for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(&all) {
+            let mut what = facts.unfinished.clone();
+            if let (Some(copies), true) = (&volume.copies, plugin.description().copies.is_some()) {
+                let found = copies.unfinished();
+                what = found.map_err(|e| EngineError::copy(&volume.locator, &e))?;
+            }
+            if let Some(what) = what {
+                return Err(EngineError::Unrecovered { machine: name.to_owned(), what });
+            }
+        }
+        self.saw(&all);
+        Ok(all)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -368,21 +522,22 @@ impl<'e> Context<'e> {
         enable: bool,
         done: &mut Done,
     ) -> Result<(), EngineError> {
-        let store = &self.engine.store;
         let occupant = state.occupant();
         match verb {
             Verb::Take => {
                 let new = self.new_occupant(asked)?;
-                let goal = |facts: &Facts| {
+                let sizes: Vec<u64> = facts.iter().map(|f| f.virtual_size).collect();
+                let goal = |(at, size): (usize, &u64)| {
                     Goal::Held(NewSnapshot {
                         mark: new.mark.clone(),
                         taken_seconds: new.taken.seconds.cast_unsigned(),
                         taken_nanoseconds: new.taken.nanoseconds,
-                        room: asked.room.map(|room| room.of(facts.virtual_size)),
+                        room: asked.room.map(|room| room.of(*size)),
+                        beside: self.beside(at, &sizes, asked.room),
                         full_copy: asked.full_copy,
                     })
                 };
-                let goals = facts.iter().map(goal).collect();
+                let goals = sizes.iter().enumerate().map(goal).collect();
                 let planned = self.plan(facts, goals)?;
                 if let Some(old) = occupant {
                     // The second half must be possible before the first is begun.
@@ -393,12 +548,19 @@ impl<'e> Context<'e> {
                     return Ok(());
                 }
                 let replaced = occupant.map(|o| o.mark.clone());
-                let meta = Meta::new(self.engine.now(), machine, verb, Some(new.clone()), replaced.clone());
+                let meta = Meta::new(
+                    self.engine.now(),
+                    machine,
+                    verb,
+                    Some(new.clone()),
+                    replaced.clone(),
+                );
                 let after = self.carry_out(machine, &planned, &meta, done)?;
+                if replaced.is_none() {
+                    self.engine.plugins_have_done();
+                }
                 if enable {
-                    store.enable(&machine.name, &machine.volumes).map_err(|source| {
-                        EngineError::Unrecorded { machine: machine.name.clone(), source }
-                    })?;
+                    self.enable(machine)?;
                 }
                 let held = self.held(machine, &new, &after);
                 self.record(machine, Some(&held), replaced.as_deref())?;
@@ -417,7 +579,12 @@ impl<'e> Context<'e> {
                 };
                 let goals = identities(&facts, &occupant.mark)
                     .into_iter()
-                    .map(|s| s.map(|s| Goal::Restored(s.identity)))
+                    .map(|s| {
+                        s.map(|s| match asked.consume {
+                            true => Goal::Consumed(s.identity),
+                            false => Goal::Restored(s.identity),
+                        })
+                    })
                     .collect::<Option<Vec<_>>>()
                     .ok_or_else(|| EngineError::Changed { machine: machine.name.clone() })?;
                 if !asked.dry_run {
@@ -432,8 +599,21 @@ impl<'e> Context<'e> {
                     return Ok(());
                 }
                 let consumed = asked.consume.then(|| occupant.mark.clone());
-                let meta = Meta::new(self.engine.now(), machine, verb, Some(occupant.clone()), consumed.clone());
+                if enable {
+                    // What is still to go afterwards must have a place in the record.
+                    self.enable(machine)?;
+                }
+                let meta = Meta::new(
+                    self.engine.now(),
+                    machine,
+                    verb,
+                    Some(occupant.clone()),
+                    consumed.clone(),
+                );
                 let after = self.carry_out(machine, &planned, &meta, done)?;
+                if consumed.is_none() {
+                    self.engine.plugins_have_done();
+                }
                 // A snapshot that had to be made again has another identity.
                 let kept = self.held(machine, occupant, &after);
                 let same = machine.occupant.as_ref() == Some(&kept) && machine.seen == self.seen();
@@ -491,6 +671,20 @@ impl<'e> Context<'e> {
         }
     }
 
+    /// What the machine's other volumes that draw on the same room as this one want set aside.
+    fn beside(&self, at: usize, sizes: &[u64], asked: Option<Room>) -> u64 {
+        let group = |volume: &Volume| match &volume.locator.place {
+            Place::LvmVolume { group, .. } => Some((volume.locator.backend.clone(), group.clone())),
+            _ => None,
+        };
+        let ours = group(&self.volumes[at]);
+        let others = self.volumes.iter().zip(sizes).enumerate();
+        others
+            .filter(|(i, (volume, _))| *i != at && ours.is_some() && group(volume) == ours)
+            .map(|(_, (_, size))| asked.map_or(*size, |room| room.of(*size)))
+            .fold(0, u64::saturating_add)
+    }
+
     /// What is known of the machine now. Files are under QEMU's locks, none shared: nobody has
     /// them open. Devices may be in use: then the snapshot is what a power cut would leave.
     fn consistency(&self) -> Result<Consistency, EngineError> {
@@ -520,6 +714,16 @@ impl<'e> Context<'e> {
         })
     }
 
+    /// Puts the machine into the record.
+    fn enable(&self, machine: &Machine) -> Result<(), EngineError> {
+        let unrecorded = |source| EngineError::Unrecorded { machine: machine.name.clone(), source };
+        match self.engine.store.enable(&machine.name, &machine.volumes).map_err(unrecorded)? {
+            true => Ok(()),
+            // Whoever makes a slot has a share of our lock, so this is no race but a mistake.
+            false => Err(unrecorded(StoreError::Claimed { volume: machine.volumes.join(", ") })),
+        }
+    }
+
     fn plan_removal(&self, mark: &str) -> Result<Vec<Planned<'e>>, EngineError> {
         let facts = look_at(self.volumes, self.plugins)?;
         let mut planned = Vec::new();
@@ -541,7 +745,7 @@ impl<'e> Context<'e> {
         done: &mut Done,
     ) -> Result<(), EngineError> {
         let planned = self.plan_removal(mark)?;
-        let meta = of.removal(self.engine.now());
+        let meta = of.removal(self.engine.now(), mark);
         self.carry_out(machine, &planned, &meta, done)?;
         if of.verb == Verb::Delete.word() {
             self.record(machine, None, None)?;
@@ -596,4 +800,3 @@ fn identities(facts: &[Facts], mark: &str) -> Vec<Option<Snapshot>> {
         .map(|f| f.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark)).cloned())
         .collect()
 }
-

@@ -10,8 +10,11 @@ use snapslot_runtime::{Approved, COMPONENT_MAX, Description, Flaw, LoadError, Pl
 
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::installed::{InstallError, Installed, digest, read_bounded};
-use crate::locator::Known;
+use crate::installed::{InstallError, Installed, Keeping, digest, read_bounded};
+use crate::locator::{Known, Locator};
+
+/// How often a plugin that is just being replaced is looked for anew.
+const REPLACED_MAX: usize = 100;
 
 /// A component that may be installed: it was compiled, and described itself.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub struct Candidate {
     pub digest: String,
     /// What it imports.
     pub imports: Vec<String>,
+    /// The version of the contract that it speaks.
+    pub contract: String,
     /// The plugin of the same name that it would take the place of.
     pub replaces: Option<Installed>,
     /// Whether the component that is installed is still what was approved.
@@ -41,8 +46,28 @@ impl Candidate {
         self.whole && self.replaces.as_ref().is_some_and(|p| p.digest == self.digest)
     }
 
+    /// The grants it is not to have: those named, and those that its predecessor was denied, unless they are
+    /// named as given now. Refuses names of grants that it does not ask for.
+    pub fn denied(&self, without: &[String], with: &[String]) -> Result<Vec<String>, EngineError> {
+        self.check_denied(without)?;
+        self.check_denied(with)?;
+        if let Some(both) = without.iter().find(|name| with.contains(name)) {
+            return Err(EngineError::Usage(format!("{both:?} cannot be both given and denied")));
+        }
+        let asked = self.description.grant_names();
+        let before = self.replaces.iter().flat_map(|p| &p.approved.denied);
+        let mut denied: Vec<String> = (before.filter(|name| asked.contains(name)))
+            .filter(|name| !with.contains(name))
+            .chain(without)
+            .cloned()
+            .collect();
+        denied.sort();
+        denied.dedup();
+        Ok(denied)
+    }
+
     /// Refuses names of grants that it does not ask for.
-    pub fn check_denied(&self, denied: &[String]) -> Result<(), EngineError> {
+    fn check_denied(&self, denied: &[String]) -> Result<(), EngineError> {
         let names = self.description.grant_names();
         match denied.iter().find(|d| !names.contains(d)) {
             None => Ok(()),
@@ -107,6 +132,8 @@ pub struct Checked {
     pub digest: Option<String>,
     /// What it imports, where it got that far.
     pub imports: Vec<String>,
+    /// The version of the contract that it speaks, where it got that far.
+    pub contract: Option<String>,
     /// What it says of itself, where it got that far.
     pub description: Option<Description>,
     /// What is wrong.
@@ -116,8 +143,14 @@ pub struct Checked {
 impl Engine {
     /// Says of a file whether it is a plugin for this host, and all that keeps it from being one.
     pub fn check_component(&self, path: &Path) -> Result<Checked, EngineError> {
-        let mut checked =
-            Checked { size: 0, digest: None, imports: vec![], description: None, flaws: vec![] };
+        let mut checked = Checked {
+            size: 0,
+            digest: None,
+            imports: vec![],
+            contract: None,
+            description: None,
+            flaws: vec![],
+        };
         checked.size = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
         if checked.size > COMPONENT_MAX as u64 {
             checked.flaws.push(Flaw::TooLarge { size: checked.size, limit: COMPONENT_MAX as u64 });
@@ -128,6 +161,7 @@ impl Engine {
         match self.runtime.load(&component) {
             Ok(plugin) => {
                 checked.imports = plugin.imports().to_vec();
+                checked.contract = Some(plugin.contract().to_owned());
                 checked.description = Some(plugin.description().clone());
             }
             Err(LoadError::Flawed { flaws }) => checked.flaws = flaws,
@@ -143,7 +177,7 @@ impl Engine {
         let loaded = self.runtime.load(&component).map_err(|e| refused(path, &e))?;
         let description = loaded.description().clone();
         let (name, digest) = (description.name.clone(), loaded.digest().to_owned());
-        let imports = loaded.imports().to_vec();
+        let (imports, contract) = (loaded.imports().to_vec(), loaded.contract().to_owned());
         if self.is_built_in(&name) {
             return Err(InstallError::Taken(format!(
                 "{} calls itself {name}, and that is a built-in plugin",
@@ -155,7 +189,7 @@ impl Engine {
         let replaces = installed.iter().find(|p| p.name == name).cloned();
         self.not_taken(&description, &installed)?;
         let whole = replaces.as_ref().is_some_and(|p| self.shelf.component(p).is_ok());
-        Ok(Candidate { description, digest, imports, replaces, whole, component })
+        Ok(Candidate { description, digest, imports, contract, replaces, whole, component })
     }
 
     /// Refuses a plugin that serves what another one serves, or that leaves volumes unserved.
@@ -237,9 +271,14 @@ impl Engine {
         snapslot_builtin::PLUGINS.iter().find(|b| b.name == name).map(|b| b.component)
     }
 
-    /// Loads a component with all it asks for, to be asked about what changes nothing.
-    pub fn load_component(&self, name: &str, bytes: &[u8]) -> Result<Plugin<'_>, EngineError> {
-        self.runtime.load(bytes).map_err(|e| EngineError::load(name, &e))
+    /// Loads a component with all it asks for but these grants, to be asked about what changes nothing.
+    pub fn load_component(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        denied: &[String],
+    ) -> Result<Plugin<'_>, EngineError> {
+        self.runtime.load_without(bytes, denied).map_err(|e| EngineError::load(name, &e))
     }
 
     /// The component of an installed plugin, as it was approved.
@@ -256,9 +295,33 @@ impl Engine {
     pub fn uninstall(&self, name: &str) -> Result<(), EngineError> {
         self.may_uninstall(name)?;
         let changing = self.shelf.change()?;
-        // A slot may have come meanwhile.
+        // A slot may have come meanwhile; now none can: who makes one keeps the plugins meanwhile.
         self.may_uninstall(name)?;
-        Ok(changing.remove(name)?)
+        let gone = self.shelf.read()?.into_iter().find(|p| p.name == name);
+        changing.remove(name)?;
+        if let Some(plugin) = gone {
+            self.runtime.forget(&plugin.digest);
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the plugins of these volumes stay while a slot is made on them.
+    pub(crate) fn keep_plugins<'l>(
+        &self,
+        locators: impl IntoIterator<Item = &'l Locator>,
+    ) -> Result<Option<Keeping>, EngineError> {
+        let of = |locator: &'l Locator| self.installed_plugin(&locator.backend);
+        let needed: Vec<&Installed> = locators.into_iter().filter_map(of).collect();
+        if needed.is_empty() {
+            return Ok(None);
+        }
+        let keeping = self.shelf.keep()?;
+        // It was there when this engine was opened.
+        let now = self.shelf.read()?;
+        match needed.iter().find(|plugin| !now.iter().any(|p| p.name == plugin.name)) {
+            Some(gone) => Err(InstallError::Missing { name: gone.name.clone() }.into()),
+            None => Ok(Some(keeping)),
+        }
     }
 
     /// Refuses as `uninstall` would, and changes nothing.
@@ -336,9 +399,29 @@ impl Engine {
     }
 
     pub(crate) fn load_installed(&self, plugin: &Installed) -> Result<Plugin<'_>, EngineError> {
-        let component = self.shelf.component(plugin)?;
-        (self.runtime.load_approved(&component, &plugin.approved))
-            .map_err(|e| EngineError::load(&plugin.name, &e))
+        let mut plugin = plugin.clone();
+        // Story: a version that was replaced after the list was read had no component any more, and the
+        // command failed. The list says which one there is now.
+        for _ in 0..REPLACED_MAX {
+            let component = match self.shelf.component(&plugin) {
+                Err(InstallError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    let now = self.shelf.read()?.into_iter().find(|p| p.name == plugin.name);
+                    match now {
+                        Some(now) if now.digest != plugin.digest => {
+                            plugin = now;
+                            continue;
+                        }
+                        _ => self.shelf.component(&plugin)?,
+                    }
+                }
+                component => component?,
+            };
+            return (self.runtime.load_approved(&component, &plugin.approved))
+                .map_err(|e| EngineError::load(&plugin.name, &e));
+        }
+        Err(InstallError::Busy.into())
     }
 }
 
@@ -356,6 +439,6 @@ fn refused(path: &Path, error: &LoadError) -> EngineError {
         volume: path.display().to_string(),
         plugin: "new".to_owned(),
         cause: error.to_string(),
-        log: Vec::new(),
+        log: error.log(),
     }
 }

@@ -10,120 +10,50 @@
 //! | what the last phase wrote | is done |
 //! | something else, not sealed | was overtaken: another program repaired it by its own rules |
 //!
-//! Volumes go in step: seals first, then the work, then seals off. So if one has not begun (or
-//! was overtaken) and none is past its seal, all go back: seals are taken off again. Otherwise
-//! all that have begun are carried on. Nothing is written to a volume whose seal is gone.
+//! Volumes go in step, and [`decide`](crate::decide) says whether all go back, seals being taken off
+//! again, or all that have begun are carried on. Nothing is written to a volume whose seal is gone.
 //!
 //! Storage that is changed by commands or copies has no seal. There nothing is redone: what is
 //! half done is ended by the storage's own look at it ([`Goal::Settled`]), and then
 //!
-//! | verb | a part is done if | where some are done and some are not |
+//! | verb | a part is done if | then |
 //! |---|---|---|
-//! | take | the snapshot is there | back: those that were taken are removed |
-//! | delete | the snapshot is gone | on |
-//! | restore | its marker says so | on: a machine is never left with one disk of then and one of now |
+//! | take | the snapshot is there | on if all are done, else back: those that were taken are removed |
+//! | delete | the snapshot is gone | on if one is done, else back |
+//! | restore | its note says so ([`crate::part`]), or it was begun and has used the snapshot up | on if one was begun: a machine is never left with one disk of then and one of now |
+//!
+//! A restore of several volumes that used the snapshot of one up, and was cut off before that was
+//! taken again, leaves no slot to go back to: the other volumes' snapshots go too, and the slot is
+//! empty, as it is after the same with one volume. All disks have its content.
 //!
 //! Of several volumes the first one's journal decides: it is written last and removed last, so
 //! the others count only while it is there.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use snapslot_capture::journal::{self, Found};
 use snapslot_capture::{Plan, Redo, Resume, Step, Way, check_shape, execute_phases, resume_at};
 use snapslot_command::Place;
 use snapslot_disk::{Companion, Disk, DiskError};
-use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
-use snapslot_slot::{Moment, Occupant, Running, State};
+use snapslot_runtime::{Facts, Goal, Snapshot};
+use snapslot_slot::{Occupant, State};
 
+use crate::decide::{self, Aim, Direction, Progress};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::locator::Locator;
+use crate::meta::Meta;
 use crate::operate::{Context, Done, Verb, lock_images, refuse_used};
+use crate::others::Other;
 use crate::status::{derive, parts};
 use crate::store::Machine;
 use crate::volume::{Volume, journal_of};
 
-/// What the engine writes into a journal with the plan.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) struct Meta {
-    pub verb: String,
-    pub machine: String,
-    pub volumes: Vec<String>,
-    pub started: Moment,
-    pub process: u32,
-    /// The occupant the verb is about: the new one of a take, the present one of a restore.
-    pub occupant: Option<Occupant>,
-    /// A mark whose snapshots go after this plan: what a take replaces, a restore consumes.
-    pub then_remove: Option<String>,
-    #[serde(default)]
-    pub volume: String,
-    #[serde(default)]
-    pub decider: Option<String>,
-    #[serde(default)]
-    pub goal: String,
-    /// The bytes that the plan's last phase overwrites, as they were, in hexadecimal.
-    #[serde(default)]
-    pub before: String,
-}
-
-impl Meta {
-    pub fn new(
-        started: Moment,
-        machine: &Machine,
-        verb: Verb,
-        occupant: Option<Occupant>,
-        then_remove: Option<String>,
-    ) -> Meta {
-        Meta {
-            verb: verb.word().to_owned(),
-            machine: machine.name.clone(),
-            volumes: machine.volumes.clone(),
-            started,
-            process: std::process::id(),
-            occupant,
-            then_remove,
-            volume: String::new(),
-            decider: None,
-            goal: String::new(),
-            before: String::new(),
-        }
-    }
-
-    /// The second half of an operation: the same verb, nothing after it.
-    pub fn removal(&self, started: Moment) -> Meta {
-        Meta { then_remove: None, started, ..self.clone() }
-    }
-
-    pub fn write(
-        &self,
-        volume: &str,
-        decider: Option<&str>,
-        goal: &Goal,
-        before: Vec<u8>,
-    ) -> Vec<u8> {
-        let goal = match goal {
-            Goal::Held(new) => format!("held {}", new.mark),
-            Goal::Restored(identity) => format!("restored {identity}"),
-            Goal::Empty(identity) => format!("empty {identity}"),
-            Goal::Settled => "settled".to_owned(),
-        };
-        let meta = Meta {
-            volume: volume.to_owned(),
-            decider: decider.map(ToOwned::to_owned),
-            goal,
-            before: before.iter().map(|b| format!("{b:02x}")).collect(),
-            ..self.clone()
-        };
-        serde_json::to_vec(&meta).unwrap_or_default()
-    }
-
-    pub fn read(bytes: &[u8]) -> Option<Meta> {
-        serde_json::from_slice(bytes).ok()
-    }
-
-    pub fn running(&self, process: Option<u32>) -> Running {
-        Running { operation: 0, since: self.started, process }
-    }
+/// What stands in a journal that was left.
+struct Left {
+    meta: Meta,
+    plan: Plan,
+    /// Whether more than seals may have been written to images.
+    work: bool,
 }
 
 /// What recovery did to a machine.
@@ -151,7 +81,8 @@ impl Engine {
         // And what storage without a seal shows half done, without a journal that tells of it.
         let plugins = self.plugins(&volumes)?;
         let context = Context::new(self, &volumes, &plugins, &|_, _, _| ());
-        let (facts, settled) = context.look_at_settled(&machine.name)?;
+        let looked = context.look_at_settled(&machine.name);
+        let (facts, settled) = looked.map_err(|e| context.told(&machine.name, e))?;
         finished.extend(settled);
         finished.dedup();
         let recorded = self.store.machine(&machine.name)?;
@@ -174,13 +105,14 @@ impl Engine {
             match read.map_err(|source| EngineError::Journal { volume: name, source })? {
                 Found::Nothing => {}
                 Found::Uncommitted => found.push((volume, None)),
-                Found::Committed { meta, plan } => {
+                Found::Committed { meta, plan, work } => {
                     let meta = Meta::read(&meta).ok_or_else(|| EngineError::ForeignJournal {
                         volume: volume.locator.to_string(),
                         journal: volume.journal().name(),
                         why: "the journal beside it was not written by this program".to_owned(),
                     })?;
-                    found.push((volume, Some((meta, plan))));
+                    self.refuse_part(&meta, volume, volumes)?;
+                    found.push((volume, Some(Left { meta, plan, work })));
                 }
             }
         }
@@ -188,25 +120,92 @@ impl Engine {
             return Ok((Vec::new(), Vec::new()));
         }
         // Nobody may have the image open while we decide, nor while we write.
-        let locks = lock_images(volumes)?;
+        let _locks = lock_images(volumes)?;
         let plugins = self.plugins(volumes)?;
         let context = Context::new(self, volumes, &plugins, &|_, _, _| ());
+        let done = self.recover_found(machine, &context, &found);
+        done.map_err(|e| context.told(&machine.name, e))
+    }
+
+    /// Refuses to recover some of a machine's volumes without the others: journals that decide over all would
+    /// be gone with them. Volumes that are not there any more are not waited for.
+    fn refuse_part(
+        &self,
+        meta: &Meta,
+        volume: &Volume,
+        volumes: &[Volume],
+    ) -> Result<(), EngineError> {
+        let at_hand = |l: &Locator| volumes.iter().any(|v| v.locator == *l);
+        let mut missing = Vec::new();
+        for name in &meta.volumes {
+            let Ok(there) = Locator::parse(name, self.backends()) else { continue };
+            let places = [self.beside(&there, volume), Some(there)];
+            let mut places = places.into_iter().flatten();
+            if places.clone().any(|l| at_hand(&l)) {
+                continue;
+            }
+            let exists = |l: &Locator| match l.path() {
+                Some(path) => path.exists(),
+                None => self.look(l).is_ok(),
+            };
+            if let Some(found) = places.find(exists) {
+                missing.push(found.to_string());
+            }
+        }
+        if missing.is_empty() || meta.volumes.len() < 2 {
+            return Ok(());
+        }
+        let mut all: Vec<String> = volumes.iter().map(|v| v.locator.to_string()).collect();
+        all.append(&mut missing);
+        Err(EngineError::Together {
+            volume: volume.locator.to_string(),
+            verb: meta.verb.clone(),
+            machine: meta.machine.clone(),
+            all,
+        })
+    }
+
+    /// A volume of the same file name in the folder of another: where it is if the machine's files were moved
+    /// together.
+    fn beside(&self, there: &Locator, volume: &Volume) -> Option<Locator> {
+        let (name, path) = there.path()?.file_name().zip(volume.locator.path())?;
+        Some(Locator {
+            backend: there.backend.clone(),
+            place: Place::Image(path.with_file_name(name)),
+        })
+    }
+
+    /// Decides over these journals, and does what is to be done.
+    fn recover_found(
+        &self,
+        machine: &Machine,
+        context: &Context<'_>,
+        found: &[(&Volume, Option<Left>)],
+    ) -> Result<(Vec<String>, Vec<String>), EngineError> {
         let mut cleared = Vec::new();
         let mut first: Option<Meta> = None;
+        let mut work = false;
         let mut begun = Vec::new();
         let mut others = Vec::new();
-        for (volume, committed) in &found {
+        for (volume, committed) in found {
             let name = volume.locator.to_string();
-            let Some((meta, plan)) = committed else {
+            let Some(Left { meta, plan, work: noted }) = committed else {
                 cleared.push(name);
                 continue;
             };
             first.get_or_insert_with(|| meta.clone());
+            // Only the one that decides has the note; any that has it says the same.
+            work |= noted;
             if plan.way() != Some(Way::Image) {
-                let at = volumes.iter().position(|v| std::ptr::eq(v, *volume));
-                if let (true, Some(plugin)) = (self.decided(meta, volume), at.map(|i| &plugins[i]))
-                {
-                    others.push(Other::found(&context, volume, plugin, meta)?);
+                let at = context.volumes.iter().position(|v| std::ptr::eq(v, *volume));
+                let plugin = at.map(|i| &context.plugins[i]);
+                if let (true, Some(plugin)) = (self.decided(meta, volume), plugin) {
+                    others.push(Other::found(
+                        context,
+                        &context.volumes[at.unwrap_or(0)],
+                        plugin,
+                        meta,
+                    )?);
                 } else {
                     cleared.push(name);
                 }
@@ -225,31 +224,36 @@ impl Engine {
                 cleared.push(name);
             }
         }
-        let direction = direction(&begun, &others);
+        let images: Vec<Progress> = begun.iter().map(|(.., progress)| *progress).collect();
+        let parts: Vec<decide::Part> = others.iter().map(Other::part).collect();
+        let aim = match first.as_ref().map(Meta::goal) {
+            Some(Goal::Held(_)) => Aim::Held,
+            Some(Goal::Restored(_) | Goal::Consumed(_)) => Aim::Restored,
+            Some(Goal::Empty(_) | Goal::Settled) | None => Aim::Empty,
+        };
+        let direction = decide::direction(&images, &parts, aim, work);
+        if direction == Direction::On && others.iter().any(Other::is_to_be_restored) {
+            refuse_used(context.volumes)?;
+        }
         let mut finished = Vec::new();
         for (volume, meta, plan, progress) in &begun {
+            let name = volume.locator.to_string();
             match progress {
                 Progress::Behind(_) if direction == Direction::Back => {
                     let before = from_hex(&meta.before).unwrap_or_default();
                     unseal(volume, plan, &before)?;
-                    cleared.push(volume.locator.to_string());
+                    cleared.push(name);
                 }
-                Progress::Behind(_) => finished.push(volume.locator.to_string()),
-                Progress::NotBegun | Progress::Done | Progress::Overtaken => {
-                    cleared.push(volume.locator.to_string());
-                }
+                Progress::Behind(_) => finished.push(name),
+                Progress::NotBegun | Progress::Done | Progress::Overtaken => cleared.push(name),
             }
-        }
-        let pending = others.iter().any(|o| !o.done && matches!(o.goal, Goal::Restored(_)));
-        if direction == Direction::On && pending {
-            refuse_used(volumes)?;
         }
         if direction == Direction::On {
             carry_on(&begun)?;
         }
         let mut brought = false;
         for other in &others {
-            let did = other.bring(&context, direction)?;
+            let did = other.bring(context, direction)?;
             brought |= did;
             let list = if did || other.settled { &mut finished } else { &mut cleared };
             list.push(other.volume.locator.to_string());
@@ -257,12 +261,16 @@ impl Engine {
         let went_on = begun.iter().any(|(.., p)| matches!(p, Progress::Done))
             || (direction == Direction::On && (brought || others.iter().any(|o| o.done)))
             || (direction == Direction::On && !begun.is_empty() && !finished.is_empty());
-        self.follow(machine, &context, first, went_on)?;
+        let left = left_behind(&begun, &others);
+        let restores = first.as_ref().is_some_and(|meta| meta.verb == Verb::Restore.word());
+        self.follow(machine, context, first, went_on)?;
         if let Some(left) = self.store.running(&machine.name)? {
             let outcome = if went_on { "recovered" } else { "never-began" };
             self.store.end(left.operation, self.now(), outcome)?;
         }
-        drop(locks);
+        if went_on && restores && !left.is_empty() {
+            return Err(EngineError::Mixed { machine: machine.name.clone(), left });
+        }
         Ok((finished, cleared))
     }
 
@@ -273,11 +281,7 @@ impl Engine {
             return true;
         };
         let Ok(there) = Locator::parse(decider, self.backends()) else { return false };
-        let moved = there.path().and_then(|p| p.file_name()).zip(volume.locator.path());
-        let here = moved.map(|(name, path)| Locator {
-            backend: there.backend.clone(),
-            place: Place::Image(path.with_file_name(name)),
-        });
+        let here = self.beside(&there, volume);
         [Some(there), here].into_iter().flatten().any(|locator| {
             match journal::read(&journal_of(&locator, &self.settings.state_dir)) {
                 Ok(Found::Committed { meta: bytes, .. }) => Meta::read(&bytes)
@@ -305,7 +309,7 @@ impl Engine {
         let Some(mark) = &known.pending else { return Ok(()) };
         let mut done = Done::nothing(&machine.name);
         let meta = meta.unwrap_or_else(|| Meta::new(self.now(), machine, Verb::Delete, None, None));
-        let second = Meta { verb: "recover".to_owned(), ..meta.removal(self.now()) };
+        let second = Meta { verb: "recover".to_owned(), ..meta.removal(self.now(), mark) };
         context.remove_mark(machine, mark, &second, &mut done)?;
         let kept = known.occupant.filter(|o| o.mark != *mark);
         context.record(machine, kept.as_ref(), None)
@@ -338,14 +342,38 @@ impl Engine {
                 let held = Occupant { parts, ..occupant.clone() };
                 context.record(machine, Some(&held), pending.as_deref())
             }
-            ("restore", Some((occupant, parts))) if redone => {
-                let pending = meta.then_remove.clone().or_else(still_pending);
+            ("restore", Some((occupant, parts))) => {
+                // The journal vouches for a part that was made again under the same mark.
+                let consumed = meta.then_remove.clone().filter(|_| redone);
+                let pending = consumed.or_else(still_pending);
                 let kept = Occupant { parts, ..occupant.clone() };
                 context.record(machine, Some(&kept), pending.as_deref())
             }
+            // A volume's snapshot was used up: what is left of the slot goes with it.
+            ("restore", None)
+                if redone
+                    && let Some(mark) = partly(facts, meta.occupant.as_ref().map(|o| &o.mark)) =>
+            {
+                context.record(machine, None, Some(&mark))
+            }
+            // One volume was overtaken while the others went on: what they got is taken back.
+            ("take", None)
+                if let Some(mark) = partly(facts, meta.occupant.as_ref().map(|o| &o.mark)) =>
+            {
+                if known.is_none() {
+                    self.store.enable(&machine.name, &machine.volumes)?;
+                }
+                let kept = known.as_ref().and_then(|m| m.occupant.as_ref());
+                context.record(machine, kept, Some(&mark))
+            }
+            // The same of a delete: what is left on a volume goes too.
+            ("delete", _) if redone && let Some(mark) = partly(facts, meta.mark.as_ref()) => {
+                context.record(machine, None, Some(&mark))
+            }
             ("delete" | "restore", _) => match known {
+                // What is left of it was to go, and still is.
                 Some(m) if m.occupant.as_ref().is_some_and(|o| there(&o.mark).is_none()) => {
-                    context.record(machine, None, None)
+                    context.record(machine, None, m.pending.as_deref())
                 }
                 // What the interrupted change made another volume of, as the storage counts, is
                 // the machine's volume still: the journal vouches for it.
@@ -357,13 +385,11 @@ impl Engine {
     }
 }
 
-/// How far a volume's plan came.
-enum Progress {
-    NotBegun,
-    /// In or behind this phase, sealed.
-    Behind(usize),
-    Done,
-    Overtaken,
+/// The mark, where some volumes have its snapshot.
+fn partly(facts: &[Facts], mark: Option<&String>) -> Option<String> {
+    let mark = mark?;
+    let has = |f: &Facts| f.snapshots.iter().any(|s| s.mark.as_ref() == Some(mark));
+    facts.iter().any(has).then(|| mark.clone())
 }
 
 fn foreign(volume: &Volume, why: &str) -> EngineError {
@@ -443,95 +469,18 @@ pub(crate) fn unseal(volume: &Volume, plan: &Plan, before: &[u8]) -> Result<(), 
         .map_err(|e| EngineError::disk(&volume.locator, e))
 }
 
-/// Where an interrupted operation goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
-    Back,
-    On,
-}
+type Begun<'a> = (&'a Volume, &'a Meta, &'a Plan, Progress);
 
-fn direction(begun: &[(&Volume, &Meta, &Plan, Progress)], others: &[Other<'_>]) -> Direction {
-    let held_back =
-        begun.iter().any(|(.., p)| matches!(p, Progress::NotBegun | Progress::Overtaken));
-    let past_seal = begun.iter().any(|(.., p)| matches!(p, Progress::Behind(1..) | Progress::Done));
-    let some_done = others.iter().any(|o| o.done);
-    let all_done = others.iter().all(|o| o.done);
-    let on = match others.first().map(|o| &o.goal) {
-        None => past_seal || !held_back,
-        // Commands of a take come before the work on images, and can be taken back.
-        Some(Goal::Held(_)) => past_seal || (!held_back && all_done),
-        Some(Goal::Restored(_)) => past_seal || some_done,
-        // Commands of a delete come last.
-        Some(Goal::Empty(_) | Goal::Settled) => past_seal || some_done,
-    };
-    if on { Direction::On } else { Direction::Back }
-}
-
-/// A volume whose storage has no seal, after what was half done there has been ended.
-struct Other<'e> {
-    volume: &'e Volume,
-    plugin: &'e Plugin<'e>,
-    /// What it shows, with nothing half done.
-    facts: Facts,
-    goal: Goal,
-    /// Whether its part is done.
-    done: bool,
-    /// Whether something had to be ended.
-    settled: bool,
-}
-
-impl<'e> Other<'e> {
-    fn found(
-        context: &Context<'e>,
-        volume: &'e Volume,
-        plugin: &'e Plugin<'e>,
-        meta: &Meta,
-    ) -> Result<Other<'e>, EngineError> {
-        let (facts, settled) = context.settle(volume, plugin, volume.inspect(plugin)?)?;
-        let goal = match meta.goal.split_once(' ') {
-            Some(("held", mark)) => Goal::Held(NewSnapshot {
-                mark: mark.to_owned(),
-                taken_seconds: meta.started.seconds.cast_unsigned(),
-                taken_nanoseconds: meta.started.nanoseconds,
-                room: None,
-                full_copy: false,
-            }),
-            Some(("restored", identity)) => Goal::Restored(identity.to_owned()),
-            Some(("empty", identity)) => Goal::Empty(identity.to_owned()),
-            _ => Goal::Settled,
-        };
-        let has = |wanted: &dyn Fn(&Snapshot) -> bool| facts.snapshots.iter().any(wanted);
-        let done = match &goal {
-            Goal::Held(new) => has(&|s| s.mark.as_ref() == Some(&new.mark)),
-            Goal::Empty(identity) => !has(&|s| s.identity == *identity),
-            Goal::Restored(_) => {
-                let marker = volume.done_marker().open();
-                marker.map_err(|e| EngineError::disk(&volume.locator, e))?.is_some()
-            }
-            Goal::Settled => true,
-        };
-        Ok(Other { volume, plugin, facts, goal, done, settled })
-    }
-
-    /// Takes its part back, or does it. Gives whether anything was done.
-    fn bring(&self, context: &Context<'e>, direction: Direction) -> Result<bool, EngineError> {
-        let facts = self.facts.clone();
-        match (direction, &self.goal, self.done) {
-            (Direction::On, Goal::Restored(_) | Goal::Empty(_), false) => {
-                let goal = self.goal.clone();
-                context.plan_one(self.volume, self.plugin, facts, goal)?.run_rest()?;
-                Ok(true)
-            }
-            (Direction::Back, Goal::Held(new), true) => {
-                context.take_back(self.volume, self.plugin, facts, &new.mark)
-            }
-            _ => Ok(false),
-        }
-    }
+/// Volumes on which the operation does not go on, whatever becomes of the others.
+fn left_behind(begun: &[Begun<'_>], others: &[Other<'_>]) -> Vec<String> {
+    let images =
+        begun.iter().filter(|(.., p)| matches!(p, Progress::NotBegun | Progress::Overtaken));
+    let hopeless = others.iter().filter(|o| o.hopeless).map(|o| o.volume.locator.to_string());
+    images.map(|(volume, ..)| volume.locator.to_string()).chain(hopeless).collect()
 }
 
 /// Carries all volumes on, in step.
-fn carry_on(begun: &[(&Volume, &Meta, &Plan, Progress)]) -> Result<(), EngineError> {
+fn carry_on(begun: &[Begun<'_>]) -> Result<(), EngineError> {
     for last in [false, true] {
         for (volume, meta, plan, progress) in begun {
             let Progress::Behind(phase) = progress else { continue };

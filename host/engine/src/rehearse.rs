@@ -2,13 +2,18 @@
 //!
 //! The plugin inspects the image as the plan would make it, and content before and after is
 //! compared: a take or delete must leave what the machine sees as it was; a restore must give
-//! what the snapshot holds.
+//! what the snapshot holds; and every snapshot that stays must hold what it held.
+//!
+//! Where content lies is the plugin's word, before and after. So this finds planners that are wrong, and
+//! lies that do not fit together: bytes that were said to hold content and are written to, content that moves,
+//! ends early or never. A plugin that tells the same lie both times is believed; what it can destroy then
+//! is the one image that it was granted changes of.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 use snapslot_capture::{Plan, PlanView, Step, Way};
-use snapslot_runtime::{Content, Extent, Facts, Goal, Plugin, Sight, Snapshot, View};
+use snapslot_runtime::{CallError, Content, Extent, Facts, Goal, Plugin, Sight, Snapshot, View};
 
 use crate::error::EngineError;
 use crate::volume::Volume;
@@ -23,8 +28,8 @@ pub enum Depth {
     Full,
 }
 
-/// Extents compared where the look is bounded.
-const BOUNDED_EXTENTS: u32 = 16;
+/// Extents compared where the look is bounded: each may cost a table, read through the plan.
+const BOUNDED_EXTENTS: u32 = 4;
 /// Extents asked for at once where it is not.
 const PAGE: u32 = 4096;
 
@@ -38,7 +43,7 @@ pub(crate) fn rehearse(
     depth: Depth,
 ) -> Result<(), EngineError> {
     if plan.is_empty() {
-        return reached(before, before, goal).map_err(|why| EngineError::Plugin {
+        return reached(before, before, goal, None).map_err(|why| EngineError::Plugin {
             volume: volume.locator.to_string(),
             plugin: plugin.description().name.clone(),
             cause: format!(
@@ -67,20 +72,52 @@ pub(crate) fn rehearse(
     };
     let call = |e| EngineError::call(&volume.locator, e);
     let after = plugin.inspect(&planned).map_err(call)?;
-    reached(before, &after, goal).map_err(refuse)?;
+    reached(before, &after, goal, plan.way()).map_err(refuse)?;
     let from = match goal {
-        Goal::Restored(identity) => View::Snapshot(identity.clone()),
+        Goal::Restored(identity) | Goal::Consumed(identity) => View::Snapshot(identity.clone()),
         Goal::Held(_) | Goal::Empty(_) | Goal::Settled => View::Current,
     };
-    let touched = touched(plan);
-    if !same_content(plugin, &real, &from, &planned, &touched, depth).map_err(call)? {
-        return Err(refuse("what the machine would see is not what it must be"));
+    let compared =
+        Compared { plugin, before: &real, after: &planned, touched: touched(plan), depth };
+    let size = after.virtual_size;
+    compared.same(&from, &View::Current, size, "the machine would see").map_err(|e| match e {
+        Differs::Call(error) => call(error),
+        Differs::So(why) => refuse(&why),
+    })?;
+    if depth == Depth::Bounded {
+        return Ok(());
+    }
+    // What stays holds what it held. Of one that is set back to, the machine's view was compared with it.
+    for snapshot in &before.snapshots {
+        let Some(kept) = after.snapshots.iter().find(|s| s.identity == snapshot.identity) else {
+            continue;
+        };
+        let view = View::Snapshot(kept.identity.clone());
+        // One that cannot be listed as it is, damaged as it may be, stands in nobody's way.
+        if let Err(CallError::Refused(_)) = plugin.extents(&real, &view, 0, 1) {
+            continue;
+        }
+        let what = format!("the snapshot {} would hold", kept.name);
+        compared.same(&view, &view, kept.virtual_size, &what).map_err(|e| match e {
+            Differs::Call(error) => call(error),
+            Differs::So(why) => refuse(&why),
+        })?;
     }
     Ok(())
 }
 
-/// Whether the facts show the goal, and every snapshot of others as it was.
-pub(crate) fn reached(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), &'static str> {
+/// Whether the facts show the goal, and every snapshot of others as it was. Where commands change the
+/// storage, others are not held off meanwhile: they may take and remove snapshots of their own, so only
+/// ours is judged.
+pub(crate) fn reached(
+    before: &Facts,
+    after: &Facts,
+    goal: &Goal,
+    way: Option<Way>,
+) -> Result<(), &'static str> {
+    if way == Some(Way::Commands) {
+        return reached_by_commands(before, after, goal);
+    }
     // Others stay as they were, and in their order.
     let kept = |gone: Option<&str>| {
         let mut now = after.snapshots.iter();
@@ -104,7 +141,7 @@ pub(crate) fn reached(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), 
                 return Err("it touches other snapshots");
             }
         }
-        Goal::Restored(identity) => {
+        Goal::Restored(identity) | Goal::Consumed(identity) => {
             let of = before.snapshots.iter().find(|s| s.identity == *identity);
             if of.is_none_or(|s| s.virtual_size != after.virtual_size) {
                 return Err("the disk's size is not the snapshot's");
@@ -136,6 +173,32 @@ pub(crate) fn reached(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), 
     Ok(())
 }
 
+fn reached_by_commands(before: &Facts, after: &Facts, goal: &Goal) -> Result<(), &'static str> {
+    let is_there = |wanted: &dyn Fn(&Snapshot) -> bool| after.snapshots.iter().any(wanted);
+    match goal {
+        Goal::Held(new) if !is_there(&|s| s.mark.as_ref() == Some(&new.mark)) => {
+            Err("it makes no snapshot")
+        }
+        Goal::Restored(identity) | Goal::Consumed(identity) => {
+            let of = before.snapshots.iter().find(|s| s.identity == *identity);
+            let Some(of) = of else { return Err("there was no such snapshot") };
+            // It may have been made again, under its mark.
+            let kept =
+                |s: &Snapshot| s.identity == *identity || (s.mark.is_some() && s.mark == of.mark);
+            match is_there(&kept) || matches!(goal, Goal::Consumed(_)) {
+                true if of.virtual_size == after.virtual_size => Ok(()),
+                true => Err("the disk's size is not the snapshot's"),
+                false => Err("the snapshot is gone"),
+            }
+        }
+        Goal::Empty(identity) if is_there(&|s| s.identity == *identity) => {
+            Err("the snapshot is still there")
+        }
+        Goal::Settled if after.unfinished.is_some() => Err("something is half done still"),
+        Goal::Held(_) | Goal::Empty(_) | Goal::Settled => Ok(()),
+    }
+}
+
 /// Whether a snapshot is as it was. What its store holds may have run over meanwhile: that is
 /// told by itself.
 fn same(now: &Snapshot, then: &Snapshot) -> bool {
@@ -147,29 +210,65 @@ fn same_but_identity(now: &Snapshot, then: &Snapshot) -> bool {
     now.mark.is_some() && Snapshot { identity: then.identity.clone(), ..now.clone() } == *then
 }
 
-fn same_content(
-    plugin: &Plugin<'_>,
-    before: &Sight,
-    from: &View,
-    after: &Sight,
-    touched: &[(u64, u64)],
+/// Extents of one view that are looked at. A disk of 64 TiB in clusters of 64 KiB that nowhere lie side by
+/// side has as many.
+const EXTENTS_MAX: u64 = 1 << 30;
+/// No storage cuts content into smaller pieces, but for a few at its edges.
+const PIECE_MIN: u64 = 512;
+const PIECES_ODD: u64 = 1 << 16;
+
+/// Content before a plan and after it.
+struct Compared<'a> {
+    plugin: &'a Plugin<'a>,
+    before: &'a Sight,
+    after: &'a Sight,
+    touched: Vec<(u64, u64)>,
     depth: Depth,
-) -> Result<bool, snapslot_runtime::CallError> {
-    let most = if depth == Depth::Full { PAGE } else { BOUNDED_EXTENTS };
-    let mut cursor = 0;
-    loop {
-        let old = plugin.extents(before, from, cursor, most)?;
-        let new = plugin.extents(after, &View::Current, cursor, most)?;
-        if old.extents.iter().any(|e| overwritten(e, touched)) {
-            return Ok(false);
-        }
-        let reach = [&old.next, &new.next].into_iter().flatten().min().copied();
-        if clipped(&old.extents, cursor, reach) != clipped(&new.extents, cursor, reach) {
-            return Ok(false);
-        }
-        match reach {
-            Some(next) if depth == Depth::Full => cursor = next,
-            _ => return Ok(true),
+}
+
+/// Why content is not the same.
+enum Differs {
+    /// The plugin could not say.
+    Call(CallError),
+    /// It is another, in words.
+    So(String),
+}
+
+impl Compared<'_> {
+    /// Fails unless this view before is that one after, of so many bytes, and lies in bytes that the plan
+    /// does not touch.
+    fn same(&self, from: &View, to: &View, size: u64, what: &str) -> Result<(), Differs> {
+        let page = |sight, view, cursor, most| {
+            self.plugin.extents(sight, view, cursor, most).map_err(Differs::Call)
+        };
+        let other = || Differs::So(format!("what {what} is not what it must be"));
+        let most = if self.depth == Depth::Full { PAGE } else { BOUNDED_EXTENTS };
+        let (mut cursor, mut seen) = (0, 0);
+        loop {
+            let old = page(self.before, from, cursor, most)?;
+            let new = page(self.after, to, cursor, most)?;
+            if old.extents.iter().any(|e| overwritten(e, &self.touched)) {
+                return Err(other());
+            }
+            let reach = [&old.next, &new.next].into_iter().flatten().min().copied();
+            if clipped(&old.extents, cursor, reach) != clipped(&new.extents, cursor, reach) {
+                return Err(other());
+            }
+            // What is not listed could be anything.
+            let ends = new.extents.last().map_or(cursor, |e| e.start.saturating_add(e.length));
+            match reach {
+                None if ends < size => {
+                    return Err(Differs::So(format!("its list of what {what} ends early")));
+                }
+                Some(next) if self.depth == Depth::Full && next < size => {
+                    seen += old.extents.len() as u64;
+                    if seen > EXTENTS_MAX || seen > next / PIECE_MIN + PIECES_ODD {
+                        return Err(Differs::So(format!("its list of what {what} never ends")));
+                    }
+                    cursor = next;
+                }
+                _ => return Ok(()),
+            }
         }
     }
 }

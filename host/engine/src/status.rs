@@ -1,15 +1,18 @@
 //! What a machine's slot is now: storage and record, side by side.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use snapslot_capture::journal::{self, Found};
-use snapslot_disk::{EngineLock, FileId, LockError, Users, probe_writer};
+use snapslot_disk::{EngineLock, FileId, Holder, LockError, Users, probe_writer};
 use snapslot_runtime::{Change, Facts, Finding, Snapshot};
 use snapslot_slot::{Consistency, Drift, Moment, Occupant, Part, Running, State};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::locator::Locator;
-use crate::recover::Meta;
+use crate::looks::Looks;
+use crate::meta::Meta;
 use crate::store::Machine;
 use crate::volume::Volume;
 
@@ -77,6 +80,13 @@ pub struct VolumeStatus {
     pub changed_bytes: Option<u64>,
     /// Bytes of storage that only the snapshot holds.
     pub held_bytes: Option<u64>,
+    /// Whether both may be more, because not all was looked at.
+    pub at_least: bool,
+    /// Engines at work on it, by process id; empty: none that can be seen.
+    pub worked_on_by: Vec<u32>,
+    /// The same, for people; none: nobody is at work on it.
+    #[serde(skip)]
+    pub workers: Option<Vec<Holder>>,
     /// Whether a change of it was interrupted.
     pub interrupted: bool,
     /// What is half done, where the storage itself shows it.
@@ -95,31 +105,74 @@ pub struct Status {
     pub volumes: Vec<VolumeStatus>,
 }
 
+/// Whether it is measured how far a machine has moved from its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// No.
+    Not,
+    /// As far as a few milliseconds show.
+    Quickly,
+    /// To the end.
+    Wholly,
+}
+
+/// One volume under examination.
+struct Looked {
+    locator: Locator,
+    volume: Volume,
+    facts: Facts,
+    users: Option<Users>,
+    workers: Option<Vec<Holder>>,
+    interrupted: bool,
+}
+
 impl Engine {
-    /// Looks at a machine. With `measure`, also how far it has moved from its snapshot.
-    pub fn status(&self, text: &str) -> Result<Status, EngineError> {
+    /// Looks at a machine.
+    pub fn status(&self, text: &str, measure: Measure) -> Result<Status, EngineError> {
         let (machine, known) = self.resolve(text)?;
-        self.status_of(&machine, known)
+        self.status_of(&machine, known, measure, &self.looks())
     }
 
-    pub(crate) fn status_of(&self, machine: &Machine, known: bool) -> Result<Status, EngineError> {
+    /// Looks at many machines, each by its name: what tells of several of them is asked once.
+    pub fn statuses(&self, names: &[String], measure: Measure) -> Vec<Result<Status, EngineError>> {
+        let looks = self.looks();
+        let one = |name: &String| {
+            let (machine, known) = self.resolve(name)?;
+            self.status_of(&machine, known, measure, &looks)
+        };
+        names.iter().map(one).collect()
+    }
+
+    pub(crate) fn looks(&self) -> Arc<Looks> {
+        Looks::new(self.commands.clone())
+    }
+
+    pub(crate) fn status_of(
+        &self,
+        machine: &Machine,
+        known: bool,
+        measure: Measure,
+        looks: &Arc<Looks>,
+    ) -> Result<Status, EngineError> {
         let mut volumes = Vec::new();
         let mut running = None;
         let mut interrupted = None;
         for locator in self.locators(machine)? {
-            let volume = Volume::open_to_look(self, &locator)?;
+            let volume = Volume::open_to_look(self, &locator, looks)?;
             let plugin = self.plugin(&locator.backend)?;
             volume.suits(&plugin)?;
-            let busy =
-                EngineLock::is_taken(&volume.lock).map_err(|e| lock_error(&locator, e, None))?;
-            // A journal beside an image that nobody works on is of an interrupted change.
-            let left = if busy { None } else { left_behind(&volume) };
-            running = running.or(busy.then(|| self.running(machine)));
-            let facts = volume.inspect(&plugin);
-            let facts = match facts {
+            let workers = EngineLock::taken_by(&volume.lock)
+                .map_err(|e| lock_error(&locator, e, |_| None))?;
+            let mut left = left_behind(&volume);
+            if let Some(workers) = &workers {
+                running = running.or_else(|| self.running(machine, workers, left.take()));
+                // A journal beside an image that somebody works on is not of an interrupted change.
+                left = None;
+            }
+            let facts = match volume.inspect(&plugin) {
                 Ok(facts) => facts,
                 // Half-way through a change an image need not read: say what is going on.
-                Err(_) if busy => Facts {
+                Err(_) if workers.is_some() => Facts {
                     identity: None,
                     virtual_size: 0,
                     format: "being changed".to_owned(),
@@ -130,10 +183,18 @@ impl Engine {
                 Err(error) => return Err(error),
             };
             let users = who_uses(&volume)?;
-            volumes.push((locator, volume, facts, users, left.is_some()));
+            let interrupted_here = left.is_some();
             interrupted = interrupted.or(left);
+            volumes.push(Looked {
+                locator,
+                volume,
+                facts,
+                users,
+                workers,
+                interrupted: interrupted_here,
+            });
         }
-        let facts: Vec<&Facts> = volumes.iter().map(|(_, _, facts, ..)| facts).collect();
+        let facts: Vec<&Facts> = volumes.iter().map(|v| &v.facts).collect();
         let mut slot = derive(machine, known, &facts, &volumes);
         if let Some(meta) = interrupted.filter(|_| running.is_none()) {
             slot = in_progress(&meta.verb, meta.running(None));
@@ -146,16 +207,17 @@ impl Engine {
             _ => None,
         };
         let mut seen = Vec::new();
-        for (locator, volume, mut facts, users, interrupted) in volumes {
+        for Looked { locator, volume, mut facts, users, workers, interrupted } in volumes {
             let of_slot = facts.snapshots.iter().find(|s| s.mark.is_some() && s.mark == marked);
             // What cannot be measured is left out: status is about the slot.
-            let change = of_slot.and_then(|s| {
+            let change = of_slot.filter(|_| measure != Measure::Not).and_then(|s| {
                 let plugin = self.plugin(&locator.backend).ok()?;
-                plugin.measure(&volume.sight(), &s.identity).ok().or_else(|| {
+                let quick = measure == Measure::Quickly;
+                plugin.measure(&volume.sight(), &s.identity, quick).ok().or_else(|| {
                     // A live snapshot knows what it saved.
                     let changed = volume.copies.as_ref()?.changed(s.mark.as_ref()?).ok()??;
                     let changed_bytes = changed.iter().map(|r| r.length).sum();
-                    Some(Change { changed_bytes, held_bytes: changed_bytes })
+                    Some(Change { changed_bytes, held_bytes: changed_bytes, at_least: false })
                 })
             });
             seen.push(VolumeStatus {
@@ -168,6 +230,9 @@ impl Engine {
                 users,
                 changed_bytes: change.map(|c| c.changed_bytes),
                 held_bytes: change.map(|c| c.held_bytes),
+                at_least: change.is_some_and(|c| c.at_least),
+                worked_on_by: workers.iter().flatten().map(|w| w.pid).collect(),
+                workers,
                 interrupted: interrupted || facts.unfinished.is_some(),
                 unfinished: facts.unfinished.take(),
             });
@@ -177,24 +242,34 @@ impl Engine {
 
     /// Whether a volume can be looked at, and which file it is.
     pub(crate) fn look(&self, locator: &Locator) -> Result<Option<FileId>, EngineError> {
-        let volume = Volume::open_to_look(self, locator)?;
+        let volume = Volume::open_to_look(self, locator, &self.looks())?;
         let plugin = self.plugin(&locator.backend)?;
         volume.suits(&plugin)?;
         volume.inspect(&plugin)?;
         Ok(volume.file())
     }
 
-    fn running(&self, machine: &Machine) -> (String, Running) {
+    /// What is being done by these: as the record says, if it is one of them that is at it; else as the
+    /// journal on the volume says. None: nothing has been changed so far, by a plan in the making or a dry run.
+    fn running(
+        &self,
+        machine: &Machine,
+        workers: &[Holder],
+        journal: Option<Meta>,
+    ) -> Option<(String, Running)> {
         let recorded = self.store.running(&machine.name).ok().flatten();
-        match recorded {
-            Some(o) => (
+        // Of processes that cannot be seen the record is believed.
+        let at_it = |process| workers.is_empty() || workers.iter().any(|w| w.pid == process);
+        match (recorded.filter(|o| at_it(o.process)), journal) {
+            (Some(o), _) => Some((
                 o.verb,
                 Running { operation: o.operation, since: o.started, process: Some(o.process) },
-            ),
-            None => (
-                "take".to_owned(),
-                Running { operation: 0, since: self.now(), process: None },
-            ),
+            )),
+            (None, Some(meta)) => {
+                let process = workers.first().map(|w| w.pid);
+                Some((meta.verb.clone(), meta.running(process)))
+            }
+            (None, None) => None,
         }
     }
 }
@@ -202,7 +277,7 @@ impl Engine {
 /// Who has an image open for writing, or a device at all.
 fn who_uses(volume: &Volume) -> Result<Option<Users>, EngineError> {
     if let Some(disk) = volume.image.as_ref().filter(|d| d.is_file()) {
-        let writers = probe_writer(disk).map_err(|e| lock_error(&volume.locator, e, None))?;
+        let writers = probe_writer(disk).map_err(|e| lock_error(&volume.locator, e, |_| None))?;
         return Ok(writers.map(|holders| Users { holders, ..Users::default() }));
     }
     Ok(Some(volume.users()?).filter(|users| !users.is_empty()))
@@ -335,28 +410,29 @@ impl HasFile for Volume {
     }
 }
 
-impl<A, C, D, E> HasFile for (A, Volume, C, D, E) {
+impl HasFile for Looked {
     fn file(&self) -> Option<FileId> {
-        self.1.file()
+        self.volume.file()
     }
 }
 
 pub(crate) fn lock_error(
-    locator: &Locator,
+    volume: impl ToString,
     error: LockError,
-    since: Option<Moment>,
+    since: impl FnOnce(&[Holder]) -> Option<Moment>,
 ) -> EngineError {
     match error {
         LockError::Held { holders, .. } => {
-            EngineError::Busy { volume: locator.to_string(), holders, since }
+            let since = since(&holders);
+            EngineError::Busy { volume: volume.to_string(), holders, since }
         }
-        LockError::Disk(source) => EngineError::disk(locator, source),
+        LockError::Disk(source) => EngineError::disk(volume, source),
     }
 }
 
 /// The same for a lock on an image: who has it uses the disk.
-pub(crate) fn image_lock_error(locator: &Locator, error: LockError) -> EngineError {
-    match lock_error(locator, error, None) {
+pub(crate) fn image_lock_error(volume: impl ToString, error: LockError) -> EngineError {
+    match lock_error(volume, error, |_| None) {
         EngineError::Busy { volume, holders, .. } => {
             EngineError::InUse { volume, users: Users { holders, ..Users::default() } }
         }

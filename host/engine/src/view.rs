@@ -21,7 +21,7 @@ use snapslot_content::{
     by_map,
 };
 use snapslot_disk::{Disk, DiskError, EngineLock, FileDisk, ImageLock};
-use snapslot_runtime::{self as runtime, Facts, FailureKind, Plugin, View};
+use snapslot_runtime::{self as runtime, Facts, Failure, FailureKind, Plugin, View};
 use snapslot_slot::{Refusal, State};
 
 use crate::engine::{Engine, refused};
@@ -115,6 +115,9 @@ impl Engine {
         let mut _unwritten = None;
         let (content, taken) = match which {
             Which::Current => {
+                if volume.is_served()? {
+                    return Err(being_written(volume));
+                }
                 if let Some(disk) = volume.image.as_ref().filter(|d| d.is_file()) {
                     _unwritten = Some(reading(&volume.locator, disk)?);
                 } else {
@@ -214,7 +217,7 @@ impl Engine {
         let locators = self.locators(&machine)?;
         let (mut plugins, mut volumes, mut facts) = (Vec::new(), Vec::new(), Vec::new());
         for locator in &locators {
-            let volume = Volume::open_to_look(self, locator)?;
+            let volume = Volume::open_to_look(self, locator, &self.looks())?;
             let plugin = self.plugin(&locator.backend)?;
             volume.suits(&plugin)?;
             if left_behind(&volume).is_some() {
@@ -420,7 +423,7 @@ fn lists(plugin: &Plugin<'_>) -> bool {
 }
 
 fn share(volume: &Volume) -> Result<EngineLock<'_>, EngineError> {
-    EngineLock::share(&volume.lock).map_err(|e| lock_error(&volume.locator, e, None))
+    EngineLock::share(&volume.lock).map_err(|e| lock_error(&volume.locator, e, |_| None))
 }
 
 /// The present content of an image is read only while nobody writes it.
@@ -433,6 +436,17 @@ pub(crate) fn reading_all(
     chain: &[(Locator, Arc<FileDisk>)],
 ) -> Result<Vec<ImageLock<'_>>, EngineError> {
     chain.iter().map(|(locator, disk)| reading(locator, disk)).collect()
+}
+
+/// A disk that is served is written at any moment: what is read of it would be of no moment at all.
+fn being_written(volume: &Volume) -> EngineError {
+    let failure = Failure::new(
+        FailureKind::InUse,
+        "served",
+        "it is served to a machine that may be writing it; a take is a moment, and what it holds can be exported, \
+         opened and compared while the machine goes on",
+    );
+    EngineError::backend(&volume.locator, failure)
 }
 
 fn no_content(volume: &Volume, why: &str) -> EngineError {

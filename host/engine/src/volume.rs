@@ -3,15 +3,22 @@
 //! | place | lock | journal |
 //! |---|---|---|
 //! | a file | a byte of the file itself | beside it: it travels with it, and another host finds it |
-//! | a device, logical volume, dataset, directory | a file of the state directory | in the state directory |
+//! | a device, logical volume, dataset, directory | a file of the state directory; of `/run/snapslot` for root | in the state directory |
+//!
+//! What root's engines lock does not hang on where their records are, and a device has one more lock,
+//! by its number: `lvm:vg/vm1` and `raw:/dev/dm-3` may be the same.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::sys::stat::{major, minor};
 use snapslot_capture::Copies;
 use snapslot_command::Place;
-use snapslot_disk::{DiskError, Doing, FileCompanion, FileDisk, FileId, Users, users};
+use snapslot_disk::{
+    DiskError, Doing, EngineLock, FileCompanion, FileDisk, FileId, LockError, Users, users,
+    users_of_file_system,
+};
 use snapslot_runtime::{Facts, Failure, FailureKind, Plugin, Sight};
 
 use crate::engine::Engine;
@@ -31,6 +38,8 @@ pub(crate) struct Volume {
     pub image: Option<Arc<FileDisk>>,
     /// What engines lock.
     pub lock: Arc<FileDisk>,
+    /// The same of its device, by whatever name.
+    pub device_lock: Option<Arc<FileDisk>>,
     /// The copies kept of it, where its place is a path.
     pub copies: Option<Arc<Copies>>,
     looks: Arc<Looks>,
@@ -39,9 +48,12 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    pub fn open_to_look(engine: &Engine, locator: &Locator) -> Result<Volume, EngineError> {
-        let looks = Looks::new(engine.commands.clone());
-        Self::open(engine, locator, looks, FileDisk::open_read_only)
+    pub fn open_to_look(
+        engine: &Engine,
+        locator: &Locator,
+        looks: &Arc<Looks>,
+    ) -> Result<Volume, EngineError> {
+        Self::open(engine, locator, looks.clone(), FileDisk::open_read_only)
     }
 
     /// All volumes of one operation: they share what was looked at.
@@ -67,9 +79,16 @@ impl Volume {
             _ => None,
         };
         let image_is_file = image.as_ref().is_some_and(|disk| disk.is_file());
-        let lock = match &image {
-            Some(disk) if disk.is_file() => disk.clone(),
-            _ => Arc::new(lock_file(state_dir, locator).map_err(failed)?),
+        let directory = lock_directory(engine);
+        let (lock, device_lock) = match &image {
+            Some(disk) if disk.is_file() => (disk.clone(), None),
+            _ => {
+                private_directories(&journal_path(locator, state_dir, false).0)
+                    .map_err(|e| failed(DiskError::io(locator.to_string(), Doing::Open, e)))?;
+                let path = with_suffix(path_in(&directory, locator), LOCK_SUFFIX);
+                let device = device_lock(&directory, locator).map_err(failed)?;
+                (Arc::new(lock_file(&path).map_err(failed)?), device.map(Arc::new))
+            }
         };
         let copies = locator.path().zip(image.as_ref()).map(|(path, disk)| match disk.is_file() {
             true => Copies::beside(path),
@@ -79,6 +98,7 @@ impl Volume {
             locator: locator.clone(),
             image,
             lock,
+            device_lock,
             copies: copies.map(|c| Arc::new(c.served_at(control_socket(state_dir, locator)))),
             looks,
             journal: journal_path(locator, state_dir, image_is_file),
@@ -90,10 +110,19 @@ impl Volume {
         FileCompanion::new(path, of)
     }
 
-    /// Says that this volume's part of an operation over several is done (see `recover`).
-    pub fn done_marker(&self) -> FileCompanion {
+    /// How far this volume's part of a restore over several is (see [`crate::part`]).
+    pub fn part_note(&self) -> FileCompanion {
+        self.beside_journal("-part")
+    }
+
+    /// The journal of what ends a change that was interrupted.
+    pub fn rest_journal(&self) -> FileCompanion {
+        self.beside_journal("-rest")
+    }
+
+    fn beside_journal(&self, suffix: &str) -> FileCompanion {
         let (path, of) = self.journal.clone();
-        FileCompanion::new(with_suffix(path, "-done"), of)
+        FileCompanion::new(with_suffix(path, suffix), of)
     }
 
     /// What a plugin may see of it.
@@ -126,7 +155,21 @@ impl Volume {
 
     /// The commands that change something.
     pub fn changes(&self) -> Changes {
-        Changes(self.looks.clone())
+        let lock = self.has_lock_file().then(|| self.lock.clone());
+        Changes { looks: self.looks.clone(), lock }
+    }
+
+    /// Takes the engine's lock.
+    pub fn take_lock(&self) -> Result<EngineLock<'_>, LockError> {
+        match self.has_lock_file() {
+            true => EngineLock::take_for_commands(&self.lock),
+            false => EngineLock::take(&self.lock),
+        }
+    }
+
+    /// Whether its lock is a file of its own. An image is no file to give to a command.
+    pub fn has_lock_file(&self) -> bool {
+        self.image.as_ref().is_none_or(|disk| !Arc::ptr_eq(disk, &self.lock))
     }
 
     /// Which file it is, where it is one.
@@ -160,17 +203,23 @@ impl Volume {
         Ok(served.is_some())
     }
 
-    /// Who uses the device that shows its content. Files have QEMU's locks for that.
+    /// Who uses the device that shows its content, or the file system it is. Files have QEMU's locks for
+    /// that.
     pub fn users(&self) -> Result<Users, EngineError> {
         if self.is_served()? {
             // Its clients are what counts, and their server says so when it matters.
             return Ok(Users::default());
         }
-        match self.locator.place.device() {
-            Some(path) if self.image.as_ref().is_none_or(|d| !d.is_file()) => {
-                users(&path).map_err(|e| EngineError::disk(&self.locator, e))
+        let device = match self.locator.place.device() {
+            Some(path) if self.image.as_ref().is_none_or(|d| !d.is_file()) => path,
+            _ => return Ok(Users::default()),
+        };
+        match &self.locator.place {
+            // A file system has no device: it is used where it is mounted.
+            Place::ZfsDataset(dataset) if matches!(device.try_exists(), Ok(false)) => {
+                Ok(users_of_file_system("zfs", dataset))
             }
-            _ => Ok(Users::default()),
+            _ => users(&device).map_err(|e| EngineError::disk(&self.locator, e)),
         }
     }
 
@@ -237,18 +286,39 @@ fn path_in(directory: &Path, locator: &Locator) -> PathBuf {
     parts.fold(directory.join(&locator.backend), |path, part| path.join(part))
 }
 
-fn lock_file(state_dir: &Path, locator: &Locator) -> Result<FileDisk, DiskError> {
-    let path = with_suffix(path_in(&state_dir.join("locks"), locator), LOCK_SUFFIX);
+/// Where engines of this user lock what has no file of its own. Modelled storage is no other engine's.
+fn lock_directory(engine: &Engine) -> PathBuf {
+    let shared = Path::new("/run/snapslot/locks");
+    let root = nix::unistd::Uid::effective().is_root() && engine.settings.tools.is_none();
+    // A system without `/run`, or where it cannot be written, has the other place.
+    match root && private_directories(&shared.join("device/x")).is_ok() {
+        true => shared.to_owned(),
+        false => engine.settings.state_dir.join("locks"),
+    }
+}
+
+/// The lock of the volume's device, if it has one now.
+fn device_lock(directory: &Path, locator: &Locator) -> Result<Option<FileDisk>, DiskError> {
+    let Some(meta) = locator.place.device().and_then(|d| std::fs::metadata(d).ok()) else {
+        return Ok(None);
+    };
+    if !meta.file_type().is_block_device() {
+        return Ok(None);
+    }
+    let name = format!("{}-{}", major(meta.rdev()), minor(meta.rdev()));
+    lock_file(&directory.join("device").join(name)).map(Some)
+}
+
+fn lock_file(path: &Path) -> Result<FileDisk, DiskError> {
     let failed = |source| DiskError::io(path.display().to_string(), Doing::Open, source);
-    private_directories(&path).map_err(failed)?;
-    private_directories(&journal_path(locator, state_dir, false).0).map_err(failed)?;
+    private_directories(path).map_err(failed)?;
     std::fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
+        .open(path)
         .map_err(failed)?;
-    FileDisk::open_writable(&path)
+    FileDisk::open_writable(path)
 }
 
 /// Makes the directories above a path, for this user only.

@@ -172,7 +172,8 @@ pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
                         let result = operate(&live, verb, asked);
                         // Beyond its last command nothing is disturbed any more.
                         came = live.trouble.over();
-                        let rest = said(&result, trouble).and_then(|()| judged(&live, act, held.as_ref()));
+                        let rest =
+                            said(&result, trouble).and_then(|()| judged(&live, act, held.as_ref()));
                         rest.map(|()| None).map_err(|e| told(&live, e))
                     });
                     if !came && outcome.0 == crate::Outcome::Held {

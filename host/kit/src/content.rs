@@ -121,12 +121,7 @@ impl Seen {
 }
 
 /// Reads what a view shows, by the plugin's extents and the image's bytes.
-pub fn content(
-    bench: &Bench<'_>,
-    sight: &Sight,
-    view: &View,
-    size: u64,
-) -> Result<Seen, String> {
+pub fn content(bench: &Bench<'_>, sight: &Sight, view: &View, size: u64) -> Result<Seen, String> {
     let disk = sight.disk.clone().ok_or("no image")?;
     let mut seen = Seen::default();
     // A block may be in two extents: its bytes are put together first.
@@ -197,7 +192,8 @@ pub fn guest_writes(
     let mut writes = Vec::new();
     for (at, length) in own {
         // In pieces: a run of data may be shared in part.
-        let pieces = (0..length.div_ceil(BLOCK)).map(|n| (at + n * BLOCK, BLOCK.min(length - n * BLOCK)));
+        let pieces =
+            (0..length.div_ceil(BLOCK)).map(|n| (at + n * BLOCK, BLOCK.min(length - n * BLOCK)));
         let free = pieces.filter(|(at, length)| free(*at, *length));
         // Every other one, by the pattern: what is written differs from time to time.
         let chosen = free.enumerate().filter(|(n, _)| (n + usize::from(pattern)) % 3 != 0);

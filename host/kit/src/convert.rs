@@ -83,9 +83,11 @@ fn goal(goal: &sdk::Goal) -> Goal {
             taken_seconds: new.taken_seconds,
             taken_nanoseconds: new.taken_nanoseconds,
             room: new.room,
+            beside: new.beside,
             full_copy: new.full_copy,
         }),
         sdk::Goal::Restored(identity) => Goal::Restored(identity.clone()),
+        sdk::Goal::Consumed(identity) => Goal::Consumed(identity.clone()),
         sdk::Goal::Empty(identity) => Goal::Empty(identity.clone()),
         sdk::Goal::Settled => Goal::Settled,
     }

@@ -189,8 +189,14 @@ pub fn answered(bench: &Bench<'_>, disk: Arc<dyn Disk>) -> Result<(), String> {
             Answered::No(_, _, message) if message.trim().is_empty() => {
                 return Err(format!("{what}: it says no without a word"));
             }
-            Answered::No(FailureKind::Internal | FailureKind::NotGranted | FailureKind::Limit, _, message) => {
-                return Err(format!("{what}: what is wrong with the image is told as its own fault: {message}"));
+            Answered::No(
+                FailureKind::Internal | FailureKind::NotGranted | FailureKind::Limit,
+                _,
+                message,
+            ) => {
+                return Err(format!(
+                    "{what}: what is wrong with the image is told as its own fault: {message}"
+                ));
             }
             _ => {}
         }
@@ -270,7 +276,7 @@ fn call(bench: &Bench<'_>, disk: Arc<dyn Disk>, n: usize, identity: &str) -> Ans
         5 => plan(Goal::Empty(identity())),
         6 => plan(Goal::Settled),
         7 => of(plugin.differences(&sight, &identity(), 0, 100)),
-        _ => of(plugin.measure(&sight, &identity())),
+        _ => of(plugin.measure(&sight, &identity(), false)),
     }
 }
 

@@ -119,12 +119,16 @@ fn depth(bench: &Bench<'_>) -> Depth {
 /// Take, restore, delete: each crashed everywhere, and each event failing.
 pub fn crashes(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
     let prefix = format!("crash/{}", sample.name);
-    prepared(bench, &prefix, sample, cases, &mut |bench, prefix, sample, cases| {
-        match sample.qcow2 {
+    prepared(
+        bench,
+        &prefix,
+        sample,
+        cases,
+        &mut |bench, prefix, sample, cases| match sample.qcow2 {
             true => verbs(bench, prefix, sample, &qcow2_judge(sample), cases),
             false => verbs(bench, prefix, sample, &ByExtents(bench), cases),
-        }
-    });
+        },
+    );
 }
 
 fn verbs<J: Judge>(
@@ -157,7 +161,10 @@ fn verbs<J: Judge>(
             let before = image.borrow().clone();
             let goal = goal_of(bench, verb, &before)?;
             let tally = faults(planner, judge, &before, &goal, depth.states.seed)?;
-            Ok(Some(format!("{} runs that failed, {} states after them", tally.faults, tally.after_faults)))
+            Ok(Some(format!(
+                "{} runs that failed, {} states after them",
+                tally.faults, tally.after_faults
+            )))
         }));
         steps.push(Step::telling(name("/power-cut"), move || {
             let before = image.borrow().clone();
@@ -177,19 +184,20 @@ fn verbs<J: Judge>(
 /// discards, and the disk grows and shrinks.
 pub fn sequences(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
     let prefix = format!("crash/{}/sequences", sample.name);
-    prepared(bench, &prefix, sample, cases, &mut |bench, name, sample, cases| {
-        match (sample.qemu_writes(), sample.qcow2) {
-            (true, _) => cases.run_telling(name, || {
-                let (planner, judge) = (Component::new(bench.plugin, bench), qcow2_judge(sample));
-                let depth = Depth { opinion_every: 0, ..depth(bench) };
-                let story = Story::new(&planner, &judge, sample.bytes.clone(), depth);
-                let walked = walk(&story, 3)?;
-                let Walked { sequences, refused, tally } = walked;
-                Ok(Some(format!("{sequences} sequences, {refused} acts refused; {tally}")))
-            }),
-            (false, true) => sequences_judged(bench, name, sample, &qcow2_judge(sample), cases),
-            (false, false) => sequences_judged(bench, name, sample, &ByExtents(bench), cases),
-        }
+    prepared(bench, &prefix, sample, cases, &mut |bench, name, sample, cases| match (
+        sample.qemu_writes(),
+        sample.qcow2,
+    ) {
+        (true, _) => cases.run_telling(name, || {
+            let (planner, judge) = (Component::new(bench.plugin, bench), qcow2_judge(sample));
+            let depth = Depth { opinion_every: 0, ..depth(bench) };
+            let story = Story::new(&planner, &judge, sample.bytes.clone(), depth);
+            let walked = walk(&story, 3)?;
+            let Walked { sequences, refused, tally } = walked;
+            Ok(Some(format!("{sequences} sequences, {refused} acts refused; {tally}")))
+        }),
+        (false, true) => sequences_judged(bench, name, sample, &qcow2_judge(sample), cases),
+        (false, false) => sequences_judged(bench, name, sample, &ByExtents(bench), cases),
     });
 }
 
@@ -244,6 +252,7 @@ pub fn goal_of(bench: &Bench<'_>, verb: &str, image: &[u8]) -> Result<sdk::Goal,
             taken_seconds: 1_700_000_000,
             taken_nanoseconds: 7,
             room: None,
+            beside: 0,
             full_copy: false,
         }),
         ("restore", Some(identity)) => sdk::Goal::Restored(identity),

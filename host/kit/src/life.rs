@@ -140,7 +140,8 @@ pub fn script(prefix: &str, live: &dyn Live, beyond: &Beyond, cases: &mut Cases<
         Step::new(name("every-write-was-seen"), || match wrote.get() {
             true => Ok(()),
             false => {
-                let why = "the guest could not be made to write: nothing is allocated, or all is shared";
+                let why =
+                    "the guest could not be made to write: nothing is allocated, or all is shared";
                 beyond.note(why.to_owned());
                 Err(why.to_owned())
             }

@@ -15,8 +15,29 @@ use crate::plans::new_snapshot;
 /// Identities that no snapshot has: unknown ones, options, paths, all that a command line might take apart.
 fn nobody() -> Vec<String> {
     let mut all: Vec<String> = [
-        "", "0", "-1", "18446744073709551615", "-", "--", "--help", "-f", "..", "../x", "/", "@", "#",
-        "x@y", "x\0y", "x\ny", "x y", "$(x)", "*", "vg", "vg/vm1", "\u{202e}x", "é",
+        "",
+        "0",
+        "-1",
+        "18446744073709551615",
+        "-",
+        "--",
+        "--help",
+        "-f",
+        "..",
+        "../x",
+        "/",
+        "@",
+        "#",
+        "x@y",
+        "x\0y",
+        "x\ny",
+        "x y",
+        "$(x)",
+        "*",
+        "vg",
+        "vg/vm1",
+        "\u{202e}x",
+        "é",
         "AAAAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAAAA",
     ]
     .map(str::to_owned)
@@ -47,7 +68,7 @@ pub fn identities(bench: &Bench<'_>, prefix: &str, live: &dyn Live, cases: &mut 
                 Ok(_) => {}
             }
             for asked in [
-                bench.plugin.measure(&sight, identity).map(|_| ()),
+                bench.plugin.measure(&sight, identity, false).map(|_| ()),
                 bench.plugin.differences(&sight, identity, 0, 10).map(|_| ()),
             ] {
                 match asked {
@@ -74,7 +95,9 @@ pub fn identities(bench: &Bench<'_>, prefix: &str, live: &dyn Live, cases: &mut 
                 });
                 match bench.plugin.plan(&live.sight()?, &goal) {
                     Ok(plan) if plan.is_empty() => {
-                        return Err(format!("a take of {seconds} s with mark {mark} plans nothing"));
+                        return Err(format!(
+                            "a take of {seconds} s with mark {mark} plans nothing"
+                        ));
                     }
                     Ok(_) => planned += 1,
                     Err(CallError::Refused(_)) => {}
@@ -140,7 +163,9 @@ pub fn images(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
             listed += whole.len();
             for page in [1, 2, 7] {
                 if joined(&extents(bench, &sight, &view, size, page)?) != whole {
-                    return Err(format!("{name}: pages of {page} say something else than pages of 1000"));
+                    return Err(format!(
+                        "{name}: pages of {page} say something else than pages of 1000"
+                    ));
                 }
             }
         }
@@ -150,7 +175,8 @@ pub fn images(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
         let image = held.clone()?;
         let sight = bench.sight(disk_of(&image));
         let facts = bench.plugin.inspect(&sight).map_err(|e| e.to_string())?;
-        let ours = facts.snapshots.iter().find(|s| s.mark.is_some()).ok_or("no snapshot of ours")?;
+        let ours =
+            facts.snapshots.iter().find(|s| s.mark.is_some()).ok_or("no snapshot of ours")?;
         let now = content(bench, &sight, &View::Current, facts.virtual_size)?;
         let view = View::Snapshot(ours.identity.clone());
         let then = content(bench, &sight, &view, ours.virtual_size)?;
@@ -175,7 +201,9 @@ pub fn images(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
             !told[0].iter().any(|(s, l)| *s < end && start < s + l)
         });
         match missing {
-            Some(at) => Err(format!("guest offset {:#x} has changed, and is not listed", at * block)),
+            Some(at) => {
+                Err(format!("guest offset {:#x} has changed, and is not listed", at * block))
+            }
             None => Ok(Some(format!("{} blocks changed", changed.len()))),
         }
     });
@@ -188,6 +216,7 @@ pub fn images(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
                 taken_seconds: seconds,
                 taken_nanoseconds: nanoseconds,
                 room: None,
+                beside: 0,
                 full_copy: false,
             });
             let Ok(after) = plain(&planner, &sample.bytes, &goal) else { continue };
@@ -220,7 +249,9 @@ fn listed(
         let found = bench.plugin.differences(sight, identity, cursor, page)?;
         for stretch in found.stretches {
             match all.last_mut() {
-                Some((start, length)) if *start + *length == stretch.start => *length += stretch.length,
+                Some((start, length)) if *start + *length == stretch.start => {
+                    *length += stretch.length
+                }
                 _ => all.push((stretch.start, stretch.length)),
             }
         }

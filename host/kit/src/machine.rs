@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use snapslot_engine::{Asked, Done, Engine, EngineError, Verb};
+use snapslot_engine::{Asked, Done, Engine, EngineError, Measure, Verb};
 use snapslot_runtime::Sight;
 use snapslot_testkit::storage::machine::{Kind, Machine};
 
@@ -45,7 +45,10 @@ pub fn operate(live: &dyn Live, verb: Verb, asked: Asked) -> Result<Done, Engine
 
 /// The mark of the snapshot that holds the slot.
 pub fn mark(live: &dyn Live) -> Result<Option<String>, String> {
-    let status = live.engine().and_then(|e| e.status(&live.volume())).map_err(|e| e.to_string())?;
+    let status = live
+        .engine()
+        .and_then(|e| e.status(&live.volume(), Measure::Wholly))
+        .map_err(|e| e.to_string())?;
     Ok(status.slot.occupant().map(|o| o.mark.clone()))
 }
 

@@ -15,6 +15,7 @@ pub fn new_snapshot() -> NewSnapshot {
         taken_seconds: 1_700_000_000,
         taken_nanoseconds: 1,
         room: None,
+        beside: 0,
         full_copy: true,
     }
 }

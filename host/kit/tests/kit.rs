@@ -143,7 +143,8 @@ fn each_planted_fault_is_found() {
                 println!("{number} {}: {name}: {first} {:?}", fault.what, begun.elapsed());
                 found += 1;
             }
-            _ => missed.push(format!("{number} {:?} {}: {:?}", fault.base, fault.what, report.missing)),
+            _ => missed
+                .push(format!("{number} {:?} {}: {:?}", fault.base, fault.what, report.missing)),
         }
     }
     println!("{found} planted faults found");

@@ -6,7 +6,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,9 @@ const LINE_MAX: u64 = 64 << 10;
 const ANSWER: Duration = Duration::from_secs(24 * 3600);
 /// How long the other end may take for its own line.
 const PROMPT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether to stop hearing.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,17 +109,39 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<Answer>> {
     Ok(Some(serde_json::from_str(&line)?))
 }
 
-/// Hears one request and answers it.
-pub fn hear(mut stream: UnixStream, answer: impl FnOnce(Request) -> Answer) -> io::Result<()> {
-    stream.set_read_timeout(Some(PROMPT))?;
+/// Hears one request and answers it; unless it is to `stop` before one is there.
+pub fn hear(
+    mut stream: UnixStream,
+    stop: &dyn Fn() -> bool,
+    answer: impl FnOnce(Request) -> Answer,
+) -> io::Result<()> {
+    stream.set_read_timeout(Some(TICK))?;
     stream.set_write_timeout(Some(PROMPT))?;
-    let mut line = String::new();
-    BufReader::new((&stream).take(LINE_MAX)).read_line(&mut line)?;
-    let answer = match serde_json::from_str(&line) {
+    let line = hear_line(&stream, stop)?;
+    let answer = match serde_json::from_slice(&line) {
         Ok(request) => answer(request),
         Err(e) => Answer::Refused { code: "usage".to_owned(), message: e.to_string() },
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
     stream.write_all(&line)
+}
+
+/// A line, or what there is when the other end has nothing more to say.
+fn hear_line(stream: &UnixStream, stop: &dyn Fn() -> bool) -> io::Result<Vec<u8>> {
+    let (begun, mut line) = (Instant::now(), Vec::new());
+    let mut reader = BufReader::new(stream.take(LINE_MAX));
+    loop {
+        match reader.read_until(b'\n', &mut line) {
+            Ok(_) => return Ok(line),
+            // What came is in the line already.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if stop() || begun.elapsed() > PROMPT {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
 }

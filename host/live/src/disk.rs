@@ -28,10 +28,13 @@
 //!
 //! # When something fails
 //!
-//! The store full or failing: the snapshot is given up, durably, and the machine goes on; or, if so set, first
-//! writes fail and flushes with them. The disk full or failing: what waits stays in memory and is tried again at
-//! the next flush; first writes beyond what may wait fail meanwhile. A failed flush of the disk is final.
+//! The store full or failing: the snapshot is given up, durably, and its room goes back to the file system; then
+//! what waits goes to the disk, and the machine goes on. Or, if so set, first writes fail and flushes with them.
+//! The disk full or failing: what waits stays in memory and is tried again by every commit, also where there is no
+//! snapshot any more; flushes fail as long as that fails, and so do first writes beyond what may wait. A failed
+//! flush of the disk is final.
 
+mod commit;
 mod error;
 mod life;
 
@@ -44,8 +47,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use snapslot_disk::{Companion, Disk, DiskError};
 
-use crate::blocks::{BLOCK, ByBlock, Bytes, empty, runs};
-use crate::store::{Head, SEGMENT_MAX, Tail};
+use crate::blocks::{BLOCK, ByBlock, Bytes, empty};
+use crate::store::{Head, Tail};
 
 pub use error::LiveError;
 
@@ -78,7 +81,7 @@ pub struct Knobs {
 }
 
 /// How it stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Standing {
     /// The snapshot's mark; none: there is no snapshot.
@@ -124,6 +127,8 @@ struct Slot {
     held: Option<Held>,
     /// One whose content is gone, and why.
     lost: Option<(Head, String)>,
+    /// It went before there was anybody to be told.
+    untold: bool,
 }
 
 /// A disk with room for one live snapshot.
@@ -151,6 +156,8 @@ pub struct LiveDisk {
     /// Why the last commit came to nothing, and whether it was for want of room.
     stuck: Mutex<Option<(String, bool)>>,
     is_stuck: AtomicBool,
+    /// How the slot stood when it was last changed: whoever asks need not wait for a restore to end.
+    stood: Mutex<Standing>,
     /// Told, with mark and cause, when the snapshot is given up.
     herald: OnceLock<Herald>,
 }
@@ -192,15 +199,30 @@ impl LiveDisk {
             is_broken: AtomicBool::new(false),
             stuck: Mutex::new(None),
             is_stuck: AtomicBool::new(false),
+            stood: Mutex::default(),
             herald: OnceLock::new(),
         };
         live.find()?;
+        live.note(&lock(&live.slot));
         Ok(live)
     }
 
-    /// Who is told, with mark and cause, when the snapshot has to be given up. The first one counts.
+    /// Who is told, with mark and cause, when the snapshot has to be given up, or had to be when the disk was
+    /// opened. The first one counts.
     pub fn when_lost(&self, herald: impl Fn(&str, &str) + Send + Sync + 'static) {
-        let _ = self.herald.set(Box::new(herald));
+        let mut slot = lock(&self.slot);
+        if self.herald.set(Box::new(herald)).is_ok() && std::mem::take(&mut slot.untold) {
+            self.tell(&slot);
+        }
+    }
+
+    /// Tells of a snapshot that was lost; whether there is somebody to be told.
+    fn tell(&self, slot: &Slot) -> bool {
+        let (Some(herald), Some((head, why))) = (self.herald.get(), &slot.lost) else {
+            return false;
+        };
+        herald(&head.mark, why);
+        true
     }
 
     /// Its size in bytes.
@@ -436,129 +458,6 @@ impl LiveDisk {
         Ok(self.disk.flush()?)
     }
 
-    /// Saves what waits to be overwritten, and overwrites it.
-    pub fn commit(&self) -> Result<(), LiveError> {
-        if self.waiting.load(Ordering::Acquire) == 0 {
-            // A commit under way may have what a flush is about.
-            drop(lock(&self.slot));
-            return self.check_sound();
-        }
-        let mut slot = lock(&self.slot);
-        let result = self.commit_with(&mut slot);
-        drop(slot);
-        let _order = lock(&self.wanted);
-        self.ended.notify_all();
-        result
-    }
-
-    fn commit_with(&self, slot: &mut Slot) -> Result<(), LiveError> {
-        self.check_sound()?;
-        if slot.held.is_none() {
-            return Ok(());
-        }
-        let blocks = self.gather();
-        let fresh: Vec<u64> = blocks.iter().copied().filter(|b| !self.is_saved(*b)).collect();
-        if let Some(held) = &mut slot.held {
-            match self.save(held, &fresh) {
-                Ok(()) => {}
-                Err(e) if e.is_no_space() && self.knobs.on_full == OnFull::FailWrites => {
-                    return self.stuck(Err(LiveError::Full));
-                }
-                Err(e) => {
-                    self.lose(slot, &e.to_string())?;
-                    // There is nothing left to keep the old content for.
-                    return self.end_waiting();
-                }
-            }
-        }
-        // From here on the old content is durable.
-        self.stuck(self.overwrite(&blocks).map_err(LiveError::from))
-    }
-
-    /// Takes note of whether commits get on: where they do not, first writes fail instead of waiting.
-    fn stuck<T>(&self, result: Result<T, LiveError>) -> Result<T, LiveError> {
-        let why = result.as_ref().err().map(|e| (e.to_string(), e.is_no_space()));
-        self.is_stuck.store(why.is_some(), Ordering::Release);
-        *lock(&self.stuck) = why;
-        result
-    }
-
-    /// Has all that waits go; gives the blocks, ascending. What a commit could not end is among them.
-    fn gather(&self) -> Vec<u64> {
-        let mut blocks: Vec<u64> = Vec::new();
-        for shard in &self.shards {
-            let mut shard = lock(shard);
-            let shard = &mut *shard;
-            for (block, bytes) in shard.waiting.drain() {
-                if shard.going.insert(block, bytes).is_none() {
-                    self.going.fetch_add(1, Ordering::AcqRel);
-                }
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-            }
-            blocks.extend(shard.going.keys());
-        }
-        blocks.sort_unstable();
-        blocks
-    }
-
-    /// Appends blocks as the disk has them, and flushes the store.
-    fn save(&self, held: &mut Held, blocks: &[u64]) -> Result<(), LiveError> {
-        if blocks.is_empty() {
-            return Ok(());
-        }
-        let needed: u64 = blocks.chunks(SEGMENT_MAX).map(|some| Tail::bytes_of(some.len())).sum();
-        if held.tail.at.saturating_add(needed) > self.knobs.store_max {
-            return Err(LiveError::Full);
-        }
-        let mut buf = lock(&self.buf);
-        for some in blocks.chunks(SEGMENT_MAX) {
-            let mut fill = |out: &mut [u8]| {
-                let mut at = 0;
-                for (first, n) in runs(some, RUN_MAX) {
-                    let end = ((first + n as u64) * BLOCK).min(self.size);
-                    let length = (end - first * BLOCK) as usize;
-                    let into = &mut out[at..at + n * BLOCK as usize];
-                    into[length..].fill(0);
-                    self.disk.read_at(first * BLOCK, &mut into[..length])?;
-                    at += n * BLOCK as usize;
-                }
-                Ok(())
-            };
-            let at = held.tail.append(&*held.store, some, &mut fill, &mut buf)?;
-            // Before the next segment is begun: only the last one may be torn.
-            held.store.flush()?;
-            for (i, block) in some.iter().enumerate() {
-                held.places.insert(*block, at + i as u64 * BLOCK);
-                self.mark_saved(*block);
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes what is going to the disk. Gone from memory only when it is there.
-    fn overwrite(&self, blocks: &[u64]) -> Result<(), DiskError> {
-        let mut buf = lock(&self.buf);
-        for (first, n) in runs(blocks, RUN_MAX) {
-            let room = buf.len().max(n * BLOCK as usize);
-            buf.resize(room, 0);
-            for i in 0..n {
-                let block = first + i as u64;
-                if let Some(bytes) = lock(self.shard(block)).going.get(&block) {
-                    buf[i * BLOCK as usize..(i + 1) * BLOCK as usize].copy_from_slice(&bytes[..]);
-                }
-            }
-            let end = ((first + n as u64) * BLOCK).min(self.size);
-            let length = (end - first * BLOCK) as usize;
-            self.disk.write_at(first * BLOCK, &buf[..length])?;
-            for block in first..first + n as u64 {
-                if lock(self.shard(block)).going.remove(&block).is_some() {
-                    self.going.fetch_sub(1, Ordering::AcqRel);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Makes a run read as zeroes; with `punch` its room may be given back.
     pub fn zero(&self, offset: u64, length: u64, punch: bool) -> Result<(), LiveError> {
         self.outside(offset, length)?;
@@ -617,18 +516,21 @@ impl LiveDisk {
         Ok(found)
     }
 
-    /// How it stands.
+    /// How it stands. What is being changed stands as it did before.
     pub fn standing(&self) -> Standing {
-        let slot = lock(&self.slot);
-        Standing {
-            mark: Self::mark_of(&slot),
+        let waiting = self.waiting.load(Ordering::Relaxed) + self.going.load(Ordering::Relaxed);
+        Standing { waiting_bytes: waiting as u64 * BLOCK, ..lock(&self.stood).clone() }
+    }
+
+    /// Takes note of how the slot stands, whenever it was changed.
+    fn note(&self, slot: &Slot) {
+        *lock(&self.stood) = Standing {
+            mark: Self::mark_of(slot),
             lost: slot.lost.is_some(),
             why: slot.lost.as_ref().map(|(_, why)| why.clone()),
             saved_bytes: slot.held.as_ref().map_or(0, |h| h.places.len() as u64 * BLOCK),
             store_bytes: slot.held.as_ref().map_or(0, |h| h.tail.at),
-            waiting_bytes: (self.waiting.load(Ordering::Relaxed)
-                + self.going.load(Ordering::Relaxed)) as u64
-                * BLOCK,
-        }
+            waiting_bytes: 0,
+        };
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! A block that is in the store is read there, any other from the disk. The disk may be overwritten
 //! between asking the store and reading the disk; but the store has the block before that happens. So the
-//! store is asked again after the disk was read, and what it has by then counts.
+//! store is asked again after the disk was read, and what it has by then counts. And whoever serves the disk may
+//! give the snapshot up, after which nothing is saved any more: so the head is read last, and what was read
+//! counts only if the snapshot is there by then. The head says so before the disk is overwritten.
 
 use std::sync::{Arc, Mutex};
 
@@ -39,7 +41,11 @@ impl Snapshot {
         let log =
             Mutex::new(Log { tail: Tail::start(head.generation), places: ByBlock::default() });
         let plain = snapslot_content::Plain::new(disk.clone())?;
+        let plain_size = plain.size();
         let snapshot = Snapshot { disk, store, head, plain, log };
+        if plain_size != snapshot.head.disk_size {
+            return Err(snapshot.lost());
+        }
         snapshot.catch_up()?;
         Ok(Some(snapshot))
     }
@@ -61,6 +67,18 @@ impl Snapshot {
         Ok(())
     }
 
+    /// After everything that was read: whether it was read of the snapshot.
+    fn check(&self) -> Result<(), ContentError> {
+        match self.head.still_holds(&*self.store)? {
+            true => Ok(()),
+            false => Err(self.lost()),
+        }
+    }
+
+    fn lost(&self) -> ContentError {
+        ContentError::Gone { what: format!("the live snapshot {}", self.head.mark) }
+    }
+
     fn place(&self, block: u64) -> Option<u64> {
         self.log.lock().unwrap_or_else(|e| e.into_inner()).places.get(&block).copied()
     }
@@ -68,6 +86,7 @@ impl Snapshot {
     /// Where the disk may differ from the snapshot: what was saved, joined.
     pub fn changed(&self) -> Result<Vec<Range>, ContentError> {
         self.catch_up()?;
+        self.check()?;
         let log = self.log.lock().unwrap_or_else(|e| e.into_inner());
         let range = |block: &u64| {
             let offset = block * BLOCK;
@@ -100,7 +119,7 @@ impl Content for Snapshot {
             }
             at = stop;
         }
-        Ok(())
+        self.check()
     }
 
     fn run(&self, offset: u64, limit: u64) -> Result<Run, ContentError> {
@@ -111,6 +130,7 @@ impl Content for Snapshot {
             return Ok(run);
         }
         self.catch_up()?;
+        self.check()?;
         let log = self.log.lock().unwrap_or_else(|e| e.into_inner());
         let (first, last) = (offset / BLOCK, (run.start + run.length - 1) / BLOCK);
         let hit = if (log.places.len() as u64) < last - first {

@@ -17,6 +17,10 @@
 //! The store is made, and its name durable, before its first head: a store without a valid head is
 //! of a take that never was.
 
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
+
 use snapslot_disk::{Disk, DiskError, Doing};
 use snapslot_slot::is_mark;
 
@@ -143,9 +147,32 @@ impl Head {
 
     /// Writes it in place of the older one, and flushes.
     pub(crate) fn write(&self, store: &dyn Disk) -> Result<(), DiskError> {
-        store.write_at(self.sequence % 2 * HEAD, &self.bytes())?;
+        self.put(store)?;
         store.flush()
     }
+
+    /// Writes it in place of the older one.
+    pub(crate) fn put(&self, store: &dyn Disk) -> Result<(), DiskError> {
+        store.write_at(self.sequence % 2 * HEAD, &self.bytes())
+    }
+
+    /// Whether what was read by this head is of its snapshot still: the head has moved on only to say that the
+    /// disk is being set back, which changes nothing that was not saved.
+    pub(crate) fn still_holds(&self, store: &dyn Disk) -> Result<bool, DiskError> {
+        // A store that was removed is read on by those who have it open; the disk is not saved in it any more.
+        if store.descriptor().is_some_and(is_removed) {
+            return Ok(false);
+        }
+        let now = Head::of(store)?;
+        Ok(now.is_some_and(|now| {
+            now.state != State::Lost && now.mark == self.mark && now.generation == self.generation
+        }))
+    }
+}
+
+fn is_removed(file: BorrowedFd<'_>) -> bool {
+    let meta = file.try_clone_to_owned().map(File::from).and_then(|file| file.metadata());
+    meta.map_or(true, |meta| meta.nlink() == 0)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

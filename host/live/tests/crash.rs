@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use snapslot_content::Content as _;
 use snapslot_disk::sim::{Fate, Fault, SECTOR, SimDisk, World};
 use snapslot_disk::{Disk, DiskError, Range};
+use snapslot_live::store::{Head, State};
 use snapslot_live::{BLOCK, Knobs, LiveDisk, OnFull, Snapshot};
 
 const BLOCKS: u64 = 24;
@@ -37,6 +38,8 @@ impl Dice {
 #[derive(Clone, Debug)]
 enum Step {
     Write { offset: u64, length: u64, byte: u8 },
+    Zero { offset: u64, length: u64, punch: bool },
+    Trim { offset: u64, length: u64 },
     Flush,
     Commit,
     Take(usize),
@@ -49,6 +52,8 @@ struct Watched {
     world: World,
     disk: SimDisk,
     taken: Arc<Mutex<Option<Vec<u8>>>>,
+    /// The store is small: the snapshot may be given up.
+    may_be_lost: bool,
 }
 
 impl Watched {
@@ -61,6 +66,13 @@ impl Watched {
         let store: Box<dyn Disk> =
             Box::new(World::new(BTreeMap::from([("s".to_owned(), store)])).disk("s"));
         let snapshot = Snapshot::open(Arc::new(cut.disk("disk")), store).expect("it opens");
+        if snapshot.is_none() && self.may_be_lost {
+            // Durably so: that nothing is there would be no snapshot that can be read either.
+            let store = cut.disk("store");
+            let head = Head::of(&store).expect("a store").expect("a head");
+            assert_eq!(head.state, State::Lost, "overwritten without a word");
+            return;
+        }
         let saved = snapshot.expect("a durable snapshot").changed().expect("its log");
         let (mut at, end) = (offset, offset + data.len() as u64);
         while at < end {
@@ -85,6 +97,10 @@ impl Disk for Watched {
         self.judge(offset, data);
         self.disk.write_at(offset, data)
     }
+    fn discard(&self, range: Range) -> Result<bool, DiskError> {
+        self.judge(range.offset, &vec![0; range.length as usize]);
+        self.disk.discard(range)
+    }
     fn extend(&self, size: u64) -> Result<(), DiskError> {
         self.disk.extend(size)
     }
@@ -106,6 +122,8 @@ struct Allowed {
     contents: Vec<Vec<u8>>,
     /// Snapshots: mark and content; none.
     snapshots: Vec<Option<(String, Vec<u8>)>>,
+    /// One whose content may be gone.
+    lost: Option<String>,
 }
 
 /// A life, and after each event of it what a crash may leave.
@@ -122,18 +140,32 @@ fn start(seed: u64) -> Vec<u8> {
 }
 
 fn live(steps: Vec<Step>, seed: u64) -> Story {
+    live_with(steps, seed, KNOBS)
+}
+
+fn live_with(steps: Vec<Step>, seed: u64, knobs: Knobs) -> Story {
     let first = start(seed);
     let world = World::new(BTreeMap::from([("disk".to_owned(), first.clone())]));
     let taken = Arc::new(Mutex::new(None));
-    let disk = Watched { world: world.clone(), disk: world.disk("disk"), taken: taken.clone() };
+    let disk = Watched {
+        world: world.clone(),
+        disk: world.disk("disk"),
+        taken: taken.clone(),
+        may_be_lost: knobs.store_max < KNOBS.store_max,
+    };
     let live =
-        LiveDisk::open(Arc::new(disk), Box::new(world.companion("store")), KNOBS).expect("opens");
+        LiveDisk::open(Arc::new(disk), Box::new(world.companion("store")), knobs).expect("opens");
+    let mut lost: Option<String> = None;
     let mut now = first.clone();
     let mut snapshot: Option<(String, Vec<u8>)> = None;
     let mut contents = vec![first];
     let mut chapters = Vec::new();
     for step in &steps {
-        let mut allowed = Allowed { contents: contents.clone(), snapshots: vec![snapshot.clone()] };
+        let mut allowed = Allowed {
+            contents: contents.clone(),
+            snapshots: vec![snapshot.clone()],
+            lost: lost.clone(),
+        };
         match step {
             Step::Write { offset, length, byte } => {
                 let data: Vec<u8> =
@@ -143,6 +175,21 @@ fn live(steps: Vec<Step>, seed: u64) -> Story {
                 contents.push(now.clone());
                 allowed.contents.push(now.clone());
             }
+            Step::Zero { offset, length, punch } => {
+                live.zero(*offset, *length, *punch).expect("zeroes");
+                now[*offset as usize..(*offset + *length) as usize].fill(0);
+                contents.push(now.clone());
+                allowed.contents.push(now.clone());
+            }
+            Step::Trim { offset, length } => {
+                live.trim(*offset, *length).expect("a hint");
+                if snapshot.is_none() && lost.is_none() {
+                    // As the simulated disk does it; while a snapshot is held nothing happens.
+                    now[*offset as usize..(*offset + *length) as usize].fill(0);
+                    contents.push(now.clone());
+                    allowed.contents.push(now.clone());
+                }
+            }
             Step::Flush => {
                 live.flush().expect("a flush");
                 contents = vec![now.clone()];
@@ -150,7 +197,7 @@ fn live(steps: Vec<Step>, seed: u64) -> Story {
             Step::Commit => live.commit().expect("a commit"),
             Step::Take(i) => {
                 let result = live.take(MARKS[*i], 7, 8);
-                assert_eq!(result.is_ok(), snapshot.is_none(), "{result:?}");
+                assert_eq!(result.is_ok(), snapshot.is_none() && lost.is_none(), "{result:?}");
                 if result.is_ok() {
                     snapshot = Some((MARKS[*i].to_owned(), now.clone()));
                     *taken.lock().expect("the lock") = Some(now.clone());
@@ -169,22 +216,29 @@ fn live(steps: Vec<Step>, seed: u64) -> Story {
                 }
             }
             Step::Delete(i) => {
-                let ours = snapshot.as_ref().is_some_and(|(m, _)| m == MARKS[*i]);
+                let mark = snapshot.as_ref().map(|(m, _)| m).or(lost.as_ref());
+                let ours = mark.is_some_and(|m| m == MARKS[*i]);
                 *taken.lock().expect("the lock") = None;
                 let result = live.delete(MARKS[*i]);
                 assert_eq!(result.is_ok(), ours, "{result:?}");
                 if ours {
-                    snapshot = None;
+                    (snapshot, lost) = (None, None);
                     allowed.snapshots.push(None);
                 }
             }
+        }
+        if live.standing().lost && lost.is_none() {
+            lost = snapshot.take().map(|(mark, _)| mark);
+            assert!(lost.is_some(), "a snapshot is lost that nobody took");
+            *taken.lock().expect("the lock") = None;
+            allowed.lost.clone_from(&lost);
         }
         let mut read = vec![0; SIZE as usize];
         live.read(0, &mut read).expect("a read");
         assert!(read == now, "what was written is not what is read, after {step:?}");
         chapters.push((world.log().len(), allowed));
     }
-    let last = Allowed { contents, snapshots: vec![snapshot] };
+    let last = Allowed { contents, snapshots: vec![snapshot], lost };
     chapters.push((world.log().len(), last));
     Story { world, chapters, steps }
 }
@@ -197,9 +251,26 @@ fn judge(crashed: &World, allowed: &Allowed, what: &str) {
     };
     let disk = open();
     let mark = disk.standing().mark;
+    let check_content = |disk: &LiveDisk| {
+        let mut now = vec![0; SIZE as usize];
+        disk.read(0, &mut now).expect("a read");
+        for (i, sector) in now.chunks(SECTOR).enumerate() {
+            let at = i * SECTOR;
+            let one = allowed.contents.iter().any(|c| c[at..at + sector.len()] == *sector);
+            assert!(one, "{what}: sector {i} is neither what was flushed nor what came after");
+        }
+    };
+    if disk.standing().lost {
+        assert!(mark.is_some() && mark == allowed.lost, "{what}: {mark:?} is lost");
+        check_content(&disk);
+        assert!(disk.restore(MARKS[0]).is_err());
+        let mark = mark.expect("one");
+        disk.delete(&mark).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(open().standing().mark.is_none());
+        return;
+    }
     let then = (allowed.snapshots.iter()).find(|s| s.as_ref().map(|(m, _)| m) == mark.as_ref());
     let Some(then) = then else { panic!("{what}: a snapshot {mark:?} that nobody took") };
-    assert!(!disk.standing().lost, "{what}: the snapshot is lost");
     let content = |crashed: &World| -> Vec<u8> {
         let store: Box<dyn Disk> = Box::new(crashed.disk("store"));
         let snapshot = Snapshot::open(Arc::new(crashed.disk("disk")), store);
@@ -211,13 +282,8 @@ fn judge(crashed: &World, allowed: &Allowed, what: &str) {
     if let Some((_, then)) = then {
         assert!(content(crashed) == *then, "{what}: the snapshot is not what was taken");
     }
+    check_content(&disk);
     let mut now = vec![0; SIZE as usize];
-    disk.read(0, &mut now).expect("a read");
-    for (i, sector) in now.chunks(SECTOR).enumerate() {
-        let at = i * SECTOR;
-        let one = allowed.contents.iter().any(|c| c[at..at + sector.len()] == *sector);
-        assert!(one, "{what}: sector {i} is neither what was flushed nor what came after");
-    }
     // Life goes on, and a restore brings all of it back.
     if let Some((mark, then)) = then {
         disk.write(3 * BLOCK, &[0xee; 3 * BLOCK as usize]).expect("a write");
@@ -342,6 +408,88 @@ fn a_life_survives_a_power_cut_at_every_event() {
 }
 
 #[test]
+fn zeroes_and_trims_survive_it_too() {
+    let zero = |block: u64, within: u64, length: u64, punch| Step::Zero {
+        offset: block * BLOCK + within,
+        length,
+        punch,
+    };
+    let trim = |block: u64, length: u64| Step::Trim { offset: block * BLOCK, length };
+    let steps = vec![
+        write(0, 0, 2 * BLOCK, 1),
+        zero(1, 512, BLOCK, true),
+        trim(4, 2 * BLOCK),
+        Step::Flush,
+        zero(8, 0, 3 * BLOCK, true),
+        trim(12, BLOCK),
+        Step::Take(0),
+        zero(0, 0, BLOCK, true),
+        zero(3, 1024, BLOCK, false),
+        trim(16, 4 * BLOCK),
+        write(16, 512, 512, 2),
+        trim(16, BLOCK),
+        Step::Flush,
+        // What is saved is zeroed in place.
+        zero(0, 0, 5 * BLOCK, true),
+        zero(23, 0, BLOCK + 1536, true),
+        Step::Commit,
+        zero(16, 0, BLOCK, true),
+        Step::Flush,
+        Step::Restore(0),
+        zero(2, 0, 512, true),
+        Step::Delete(0),
+        zero(2, 0, 2 * BLOCK, true),
+        trim(20, BLOCK),
+        Step::Take(1),
+        write(20, 0, 512, 3),
+        trim(20, BLOCK),
+        Step::Flush,
+    ];
+    let states = crash_everywhere(&live(steps, 2), "zeroes", 1000);
+    println!("{states} states");
+    assert!(states > 700, "{states}");
+}
+
+#[test]
+fn a_snapshot_that_is_given_up_is_so_at_every_event() {
+    // The store has room for its heads and a few segments; the machine never hears of it.
+    let knobs = Knobs { store_max: 8192 + 10 * BLOCK, ..KNOBS };
+    let steps = vec![
+        Step::Take(0),
+        write(0, 0, BLOCK, 1),
+        write(3, 512, 1024, 1),
+        Step::Flush,
+        write(0, 512, 512, 2),
+        write(5, 0, 4 * BLOCK, 2),
+        Step::Flush,
+        // More than there is room for.
+        write(10, 0, 6 * BLOCK, 3),
+        write(1, 0, 512, 3),
+        write(18, 512, 512, 3),
+        Step::Flush,
+        write(20, 0, 512, 4),
+        Step::Flush,
+        write(12, 0, BLOCK, 5),
+        Step::Delete(0),
+        Step::Take(1),
+        write(12, 0, BLOCK, 6),
+        Step::Flush,
+        write(0, 0, 12 * BLOCK, 7),
+        Step::Commit,
+        Step::Delete(1),
+        Step::Take(2),
+        write(2, 0, BLOCK, 8),
+        Step::Flush,
+    ];
+    let story = live_with(steps, 4, knobs);
+    let lost = story.chapters.iter().filter(|(_, allowed)| allowed.lost.is_some()).count();
+    assert_eq!(lost, 7, "two of the three snapshots are given up");
+    let states = crash_everywhere(&story, "given up", 1000);
+    println!("{states} states");
+    assert!(states > 700, "{states}");
+}
+
+#[test]
 fn random_lives_survive_it_too() {
     let mut states = 0;
     for seed in 1..=60_u64 {
@@ -361,6 +509,14 @@ fn random_lives_survive_it_too() {
                 }
                 (2 | 3, _) => Step::Flush,
                 (4, _) => Step::Commit,
+                (5, _) => {
+                    let (offset, length) = (dice.roll(BLOCKS) * BLOCK, 512 * (1 + dice.roll(16)));
+                    let length = length.min(SIZE - offset);
+                    match dice.roll(3) {
+                        0 => Step::Trim { offset, length },
+                        punch => Step::Zero { offset, length, punch: punch == 1 },
+                    }
+                }
                 _ => write(
                     dice.roll(BLOCKS),
                     dice.roll(8) * 512,

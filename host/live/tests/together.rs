@@ -79,6 +79,34 @@ fn a_write_between_the_flush_and_the_gate_of_a_take_is_in_the_snapshot_for_good(
     assert!(bytes == wanted, "the snapshot lost a write that came before it");
 }
 
+/// Story: who asked how the slot stands waited for a restore to end, hours on a large disk, and so did `status`.
+#[test]
+fn how_it_stands_is_told_while_it_is_restored() {
+    let world = World::new(BTreeMap::from([("disk".to_owned(), vec![1; 16 * BLOCK as usize])]));
+    let then: Arc<Hook> = Arc::default();
+    let disk = Arc::new(Hooked { disk: Arc::new(world.disk("disk")), then: then.clone() });
+    let live: Arc<OnceLock<LiveDisk>> = Arc::default();
+    let opened = LiveDisk::open(disk, Box::new(world.companion("store")), KNOBS).expect("opens");
+    assert!(live.set(opened).is_ok());
+    let disk = live.get().expect("a disk");
+    disk.take(MARK, 1, 1).expect("a take");
+    disk.write(0, &[9; 4096]).expect("a write");
+    disk.flush().expect("a flush");
+    let heard = Arc::new(Mutex::new(None));
+    let (of_hook, hears) = (live.clone(), heard.clone());
+    // In the middle of the restore.
+    *then.lock().expect("the lock") = Some(Box::new(move || {
+        let (told, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || told.send(of_hook.get().expect("a disk").standing()));
+        let answer = answer.recv_timeout(std::time::Duration::from_secs(60));
+        *hears.lock().expect("the lock") = Some(answer.expect("nobody says how it stands"));
+    }));
+    disk.restore(MARK).expect("a restore");
+    let heard = heard.lock().expect("the lock").take().expect("it was asked");
+    assert_eq!((heard.mark.as_deref(), heard.saved_bytes), (Some(MARK), BLOCK));
+    assert_eq!(disk.standing().saved_bytes, 0);
+}
+
 #[test]
 fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
     const THREADS: u64 = 4;

@@ -7,17 +7,22 @@
 //!
 //! Each connection has a thread, which takes all requests that have arrived with one call of the
 //! system, answers those that need not wait from the page cache at once, hands the others to helpers,
-//! and sends all answers with one call. Junk ends the connection it came on, and no other.
+//! and sends all answers with one call. Junk ends the connection it came on, and no other; a client that does not
+//! read its answers keeps its own thread waiting, and never a helper.
 
+mod connections;
 mod export;
 mod handshake;
+mod line;
 mod pool;
 mod server;
+mod socket;
 mod tls;
 mod transmit;
 mod wire;
 
+pub use connections::{CONNECTIONS_MAX, LOCAL_MIN, STRANGERS_MAX};
 pub use export::{Export, Extent, Limits};
-pub use server::{Announced, CONNECTIONS_MAX, Listener, Served, Server};
+pub use server::{Announced, Listener, Served, Server};
 pub use tls::Tls;
 pub use wire::REQUEST_MAX;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Requests that wait side by side: what a disk can put in order, and not so many threads that
-/// they are a burden.
-const HELPERS: usize = 16;
+/// they are a burden. Twice what one connection may have waiting, so that none has all of them.
+pub(crate) const HELPERS: usize = 32;
 
 /// Threads that do jobs. They end when it is dropped and all jobs are done.
 #[derive(Clone)]

@@ -2,25 +2,29 @@
 
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::connections::{Connections, Place};
 use crate::export::Export;
-use crate::handshake::{Outcome, Terms, greet, haggle};
+use crate::handshake::{Agreed, Outcome, Terms, greet, haggle};
 use crate::pool::Pool;
-use crate::tls::Tls;
+use crate::socket::Timed;
+use crate::tls::{Tls, carry};
 use crate::transmit::{End, transmit};
 
-/// Connections at once: each has a thread and a mebibyte of buffers.
-pub const CONNECTIONS_MAX: usize = 64;
-/// How long a client may be silent before it has chosen an export.
-const QUIET: Duration = Duration::from_secs(30);
+/// How long a client may take until it has chosen an export, TLS and all.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+/// How long answers may take to go out when the server stops.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long nobody is taken in after that failed, as it does where there are too many open files.
+const REST: Duration = Duration::from_millis(50);
 /// Bytes in flight on a socket: an answer of a mebibyte goes out in one call.
 const SOCKET_BUFFER: usize = 2 << 20;
 /// How often it is looked whether to stop.
@@ -46,7 +50,7 @@ pub enum Listener {
 }
 
 impl Listener {
-    fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Listener::Unix(l) => l.as_fd(),
             Listener::Tcp(l) => l.as_fd(),
@@ -58,9 +62,11 @@ impl Listener {
 pub struct Server {
     exports: Vec<Announced>,
     tls: Option<Tls>,
+    handshake: Duration,
+    grace: Duration,
     stop: AtomicBool,
     served: AtomicU64,
-    live: Mutex<Vec<RawFd>>,
+    connections: Connections,
     pool: OnceLock<Pool>,
 }
 
@@ -82,13 +88,22 @@ impl Server {
     /// One for these exports, of which there is at least one.
     pub fn new(exports: Vec<Announced>, tls: Option<Tls>) -> Server {
         let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
-        let (live, pool) = (Mutex::default(), OnceLock::new());
-        Server { exports, tls, stop, served, live, pool }
+        let (connections, pool) = (Connections::default(), OnceLock::new());
+        let (handshake, grace) = (HANDSHAKE, GRACE);
+        Server { exports, tls, handshake, grace, stop, served, connections, pool }
+    }
+
+    /// The same, which waits so long for clients: until they have chosen an export, and until answers are out
+    /// when it stops.
+    #[must_use]
+    pub fn waiting(mut self, handshake: Duration, grace: Duration) -> Server {
+        (self.handshake, self.grace) = (handshake, grace);
+        self
     }
 
     /// What it has done so far.
     pub fn served(&self) -> Served {
-        let connections = self.live.lock().unwrap_or_else(|e| e.into_inner()).len();
+        let connections = self.connections.count();
         Served { requests: self.served.load(Ordering::Relaxed), connections }
     }
 
@@ -115,26 +130,24 @@ impl Server {
                         Listener::Tcp(l) => l.accept().map(|(s, _)| Stream::Tcp(s)),
                     };
                     // That one client cannot be taken in is no reason to leave the others.
-                    let Ok(stream) = taken else { continue };
-                    if self.served().connections >= CONNECTIONS_MAX {
-                        tracing::warn!("a client was sent away: there are {CONNECTIONS_MAX}");
-                        continue;
-                    }
-                    let started = std::thread::Builder::new()
-                        .name("nbd".to_owned())
-                        .spawn_scoped(scope, move || self.connection(stream, pool));
-                    if let Err(e) = started {
-                        tracing::warn!("a client was sent away: {e}");
+                    let entered = taken.and_then(|stream| {
+                        let place = self.connections.enter(&stream, stream.is_local())?;
+                        std::thread::Builder::new()
+                            .name("nbd".to_owned())
+                            .spawn_scoped(scope, move || self.connection(stream, place, pool))
+                    });
+                    match entered {
+                        Ok(_) => {}
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(e) => {
+                            tracing::warn!("a client was sent away: {e}");
+                            std::thread::sleep(REST);
+                        }
                     }
                 }
             }
             self.stop.store(true, Ordering::Relaxed);
-            let live = self.live.lock().unwrap_or_else(|e| e.into_inner());
-            for socket in live.iter() {
-                // Reading ends at once; answers under way are still sent.
-                let _ = shutdown(*socket, Shutdown::Read);
-            }
-            drop(live);
+            self.connections.stop(self.grace);
             Ok(())
         })
     }
@@ -152,12 +165,13 @@ impl Server {
     /// Serves one client that is connected already, until it leaves or is sent away.
     pub fn serve_one(&self, client: UnixStream) -> io::Result<()> {
         let pool = self.pool()?;
-        self.connection(Stream::Unix(client), pool);
+        let place = self.connections.enter(&client, true)?;
+        self.connection(Stream::Unix(client), place, pool);
         Ok(())
     }
 
-    fn connection(&self, stream: Stream, pool: &Pool) {
-        match self.serve(stream, pool) {
+    fn connection(&self, stream: Stream, place: Place<'_>, pool: &Pool) {
+        match self.serve(stream, &place, pool) {
             Ok(End::Left | End::Stopped) => {}
             Ok(End::Junk(why)) => tracing::warn!("a client was sent away: {why}"),
             Ok(End::Io(e)) => tracing::info!("a client was lost: {e}"),
@@ -168,49 +182,46 @@ impl Server {
         }
     }
 
-    fn serve(&self, stream: Stream, pool: &Pool) -> io::Result<End> {
-        let tls = self.tls.as_ref().filter(|_| matches!(stream, Stream::Tcp(_)));
-        let haggled = |outcome| match outcome {
-            Outcome::Go(agreed) => Some(agreed),
-            Outcome::Tls | Outcome::End => None,
-        };
-        let (socket, agreed) = match stream {
-            Stream::Unix(mut s) => {
-                s.set_nonblocking(false)?;
-                let own = Live::new(self, s.as_raw_fd());
-                s.set_read_timeout(Some(QUIET))?;
-                let no_zeroes = greet(&mut s)?;
-                let outcome = haggle(&mut s, &self.exports, Terms { tls: false }, no_zeroes)?;
-                s.set_read_timeout(None)?;
-                ((OwnedFd::from(s), own), haggled(outcome))
-            }
-            Stream::Tcp(mut s) => {
-                s.set_nonblocking(false)?;
+    fn serve(&self, stream: Stream, place: &Place<'_>, pool: &Pool) -> io::Result<End> {
+        let until = Instant::now() + self.handshake;
+        let tls = self.tls.as_ref().filter(|_| !stream.is_local());
+        let socket = match stream {
+            Stream::Unix(s) => OwnedFd::from(s),
+            Stream::Tcp(s) => {
                 s.set_nodelay(true)?;
-                let own = Live::new(self, s.as_raw_fd());
-                s.set_read_timeout(Some(QUIET))?;
-                let no_zeroes = greet(&mut s)?;
-                let terms = Terms { tls: tls.is_some() };
-                match (haggle(&mut s, &self.exports, terms, no_zeroes)?, tls) {
-                    (Outcome::Tls, Some(tls)) => {
-                        drop(own);
-                        let mut plain = tls.accept(s, QUIET)?;
-                        let own = Live::new(self, plain.as_raw_fd());
-                        plain.set_read_timeout(Some(QUIET))?;
-                        let terms = Terms { tls: false };
-                        let outcome = haggle(&mut plain, &self.exports, terms, no_zeroes)?;
-                        plain.set_read_timeout(None)?;
-                        ((OwnedFd::from(plain), own), haggled(outcome))
-                    }
-                    (outcome, _) => {
-                        s.set_read_timeout(None)?;
-                        ((OwnedFd::from(s), own), haggled(outcome))
-                    }
-                }
+                OwnedFd::from(s)
             }
         };
-        let (socket, _own) = socket;
-        let Some(agreed) = agreed else { return Ok(End::Left) };
+        let mut timed = Timed::new(&socket, until);
+        let no_zeroes = greet(&mut timed)?;
+        let terms = Terms { tls: tls.is_some() };
+        match (haggle(&mut timed, &self.exports, terms, no_zeroes)?, tls) {
+            (Outcome::Go(agreed), _) => Ok(self.transmission(socket, agreed, place, pool)),
+            (Outcome::Tls, Some(tls)) => {
+                let session = tls.accept(&mut timed)?;
+                let (ours, theirs) = UnixStream::pair()?;
+                std::thread::scope(|scope| {
+                    // It ends when our end is closed and the last bytes are out.
+                    std::thread::Builder::new()
+                        .name("nbd-tls".to_owned())
+                        .spawn_scoped(scope, || carry(session, &socket, theirs))?;
+                    let ours = OwnedFd::from(ours);
+                    let mut timed = Timed::new(&ours, until);
+                    let terms = Terms { tls: false };
+                    match haggle(&mut timed, &self.exports, terms, no_zeroes)? {
+                        Outcome::Go(agreed) => Ok(self.transmission(ours, agreed, place, pool)),
+                        Outcome::Tls | Outcome::End => Ok(End::Left),
+                    }
+                })
+            }
+            (Outcome::Tls | Outcome::End, _) => Ok(End::Left),
+        }
+    }
+
+    fn transmission(&self, socket: OwnedFd, agreed: Agreed, place: &Place<'_>, pool: &Pool) -> End {
+        if !place.choose() {
+            return End::Junk("there are too many");
+        }
         // As much as the system allows: an ordinary user gets less.
         let _ = setsockopt(&socket, sockopt::SndBufForce, &SOCKET_BUFFER)
             .or_else(|_| setsockopt(&socket, sockopt::SndBuf, &SOCKET_BUFFER));
@@ -218,31 +229,24 @@ impl Server {
             .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &SOCKET_BUFFER));
         let export = self.exports[agreed.export].export.clone();
         let _used = Used::new(export.clone());
-        Ok(transmit(socket, export, agreed, pool, &self.stop, &self.served))
-    }
-}
-
-/// A connection, on the list while it lasts.
-struct Live<'s> {
-    server: &'s Server,
-    socket: RawFd,
-}
-
-impl<'s> Live<'s> {
-    fn new(server: &'s Server, socket: RawFd) -> Self {
-        server.live.lock().unwrap_or_else(|e| e.into_inner()).push(socket);
-        if server.stop.load(Ordering::Relaxed) {
-            let _ = shutdown(socket, Shutdown::Read);
+        match transmit(socket, export, agreed, pool, &self.stop, &self.served) {
+            Ok(end) => end,
+            Err(e) => End::Io(e),
         }
-        Live { server, socket }
     }
 }
 
-impl Drop for Live<'_> {
-    fn drop(&mut self) {
-        let mut live = self.server.live.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(i) = live.iter().position(|fd| *fd == self.socket) {
-            live.swap_remove(i);
+impl Stream {
+    fn is_local(&self) -> bool {
+        matches!(self, Stream::Unix(_))
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Unix(s) => s.as_fd(),
+            Stream::Tcp(s) => s.as_fd(),
         }
     }
 }

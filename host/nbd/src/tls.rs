@@ -1,18 +1,20 @@
 //! TLS, by rustls: its own thread turns what is encrypted into a plain local connection.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{Shutdown, shutdown};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
+
+use crate::socket::{LINGER, Now, receive_now, send_now, wait};
 
 /// Certificates of a server, and of those whose clients it lets in.
 #[derive(Clone)]
@@ -53,96 +55,146 @@ impl Tls {
         Ok(Tls(Arc::new(config)))
     }
 
-    /// Does the handshake and gives the plain end of the connection. `quiet` limits the handshake.
-    pub(crate) fn accept(&self, mut tcp: TcpStream, quiet: Duration) -> io::Result<UnixStream> {
+    /// Does the handshake.
+    pub(crate) fn accept(&self, tcp: &mut (impl Read + Write)) -> io::Result<ServerConnection> {
         let mut session = ServerConnection::new(self.0.clone()).map_err(bad)?;
-        tcp.set_read_timeout(Some(quiet))?;
         while session.is_handshaking() {
-            session.complete_io(&mut tcp)?;
+            session.complete_io(tcp)?;
         }
-        tcp.set_read_timeout(None)?;
-        let (ours, theirs) = UnixStream::pair()?;
-        std::thread::Builder::new().name("nbd-tls".to_owned()).spawn(move || {
-            // Whatever ends it, both ends hear of it by their streams being closed.
-            let _ = carry(session, &mut tcp, &theirs);
-        })?;
-        Ok(ours)
+        Ok(session)
     }
 }
 
 /// Bytes carried at once.
 const BUFFER: usize = 128 << 10;
 
-/// Carries bytes both ways until an end closes.
-fn carry(mut session: ServerConnection, tcp: &mut TcpStream, plain: &UnixStream) -> io::Result<()> {
-    tcp.set_nonblocking(true)?;
-    plain.set_nonblocking(true)?;
-    session.set_buffer_limit(Some(BUFFER));
-    let mut buf = vec![0; BUFFER];
-    let mut inward: Vec<u8> = Vec::new();
-    let again = |e: &io::Error| e.kind() == io::ErrorKind::WouldBlock;
-    loop {
-        // Before any waiting: what came with the end of the handshake is in the session already, and
-        // the socket will never tell of it again.
-        while inward.len() < BUFFER {
-            match session.reader().read(&mut buf) {
-                Ok(0) => return Ok(()),
-                Ok(n) => inward.extend_from_slice(&buf[..n]),
-                Err(e) if again(&e) => break,
-                Err(e) => return Err(e),
+/// Carries bytes both ways until both are at their end: the client's is when it says so or hangs up, ours when our
+/// end of `plain` is closed; then what is left has a little time to go out.
+pub(crate) fn carry(session: ServerConnection, tcp: &OwnedFd, plain: UnixStream) {
+    // Whatever ends it, both ends hear of it by their streams being closed.
+    if let Err(e) = (Carrier { session, tcp: tcp.as_fd(), plain: &plain }).run() {
+        tracing::info!("a client over TLS was lost: {e}");
+        let _ = shutdown(tcp.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+struct Carrier<'a> {
+    session: ServerConnection,
+    tcp: BorrowedFd<'a>,
+    plain: &'a UnixStream,
+}
+
+fn again(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+impl Carrier<'_> {
+    fn run(&mut self) -> io::Result<()> {
+        self.session.set_buffer_limit(Some(BUFFER));
+        let mut buf = vec![0; BUFFER];
+        // From the client, unpacked.
+        let mut inward: Vec<u8> = Vec::new();
+        // Nothing more comes from the client, and ours know; nothing more comes from ours, since then.
+        let (mut client_ended, mut told) = (false, false);
+        let mut ours_ended: Option<Instant> = None;
+        loop {
+            // Before any waiting: what came with the end of the handshake is in the session already, and
+            // the socket will never tell of it again.
+            client_ended |= self.unpack(&mut inward, &mut buf)?;
+            if client_ended && inward.is_empty() && !told {
+                // It may be gone.
+                let _ = self.plain.shutdown(std::net::Shutdown::Write);
+                told = true;
             }
-        }
-        let mut of_tcp = PollFlags::empty();
-        let mut of_plain = PollFlags::empty();
-        if inward.is_empty() {
-            of_tcp |= PollFlags::POLLIN;
-        } else {
-            of_plain |= PollFlags::POLLOUT;
-        }
-        if session.wants_write() {
-            of_tcp |= PollFlags::POLLOUT;
-        } else {
-            of_plain |= PollFlags::POLLIN;
-        }
-        let ready = {
-            let mut fds = [PollFd::new(tcp.as_fd(), of_tcp), PollFd::new(plain.as_fd(), of_plain)];
-            poll(&mut fds, PollTimeout::NONE).map_err(io::Error::from)?;
-            fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()))
-        };
-        let broken = PollFlags::POLLERR | PollFlags::POLLHUP;
-        if inward.is_empty() && ready[0].intersects(PollFlags::POLLIN | broken) {
-            match session.read_tls(tcp) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(e) if again(&e) => {}
-                Err(e) => return Err(e),
+            if ours_ended.is_some() && !self.session.wants_write() {
+                return Ok(());
             }
-            session.process_new_packets().map_err(bad)?;
-            continue;
-        }
-        if !inward.is_empty() {
-            match (&*plain).write(&inward) {
-                Ok(n) => drop(inward.drain(..n)),
-                Err(e) if again(&e) => {}
-                Err(e) => return Err(e),
+            // A socket of which nothing is wanted is left out: that it is closed would be told again and again.
+            let mut of_tcp = PollFlags::empty();
+            let mut of_plain = PollFlags::empty();
+            match inward.is_empty() {
+                true if client_ended || ours_ended.is_some() => {}
+                true => of_tcp |= PollFlags::POLLIN,
+                false => of_plain |= PollFlags::POLLOUT,
             }
-        }
-        if !session.wants_write() && ready[1].intersects(PollFlags::POLLIN | broken) {
-            match (&*plain).read(&mut buf[..BUFFER / 2]) {
-                Ok(0) => {
-                    session.send_close_notify();
-                    let _ = session.write_tls(tcp);
-                    return Ok(());
+            match self.session.wants_write() {
+                true => of_tcp |= PollFlags::POLLOUT,
+                false => of_plain |= PollFlags::POLLIN,
+            }
+            let mut fds = Vec::with_capacity(2);
+            for (fd, wanted) in [(self.tcp, of_tcp), (self.plain.as_fd(), of_plain)] {
+                if !wanted.is_empty() {
+                    fds.push(PollFd::new(fd, wanted));
                 }
-                Ok(n) => session.writer().write_all(&buf[..n])?,
-                Err(e) if again(&e) => {}
-                Err(e) => return Err(e),
+            }
+            if !wait(&mut fds, ours_ended)? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // Whatever was told, all is tried: what cannot be done says so.
+            if of_tcp.contains(PollFlags::POLLIN) {
+                match receive_now(self.tcp, &mut buf) {
+                    Ok(0) => client_ended = true,
+                    Ok(n) => self.take_in(&buf[..n], &mut inward)?,
+                    Err(e) if again(&e) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            if !inward.is_empty() {
+                match send_now(self.plain.as_fd(), &inward) {
+                    Ok(n) => drop(inward.drain(..n)),
+                    Err(e) if again(&e) => {}
+                    // Ours are gone; what they said last is still to go out.
+                    Err(_) => {
+                        inward.clear();
+                        client_ended = true;
+                    }
+                }
+            }
+            if !self.session.wants_write() && ours_ended.is_none() {
+                match receive_now(self.plain.as_fd(), &mut buf[..BUFFER / 2]) {
+                    Ok(n) if n > 0 => self.session.writer().write_all(&buf[..n])?,
+                    Err(e) if again(&e) => {}
+                    Ok(_) | Err(_) => {
+                        self.session.send_close_notify();
+                        ours_ended = Some(Instant::now() + LINGER);
+                        inward.clear();
+                    }
+                }
+            }
+            while self.session.wants_write() {
+                match self.session.write_tls(&mut Now(self.tcp)) {
+                    Ok(_) => {}
+                    Err(e) if again(&e) => break,
+                    Err(e) => return Err(e),
+                }
             }
         }
-        while session.wants_write() {
-            match session.write_tls(tcp) {
-                Ok(_) => {}
-                Err(e) if again(&e) => break,
+    }
+
+    /// Has the session take all of it. It takes a few kilobytes at once, and no more than it can hold unpacked.
+    fn take_in(&mut self, mut bytes: &[u8], inward: &mut Vec<u8>) -> io::Result<()> {
+        let mut buf = [0; 16 << 10];
+        while !bytes.is_empty() {
+            self.session.read_tls(&mut bytes)?;
+            if let Err(e) = self.session.process_new_packets() {
+                // Why it is sent away.
+                let _ = self.session.write_tls(&mut Now(self.tcp));
+                return Err(bad(e));
+            }
+            self.unpack(inward, &mut buf)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what is unpacked; whether the client has said that nothing more comes.
+    fn unpack(&mut self, inward: &mut Vec<u8>, buf: &mut [u8]) -> io::Result<bool> {
+        loop {
+            match self.session.reader().read(buf) {
+                Ok(0) => return Ok(true),
+                Ok(n) => inward.extend_from_slice(&buf[..n]),
+                Err(e) if again(&e) => return Ok(false),
+                // It hung up without saying so.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(true),
                 Err(e) => return Err(e),
             }
         }

@@ -5,18 +5,19 @@
 //! together when nothing more has arrived. A short while of asking again comes before sleeping:
 //! being woken takes longer than most requests.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::poll::{PollFd, PollFlags};
 
 use crate::export::Export;
 use crate::handshake::Agreed;
+use crate::line::{Line, Waiting};
 use crate::pool::Pool;
+use crate::socket::{LINGER, receive_now, wait};
 use crate::wire::{
     ALLOCATION_ID, HEAD, Head, REQUEST_MAX, SIMPLE_MAGIC, STATE_HOLE, STATE_ZERO, STRUCTURED_MAGIC,
     chunk, command, error, head,
@@ -26,64 +27,8 @@ use crate::wire::{
 const BUFFER: usize = 512 << 10;
 /// How long it is asked again before sleeping.
 const SPIN: Duration = Duration::from_micros(40);
-/// Requests handed to helpers that are not answered yet, per connection.
-const WAITING_MAX: u64 = 64;
 /// Extents of one answer.
 const EXTENTS_MAX: usize = 4096;
-
-/// The socket, as both the connection's thread and helpers use it.
-struct Line {
-    socket: OwnedFd,
-    sending: Mutex<()>,
-    broken: AtomicBool,
-    waiting: Mutex<u64>,
-    answered: Condvar,
-}
-
-impl Line {
-    /// Sends all of it, between what others send.
-    fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let _own = self.sending.lock().unwrap_or_else(|e| e.into_inner());
-        while !bytes.is_empty() {
-            match send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(Errno::EINTR) => {}
-                Err(e) => {
-                    self.broken.store(true, Ordering::Relaxed);
-                    return Err(e.into());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn one_more(&self) {
-        let waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
-        let full = |n: &mut u64| *n >= WAITING_MAX;
-        let mut waiting =
-            self.answered.wait_while(waiting, full).unwrap_or_else(|e| e.into_inner());
-        *waiting += 1;
-    }
-
-    fn one_less(&self) {
-        *self.waiting.lock().unwrap_or_else(|e| e.into_inner()) -= 1;
-        self.answered.notify_all();
-    }
-
-    fn wait_for_all(&self) {
-        let waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
-        drop(self.answered.wait_while(waiting, |n| *n > 0));
-    }
-}
-
-/// Ends one request that waits, however it ends.
-struct Waiting(Arc<Line>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.one_less();
-    }
-}
 
 /// Why a connection ended.
 pub(crate) enum End {
@@ -104,14 +49,8 @@ pub(crate) fn transmit(
     pool: &Pool,
     stop: &AtomicBool,
     served: &AtomicU64,
-) -> End {
-    let line = Arc::new(Line {
-        socket,
-        sending: Mutex::new(()),
-        broken: AtomicBool::new(false),
-        waiting: Mutex::new(0),
-        answered: Condvar::new(),
-    });
+) -> io::Result<End> {
+    let (line, woken) = Line::new(socket)?;
     let mut connection = Connection {
         size: export.size(),
         limits: export.limits(),
@@ -120,6 +59,7 @@ pub(crate) fn transmit(
         agreed,
         pool,
         line: line.clone(),
+        woken,
         input: vec![0; BUFFER],
         from: 0,
         to: 0,
@@ -128,7 +68,11 @@ pub(crate) fn transmit(
     };
     let end = connection.run(stop, served);
     line.wait_for_all();
-    end
+    if matches!(end, End::Left | End::Stopped) && !line.is_broken() {
+        // What was asked before is answered, to one that reads it.
+        let _ = line.send(&[], Some(Instant::now() + LINGER));
+    }
+    Ok(end)
 }
 
 struct Connection<'a> {
@@ -139,6 +83,8 @@ struct Connection<'a> {
     agreed: Agreed,
     pool: &'a Pool,
     line: Arc<Line>,
+    /// Tells that helpers left something to be sent.
+    woken: PipeReader,
     /// What has arrived and is not dealt with: `from..to`.
     input: Vec<u8>,
     from: usize,
@@ -200,7 +146,8 @@ impl Connection<'_> {
                     return End::Left;
                 }
                 self.answer(&request, data, payload);
-                if self.out.len >= BUFFER
+                // What helpers left goes out before they get more to do: so it stays little.
+                if (self.out.len >= BUFFER || self.line.is_left())
                     && let Err(e) = self.send()
                 {
                     return End::Io(e);
@@ -239,32 +186,46 @@ impl Connection<'_> {
         } else if self.to == self.input.len() {
             self.make_room(self.to - self.from + 1);
         }
-        let socket = self.line.socket.as_raw_fd();
         let begun = Instant::now();
+        let mut look = self.spin;
         loop {
-            let room = &mut self.input[self.to..];
-            let wait = !self.spin || begun.elapsed() > SPIN;
-            let flags = if wait { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
-            match recv(socket, room, flags) {
-                Ok(n) => {
-                    // Asking again is worth it where requests follow each other closely.
-                    self.spin = begun.elapsed() < 4 * SPIN;
-                    self.to += n;
-                    return Ok(n);
+            if look {
+                match receive_now(self.line.socket.as_fd(), &mut self.input[self.to..]) {
+                    Ok(n) => {
+                        // Asking again is worth it where requests follow each other closely.
+                        self.spin = begun.elapsed() < 4 * SPIN;
+                        self.to += n;
+                        return Ok(n);
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(e),
                 }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if !wait => std::hint::spin_loop(),
-                Err(e) => return Err(e.into()),
+                if self.spin && begun.elapsed() <= SPIN {
+                    std::hint::spin_loop();
+                    continue;
+                }
             }
+            let is_woken = {
+                let of = |fd| PollFd::new(fd, PollFlags::POLLIN);
+                let mut fds = [of(self.line.socket.as_fd()), of(self.woken.as_fd())];
+                wait(&mut fds, None)?;
+                fds[1].any().unwrap_or(true)
+            };
+            if is_woken {
+                self.woken.read_exact(&mut [0])?;
+                self.line.heard();
+                self.line.send(&[], None)?;
+            }
+            look = true;
         }
     }
 
     fn send(&mut self) -> io::Result<()> {
-        if self.line.broken.load(Ordering::Relaxed) {
+        if self.line.is_broken() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        if self.out.len > 0 {
-            self.line.send(&self.out.bytes[..self.out.len])?;
+        if self.out.len > 0 || self.line.is_left() {
+            self.line.send(&self.out.bytes[..self.out.len], None)?;
             self.out.len = 0;
             // One that asked for much does not keep the room for ever.
             if self.out.bytes.len() > 4 * BUFFER {
@@ -289,25 +250,25 @@ impl Connection<'_> {
             }
             command::WRITE => {
                 let bytes = self.input[data..data + payload].to_vec();
-                self.later(*request, move |export| {
+                self.later(*request, length, move |export| {
                     export.write(offset, &bytes)?;
                     if fua { export.flush() } else { Ok(()) }
                 });
             }
-            command::FLUSH => self.later(*request, |export| export.flush()),
-            command::TRIM => self.later(*request, move |export| {
+            command::FLUSH => self.later(*request, 0, |export| export.flush()),
+            command::TRIM => self.later(*request, 0, move |export| {
                 export.trim(offset, length)?;
                 if fua { export.flush() } else { Ok(()) }
             }),
             command::WRITE_ZEROES => {
                 let punch = request.flags & command::NO_HOLE == 0;
-                self.later(*request, move |export| {
+                self.later(*request, 0, move |export| {
                     export.zero(offset, length, punch)?;
                     if fua { export.flush() } else { Ok(()) }
                 });
             }
             command::BLOCK_STATUS => self.status(request),
-            command::CACHE => self.later(*request, move |export| {
+            command::CACHE => self.later(*request, 1 << 20, move |export| {
                 let mut at = offset;
                 let mut buf = vec![0; 1 << 20];
                 while at < offset + length {
@@ -369,11 +330,10 @@ impl Connection<'_> {
             Ok(true) => {}
             Ok(false) => {
                 self.out.len = before;
-                let (line, export, request) = (self.line.clone(), self.export.clone(), *request);
+                let (export, request) = (self.export.clone(), *request);
                 let structured = self.agreed.structured;
-                line.one_more();
+                let waiting = Waiting::new(&self.line, u64::from(request.length));
                 self.pool.run(move || {
-                    let waiting = Waiting(line);
                     let mut out = ahead_of_data(structured, &request);
                     let at = out.len();
                     out.resize(at + request.length as usize, 0);
@@ -386,7 +346,7 @@ impl Connection<'_> {
                             code_of(&e),
                         );
                     }
-                    let _ = waiting.0.send(&out);
+                    waiting.line.answer(&out);
                 });
             }
             Err(e) => {
@@ -400,17 +360,16 @@ impl Connection<'_> {
     fn later(
         &mut self,
         request: Head,
+        bytes: u64,
         work: impl FnOnce(&dyn Export) -> io::Result<()> + Send + 'static,
     ) {
-        let (line, export, structured) =
-            (self.line.clone(), self.export.clone(), self.agreed.structured);
-        line.one_more();
+        let (export, structured) = (self.export.clone(), self.agreed.structured);
+        let waiting = Waiting::new(&self.line, bytes);
         self.pool.run(move || {
-            let waiting = Waiting(line);
             let code = code(work(&*export));
             let mut out = Vec::with_capacity(32);
             put_end(&mut |b| out.extend_from_slice(b), structured, &request, code);
-            let _ = waiting.0.send(&out);
+            waiting.line.answer(&out);
         });
     }
 

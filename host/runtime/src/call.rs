@@ -9,6 +9,7 @@ use crate::bindings::types::{
     Answer, Argument, Change, Description, ExtentPage, Facts, Failure, Goal, StretchPage, View,
 };
 use crate::outside::Grants;
+use crate::shown::plain;
 
 /// What is asked of a plugin.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,7 +18,7 @@ pub(crate) enum Call {
     Inspect,
     Plan(Goal),
     Extents { view: View, cursor: u64, max: u32 },
-    Measure(String),
+    Measure { identity: String, quick: bool },
     Differences { identity: String, cursor: u64, max: u32 },
     Explain { command: String, answer: Answer },
 }
@@ -30,7 +31,7 @@ impl Call {
             Call::Inspect => "inspect",
             Call::Plan(_) => "plan",
             Call::Extents { .. } => "extents",
-            Call::Measure(_) => "measure",
+            Call::Measure { .. } => "measure",
             Call::Differences { .. } => "differences",
             Call::Explain { .. } => "explain",
         }
@@ -86,17 +87,17 @@ pub(crate) struct Planned {
     pub(crate) acts: Vec<(String, Vec<Argument>)>,
 }
 
-/// A plan in words for the socket. Commands are not in it, only what they are made from: the
-/// receiver makes them, by its own grants.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Draft {
-    steps: Vec<DraftStep>,
-    seal: Option<(u64, u64)>,
-    notes: Vec<String>,
+/// A plan on its way over the socket: its steps, and what belongs to all of it. Commands are not in it,
+/// only what they are made from: the receiver makes them, by its own grants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DraftEnd {
+    pub(crate) seal: Option<(u64, u64)>,
+    pub(crate) notes: Vec<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-enum DraftStep {
+/// One step of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum DraftStep {
     Write {
         offset: u64,
         #[serde(with = "serde_bytes")]
@@ -105,6 +106,7 @@ enum DraftStep {
     Fill {
         offset: u64,
         length: u64,
+        #[serde(with = "serde_bytes")]
         pattern: Vec<u8>,
     },
     Mask {
@@ -140,47 +142,55 @@ enum DraftStep {
     },
 }
 
-impl From<Planned> for Draft {
-    fn from(planned: Planned) -> Draft {
-        let mut acts = planned.acts.into_iter();
-        let seal = planned.plan.seal().map(|s| (s.offset, s.bits));
-        let notes = planned.plan.notes().to_vec();
-        let drafted = |step: Step| {
-            Some(match step {
-                Step::Write { offset, data } => DraftStep::Write { offset, data },
-                Step::Fill { offset, length, pattern } => {
-                    DraftStep::Fill { offset, length, pattern }
-                }
-                Step::Mask(m) => DraftStep::Mask {
-                    offset: m.offset,
-                    count: m.count,
-                    stride: m.stride,
-                    clear: m.clear,
-                    set: m.set,
-                    select: m.select,
-                },
-                Step::Extend { size } => DraftStep::Extend { size },
-                Step::Act(_) => {
-                    let (action, arguments) = acts.next()?;
-                    DraftStep::Act { action, arguments }
-                }
-                Step::Save(s) => DraftStep::Save {
-                    mark: s.mark,
-                    taken_seconds: s.taken_seconds,
-                    taken_nanoseconds: s.taken_nanoseconds,
-                    full_copy: s.full_copy,
-                },
-                Step::PutBack { mark } => DraftStep::PutBack { mark },
-                Step::Discard { mark } => DraftStep::Discard { mark },
-                Step::Barrier { title } => DraftStep::Barrier { title },
-            })
+impl DraftStep {
+    /// Roughly how many bytes it takes on its way.
+    pub(crate) fn weight(&self) -> usize {
+        let data = match self {
+            DraftStep::Write { data, .. } => data.len(),
+            DraftStep::Mask { select, .. } => select.len(),
+            DraftStep::Act { arguments, .. } => {
+                arguments.iter().map(|a| a.hole.len() + a.value.len()).sum()
+            }
+            _ => 0,
         };
-        Draft {
-            steps: planned.plan.into_steps().into_iter().filter_map(drafted).collect(),
-            seal,
-            notes,
-        }
+        data + 64
     }
+}
+
+/// The steps of a plan for the socket, and the rest of it.
+pub(crate) fn drafted(planned: Planned) -> (impl Iterator<Item = DraftStep>, DraftEnd) {
+    let mut acts = planned.acts.into_iter();
+    let seal = planned.plan.seal().map(|s| (s.offset, s.bits));
+    let end = DraftEnd { seal, notes: planned.plan.notes().to_vec() };
+    let drafted = move |step: Step| {
+        Some(match step {
+            Step::Write { offset, data } => DraftStep::Write { offset, data },
+            Step::Fill { offset, length, pattern } => DraftStep::Fill { offset, length, pattern },
+            Step::Mask(m) => DraftStep::Mask {
+                offset: m.offset,
+                count: m.count,
+                stride: m.stride,
+                clear: m.clear,
+                set: m.set,
+                select: m.select,
+            },
+            Step::Extend { size } => DraftStep::Extend { size },
+            Step::Act(_) => {
+                let (action, arguments) = acts.next()?;
+                DraftStep::Act { action, arguments }
+            }
+            Step::Save(s) => DraftStep::Save {
+                mark: s.mark,
+                taken_seconds: s.taken_seconds,
+                taken_nanoseconds: s.taken_nanoseconds,
+                full_copy: s.full_copy,
+            },
+            Step::PutBack { mark } => DraftStep::PutBack { mark },
+            Step::Discard { mark } => DraftStep::Discard { mark },
+            Step::Barrier { title } => DraftStep::Barrier { title },
+        })
+    };
+    (planned.plan.into_steps().into_iter().filter_map(drafted), end)
 }
 
 /// A draft that is no plan.
@@ -190,66 +200,72 @@ pub(crate) enum DraftError {
     Plan(#[from] PlanError),
     #[error("{}", .0.message)]
     Act(Failure),
+    #[error("it planned without being asked for a plan")]
+    Unasked,
 }
 
-impl Draft {
-    /// The plan, every step of it checked anew and every command made here.
-    pub(crate) fn build(self, grants: &Grants, place: &Place) -> Result<Plan, DraftError> {
-        let mut plan = PlanBuilder::new();
-        if let Some((offset, bits)) = self.seal {
-            plan.seal(Seal { offset, bits })?;
-        }
-        for note in &self.notes {
-            plan.note(note)?;
-        }
-        let image = |allowed: bool, what: &str| match allowed {
-            true => Ok(()),
-            false => Err(DraftError::Act(crate::outside::not_granted(what, ""))),
-        };
-        for step in self.steps {
-            match step {
-                DraftStep::Write { offset, data } => {
-                    image(grants.changes, "change of image disk")?;
-                    plan.write(offset, data)?;
-                }
-                DraftStep::Fill { offset, length, pattern } => {
-                    image(grants.changes, "change of image disk")?;
-                    plan.fill(offset, length, pattern)?;
-                }
-                DraftStep::Mask { offset, count, stride, clear, set, select } => {
-                    image(grants.changes, "change of image disk")?;
-                    plan.mask(snapslot_capture::Mask {
-                        offset,
-                        count,
-                        stride,
-                        clear,
-                        set,
-                        select,
-                    })?;
-                }
-                DraftStep::Extend { size } => {
-                    image(grants.changes, "change of image disk")?;
-                    plan.extend(size)?;
-                }
-                DraftStep::Act { action, arguments } => {
-                    let filled = grants.act(place, &action, &arguments).map_err(DraftError::Act)?;
-                    plan.act(Act { action, command: filled.command, guard: filled.guard })?;
-                }
-                DraftStep::Save { mark, taken_seconds, taken_nanoseconds, full_copy } => {
-                    image(grants.copies, "copies")?;
-                    plan.save(Save { mark, taken_seconds, taken_nanoseconds, full_copy })?;
-                }
-                DraftStep::PutBack { mark } => {
-                    image(grants.copies, "copies")?;
-                    plan.put_back(mark)?;
-                }
-                DraftStep::Discard { mark } => {
-                    image(grants.copies, "copies")?;
-                    plan.discard(mark)?;
-                }
-                DraftStep::Barrier { title } => plan.barrier(&title)?,
+/// A plan being made of what comes over the socket: every step is checked anew, and every command made
+/// here.
+pub(crate) struct Building<'g> {
+    plan: PlanBuilder,
+    grants: &'g Grants,
+    /// Where, if a plan was asked for.
+    place: Option<&'g Place>,
+}
+
+impl<'g> Building<'g> {
+    pub(crate) fn new(grants: &'g Grants, place: Option<&'g Place>) -> Self {
+        Building { plan: PlanBuilder::new(), grants, place }
+    }
+
+    pub(crate) fn add(&mut self, step: DraftStep) -> Result<(), DraftError> {
+        let Some(place) = self.place else { return Err(DraftError::Unasked) };
+        let granted = match &step {
+            DraftStep::Write { .. }
+            | DraftStep::Fill { .. }
+            | DraftStep::Mask { .. }
+            | DraftStep::Extend { .. } => {
+                self.grants.changes.then_some(()).ok_or("change of image disk")
             }
+            DraftStep::Save { .. } | DraftStep::PutBack { .. } | DraftStep::Discard { .. } => {
+                self.grants.copies.then_some(()).ok_or("copies")
+            }
+            DraftStep::Act { .. } | DraftStep::Barrier { .. } => Ok(()),
+        };
+        granted.map_err(|what| DraftError::Act(crate::outside::not_granted(what, "")))?;
+        let plan = &mut self.plan;
+        match step {
+            DraftStep::Write { offset, data } => plan.write(offset, data)?,
+            DraftStep::Fill { offset, length, pattern } => plan.fill(offset, length, pattern)?,
+            DraftStep::Mask { offset, count, stride, clear, set, select } => {
+                plan.mask(snapslot_capture::Mask { offset, count, stride, clear, set, select })?;
+            }
+            DraftStep::Extend { size } => plan.extend(size)?,
+            DraftStep::Act { action, arguments } => {
+                let filled =
+                    self.grants.act(place, &action, &arguments).map_err(DraftError::Act)?;
+                plan.act(Act { action, command: filled.command, guard: filled.guard })?;
+            }
+            DraftStep::Save { mark, taken_seconds, taken_nanoseconds, full_copy } => {
+                plan.save(Save { mark, taken_seconds, taken_nanoseconds, full_copy })?;
+            }
+            DraftStep::PutBack { mark } => plan.put_back(mark)?,
+            DraftStep::Discard { mark } => plan.discard(mark)?,
+            DraftStep::Barrier { title } => plan.barrier(&plain(&title, usize::MAX))?,
         }
-        Ok(plan.finish()?)
+        Ok(())
+    }
+
+    pub(crate) fn end(mut self, end: DraftEnd) -> Result<Plan, DraftError> {
+        if self.place.is_none() {
+            return Err(DraftError::Unasked);
+        }
+        if let Some((offset, bits)) = end.seal {
+            self.plan.seal(Seal { offset, bits })?;
+        }
+        for note in &end.notes {
+            self.plan.note(&plain(note, usize::MAX))?;
+        }
+        Ok(self.plan.finish()?)
     }
 }

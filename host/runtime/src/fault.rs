@@ -46,6 +46,16 @@ pub enum CallError {
     },
 }
 
+impl LoadError {
+    /// The lines that the component logged before it broke down, for its author.
+    pub fn log(&self) -> Vec<String> {
+        match self {
+            LoadError::Flawed { flaws } => flaws.iter().flat_map(Flaw::log).cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl Failure {
     /// A failure with a stable code and a sentence.
     pub fn new(kind: FailureKind, code: &str, message: impl Into<String>) -> Self {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::shown::plain;
+
 /// One thing that keeps a component from being a plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
@@ -44,6 +46,12 @@ pub enum Flaw {
         /// What it imports or exports.
         theirs: String,
     },
+    /// It needs what a later version of the contract has.
+    #[error("it needs {what}, which this host does not have: it was built for a later 0.1")]
+    Newer {
+        /// The interface or function.
+        what: String,
+    },
     /// It lacks an export.
     #[error("it does not export {export}")]
     Export {
@@ -57,10 +65,13 @@ pub enum Flaw {
         why: String,
     },
     /// It cannot say what it is.
-    #[error("it cannot describe itself: {why}")]
+    #[error("it cannot describe itself: {why}{}", last_words(.log))]
     Describe {
         /// What happened.
         why: String,
+        /// The last lines of its log, the words of a panic among them, then the wasm backtrace.
+        #[serde(default)]
+        log: Vec<String>,
     },
     /// What it says of itself breaks the contract.
     #[error("its description breaks the contract: {why}")]
@@ -79,6 +90,32 @@ pub enum Flaw {
 }
 
 impl Flaw {
+    /// With its texts fit to be shown: they are the component's, or come from where it ran.
+    pub(crate) fn shown(self) -> Flaw {
+        let fit = |text: String| plain(&text, 1024);
+        match self {
+            Flaw::Compile { why } => Flaw::Compile { why: fit(why) },
+            Flaw::Import { import } => Flaw::Import { import: fit(import) },
+            Flaw::Version { theirs } => Flaw::Version { theirs: fit(theirs) },
+            Flaw::Newer { what } => Flaw::Newer { what: fit(what) },
+            Flaw::Export { export } => Flaw::Export { export: fit(export) },
+            Flaw::Link { why } => Flaw::Link { why: fit(why) },
+            Flaw::Describe { why, log } => {
+                Flaw::Describe { why: fit(why), log: log.into_iter().take(64).map(fit).collect() }
+            }
+            Flaw::Description { why } => Flaw::Description { why: fit(why) },
+            Flaw::Grant { grant, why } => Flaw::Grant { grant: fit(grant), why: fit(why) },
+            Flaw::TooLarge { .. } | Flaw::Empty | Flaw::NotWasm | Flaw::Text | Flaw::CoreModule => {
+                self
+            }
+        }
+    }
+
+    /// The lines it logged before it broke down, for its author.
+    pub fn log(&self) -> &[String] {
+        if let Flaw::Describe { log, .. } = self { log } else { &[] }
+    }
+
     /// What its author can do.
     pub fn advice(&self) -> &'static str {
         match self {
@@ -98,6 +135,9 @@ impl Flaw {
                  snapslot:backend"
             }
             Flaw::Version { .. } => "build it with the SDK and the WIT of this release",
+            Flaw::Newer { .. } => {
+                "build it with the SDK of this release, or run it on a host that is as new"
+            }
             Flaw::Export { .. } => "name your type in `export_backend!`, and build it as a cdylib",
             Flaw::Link { .. } => "generate the bindings anew from this release's WIT",
             Flaw::Describe { .. } => {
@@ -107,6 +147,17 @@ impl Flaw {
             Flaw::Grant { .. } => "the rules of templates stand in the guide, under Grants",
         }
     }
+}
+
+/// What a panic said, where one is in the log.
+fn last_words(log: &[String]) -> String {
+    let Some(at) = log.iter().position(|line| line.contains("panicked at")) else {
+        return String::new();
+    };
+    // The words may stand in a line of their own, below the place.
+    let more = log.get(at + 1).filter(|_| log[at].trim_end().ends_with(':'));
+    let words: Vec<&str> = log[at].split_whitespace().chain(more.map(String::as_str)).collect();
+    format!(" ({})", words.join(" "))
 }
 
 /// All flaws in one sentence.

@@ -7,21 +7,22 @@ use snapslot_capture::{Act, Mask, PlanBuilder, PlanError, Save, Seal};
 use snapslot_command::{Executor, Place};
 use snapslot_disk::Disk;
 use wasmtime::component::{Resource, ResourceTable};
-use wasmtime::{StoreLimits, StoreLimitsBuilder};
 
 use crate::bindings::types::{
     Answer, Argument, Failure, FailureKind, NewSnapshot, Role, SavedCopy, Saving,
 };
 use crate::bindings::{log, planning, sight, types};
-use crate::outside::{Grants, Loud, World, limit, not_granted};
+use crate::holdings::Holdings;
+use crate::outside::{COMMANDS_MAX, Grants, Loud, World, limit, not_granted};
+use crate::shown::plain;
 
-/// Linear memory: the counts of one window (64 MiB), tables, and room for other planners.
-const MEMORY_MAX: usize = 512 << 20;
 /// Handles: a target, a plan, an image or two.
 const HANDLES_MAX: usize = 64;
 /// One read, one list.
 const READ_MAX: u64 = 8 << 20;
 const RANGES_MAX: usize = 65_536;
+/// A line that is printed and not ended is one by then.
+const PRINTED_MAX: usize = 8 << 10;
 
 /// What a plugin may see of one volume. What its description does not name is not shown.
 #[derive(Clone)]
@@ -65,38 +66,39 @@ pub struct PlanHandle;
 /// The host's side of one call.
 pub(crate) struct Host {
     pub(crate) table: ResourceTable,
-    pub(crate) limits: StoreLimits,
+    pub(crate) holdings: Holdings,
     pub(crate) plan: PlanBuilder,
     /// What each command of the plan was made from, in its order.
     pub(crate) acts: Vec<(String, Vec<Argument>)>,
     grants: Arc<Grants>,
     seen: Option<Seen>,
     pub(crate) world: Box<dyn World>,
-    /// Time spent waiting for what it asked: the storage's, not its own.
-    pub(crate) reading: Duration,
+    /// Time spent reading for it: the storage's, not its own.
+    pub(crate) waited: Duration,
+    /// Time its commands took, which have deadlines of their own.
+    pub(crate) commanded: Duration,
+    /// Commands it asked for.
+    asked: usize,
+    /// What it printed of a line.
+    printed: Vec<u8>,
 }
 
 impl Host {
     pub(crate) fn new(grants: Arc<Grants>, seen: Option<Seen>, world: Box<dyn World>) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
-        let limits = StoreLimitsBuilder::new()
-            .memory_size(MEMORY_MAX)
-            .table_elements(100_000)
-            .instances(32)
-            .tables(32)
-            .memories(4)
-            .trap_on_grow_failure(true)
-            .build();
         Host {
             table,
-            limits,
+            holdings: Holdings::default(),
             plan: PlanBuilder::new(),
             acts: Vec::new(),
             grants,
             seen,
             world,
-            reading: Duration::ZERO,
+            waited: Duration::ZERO,
+            commanded: Duration::ZERO,
+            asked: 0,
+            printed: Vec::new(),
         }
     }
 
@@ -116,8 +118,29 @@ impl Host {
     fn wait<T>(&mut self, f: impl FnOnce(&mut dyn World) -> T) -> T {
         let begun = Instant::now();
         let result = f(&mut *self.world);
-        self.reading += begun.elapsed();
+        self.waited += begun.elapsed();
         result
+    }
+
+    /// Takes what it prints into its log, line by line.
+    pub(crate) fn print(&mut self, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|b| *b == b'\n') {
+            for part in part.chunks(PRINTED_MAX) {
+                self.printed.extend_from_slice(part);
+                if part.ends_with(b"\n") || self.printed.len() >= PRINTED_MAX {
+                    self.print_rest();
+                }
+            }
+        }
+    }
+
+    /// The line that was begun, as it is.
+    pub(crate) fn print_rest(&mut self) {
+        let line = std::mem::take(&mut self.printed);
+        let line = String::from_utf8_lossy(&line);
+        if !line.trim().is_empty() {
+            self.world.log(Loud::Info, line.trim_end());
+        }
     }
 }
 
@@ -164,7 +187,7 @@ impl sight::HostImage for Host {
         let begun = Instant::now();
         let mut buffer = Vec::with_capacity(length as usize);
         let result = read(&**disk, offset, length as usize, &mut buffer).map(|()| buffer);
-        self.reading += begun.elapsed();
+        self.waited += begun.elapsed();
         Ok(result)
     }
 
@@ -185,7 +208,7 @@ impl sight::HostImage for Host {
         let mut buffer = Vec::with_capacity(total as usize);
         let result = (ranges.into_iter())
             .try_for_each(|(offset, length)| read(&**disk, offset, length as usize, &mut buffer));
-        self.reading += begun.elapsed();
+        self.waited += begun.elapsed();
         Ok(result.map(|()| buffer))
     }
 
@@ -227,7 +250,16 @@ impl sight::HostTarget for Host {
         arguments: Vec<Argument>,
     ) -> Answered<Answer> {
         self.seen(&target)?;
-        Ok(self.wait(|world| world.ask(&query, &arguments)))
+        // Refused here, on its own time: who asks on regardless is not waited for.
+        if self.asked >= COMMANDS_MAX {
+            let asked = self.asked as u64 + 1;
+            return Ok(Err(limit("commands asked", COMMANDS_MAX as u64, asked)));
+        }
+        self.asked += 1;
+        let begun = Instant::now();
+        let result = self.world.ask(&query, &arguments);
+        self.commanded += begun.elapsed();
+        Ok(result)
     }
 
     fn copies(&mut self, target: Resource<TargetHandle>) -> Answered<Vec<SavedCopy>> {
@@ -367,11 +399,11 @@ impl planning::HostPlan for Host {
     }
 
     fn note(&mut self, _: Resource<PlanHandle>, message: String) -> Answered<()> {
-        Ok(self.plan.note(&message).map_err(|e| refused(&e)))
+        Ok(self.plan.note(&plain(&message, usize::MAX)).map_err(|e| refused(&e)))
     }
 
     fn barrier(&mut self, _: Resource<PlanHandle>, title: String) -> Answered<()> {
-        Ok(self.plan.barrier(&title).map_err(|e| refused(&e)))
+        Ok(self.plan.barrier(&plain(&title, usize::MAX)).map_err(|e| refused(&e)))
     }
 
     fn seal(

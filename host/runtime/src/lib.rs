@@ -10,17 +10,29 @@ mod approved;
 mod bindings;
 mod cache;
 mod call;
+mod code;
+mod described;
 mod fault;
 mod flaw;
 mod grants;
+mod holdings;
 mod host;
+mod inert;
+mod limits;
 mod machine;
 mod memory;
+mod offered;
 mod outside;
 mod plugin;
+mod read_fault;
 mod record;
+mod runtime;
+mod shown;
 
-pub use apart::{ARGUMENT, Confinement, give_up_all, serve};
+pub use apart::{
+    ARGUMENT, Confinement, Judged, Most, give_up_all, give_up_files, give_up_rights, judge_words,
+    serve, start_early,
+};
 pub use approved::Approved;
 pub use bindings::types::{
     Answer, Change, CommandGrant, Compression, Content, Description, Extent, ExtentPage, Facts,
@@ -30,6 +42,9 @@ pub use bindings::types::{
 pub use fault::{CallError, LoadError};
 pub use flaw::Flaw;
 pub use host::{CopiesView, Sight};
+pub use limits::Limits;
 pub use outside::not_run;
-pub use plugin::{COMPONENT_MAX, Confine, Plugin, Runtime};
+pub use plugin::Plugin;
 pub use record::{Recorded, Recording, read_recording};
+pub use runtime::{COMPONENT_MAX, Confine, Runtime};
+pub use shown::plain;

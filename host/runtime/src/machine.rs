@@ -2,70 +2,61 @@
 //!
 //! Knows no socket and no file: it is the same in this process and in one of its own.
 
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceType};
+use wasmtime::component::{Component, HasSelf, Linker, Resource};
 use wasmtime::{Config, Engine, Store, UpdateDeadline};
 
 use crate::bindings::types::{Failure, FailureKind};
 use crate::bindings::{Storage, StoragePre};
 use crate::call::{Call, Ended, Planned, Reply};
+use crate::code::{self, Pages};
 use crate::flaw::Flaw;
 use crate::host::{Host, PlanHandle, Seen};
+use crate::inert;
+use crate::limits::Limits;
 use crate::memory::HugeMemory;
+use crate::offered::{BACKEND, CONTRACT, ERA, EXPORTS, has, has_interface};
 use crate::outside::{Grants, World};
 
-/// How often the clock of running plugins advances, after how many steps the time is looked at,
-/// and how much of it one call has.
+/// How often the clock of running plugins advances, and after how many steps the time is looked at.
 const TICK: Duration = Duration::from_millis(10);
 const TICKS_CHECK: u64 = 10;
-pub(crate) const OWN_TIME_MAX: Duration = Duration::from_secs(60);
 /// Native stack that wasm code may use: deep recursion ends here.
 const STACK_MAX: usize = 1 << 20;
 /// Bytes that one call of the host may take in from the guest.
 const HOSTCALL_BYTES_MAX: usize = 32 << 20;
-/// The era of the contract that this host speaks.
-const ERA: &str = "0.1.";
-const CONTRACT: &str = "snapslot:backend/";
-const BACKEND: &str = "snapslot:backend/backend@";
-/// What the Rust standard library and others import without a plugin calling it. Given, and
-/// ends the plugin if used: none of it leads anywhere.
-const INERT: [&str; 10] = [
-    "wasi:cli/environment@",
-    "wasi:cli/exit@",
-    "wasi:cli/stdin@",
-    "wasi:cli/stdout@",
-    "wasi:cli/stderr@",
-    "wasi:cli/terminal-",
-    "wasi:io/error@",
-    "wasi:io/poll@",
-    "wasi:io/streams@",
-    "wasi:random/insecure-seed@",
-];
 
 /// What one machinery of wasm shares.
 pub(crate) struct Machine {
     engine: Engine,
     linker: Linker<Host>,
-    own_time_max: Duration,
+    limits: Limits,
     ticker: OnceLock<()>,
 }
 
 /// A component that is ready to be called.
 pub(crate) struct Loaded {
     pre: StoragePre<Host>,
-    pub(crate) imports: Vec<String>,
+    pub(crate) linked: Linked,
 }
 
-/// The functions that the contract's interface has.
-const EXPORTS: [&str; 7] =
-    ["describe", "inspect", "plan", "extents", "measure", "differences", "explain"];
+/// What was seen of a component when it was linked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Linked {
+    /// Its imports.
+    pub(crate) imports: Vec<String>,
+    /// The version of the contract that it speaks, as in `0.1.0`.
+    pub(crate) contract: String,
+}
 
 impl Machine {
-    pub(crate) fn new(own_time_max: Duration) -> wasmtime::Result<Self> {
+    pub(crate) fn new(limits: Limits) -> wasmtime::Result<Self> {
         let mut config = Config::new();
         config.wasm_component_model(true);
         config.epoch_interruption(true);
@@ -73,10 +64,13 @@ impl Machine {
         config.with_host_memory(Arc::new(HugeMemory));
         // The few kilobytes of a plugin's data are copied; only wasmtime's own memory can map them.
         config.memory_init_cow(false);
+        if Pages::SUFFICE {
+            config.with_custom_code_memory(Some(Arc::new(Pages)));
+        }
         let engine = Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
         Storage::add_to_linker::<_, HasSelf<_>>(&mut linker, |host| host)?;
-        Ok(Machine { engine, linker, own_time_max, ticker: OnceLock::new() })
+        Ok(Machine { engine, linker, limits, ticker: OnceLock::new() })
     }
 
     /// A number of all that compiled code depends on.
@@ -103,19 +97,18 @@ impl Machine {
     /// The code must be what `compile` of a machine with the same key gave: it will be run.
     pub(crate) unsafe fn revive(&self, code: &[u8]) -> Option<Component> {
         // SAFETY: as the caller promises.
-        let load = || unsafe { Component::deserialize(&self.engine, code) };
-        // A file damaged by the disk may even make the loader panic.
-        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
-            Ok(Ok(component)) => Some(component),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a kept plugin is compiled anew");
-                None
-            }
-            Err(_) => {
-                tracing::warn!("a kept plugin is damaged; it is compiled anew");
-                None
-            }
-        }
+        revived(|| unsafe { Component::deserialize(&self.engine, code) })
+    }
+
+    /// The same from a file of so many bytes, which is mapped. `None` also where that cannot be done.
+    ///
+    /// # Safety
+    /// As above; and nobody may write the file as long as this process lives.
+    pub(crate) unsafe fn revive_mapped(&self, file: &File, size: u64) -> Option<Component> {
+        let code = code::map(file, size)?;
+        // SAFETY: as the caller promises; the mapping is never taken away.
+        let load = || unsafe { Component::deserialize_raw(&self.engine, code) };
+        revived(load)
     }
 
     /// Checks what the component imports and exports, and links it.
@@ -124,19 +117,49 @@ impl Machine {
             .map(|(name, _)| name.to_owned())
             .collect();
         let mut flaws: Vec<Flaw> = imports.iter().filter_map(|name| refused_import(name)).collect();
-        flaws.extend(self.missing_exports(component));
-        if !flaws.is_empty() {
-            return Err(flaws);
+        if flaws.is_empty() {
+            flaws.extend(self.not_offered(component));
         }
+        let contract = match self.exported(component) {
+            Ok(contract) if flaws.is_empty() => contract,
+            Ok(_) => return Err(flaws),
+            Err(more) => {
+                flaws.extend(more);
+                return Err(flaws);
+            }
+        };
         let mut linker = self.linker.clone();
-        let pre = (self.define_inert(component, &mut linker))
+        let pre = inert::define(&self.engine, component, &mut linker)
             .and_then(|()| linker.instantiate_pre(component))
             .and_then(StoragePre::new);
         let pre = pre.map_err(|e| vec![Flaw::Link { why: in_a_line(&e) }])?;
-        Ok(Loaded { pre, imports })
+        Ok(Loaded { pre, linked: Linked { imports, contract } })
     }
 
-    fn missing_exports(&self, component: &Component) -> Vec<Flaw> {
+    /// Functions of the contract that a later version of it has and this one has not.
+    fn not_offered(&self, component: &Component) -> Vec<Flaw> {
+        let mut flaws = Vec::new();
+        for (name, item) in component.component_type().imports(&self.engine) {
+            let ComponentItem::ComponentInstance(instance) = item.ty else { continue };
+            if !name.starts_with(CONTRACT) {
+                continue;
+            }
+            let mut newer = |what: String| flaws.push(Flaw::Newer { what });
+            if !has_interface(name) {
+                newer(name.to_owned());
+                continue;
+            }
+            for (function, item) in instance.exports(&self.engine) {
+                if matches!(item.ty, ComponentItem::ComponentFunc(_)) && !has(name, function) {
+                    newer(format!("{name} {function}"));
+                }
+            }
+        }
+        flaws
+    }
+
+    /// The version of the contract whose interface it exports, whole.
+    fn exported(&self, component: &Component) -> Result<String, Vec<Flaw>> {
         let mut theirs = Vec::new();
         for (name, item) in component.component_type().exports(&self.engine) {
             let Some(version) = name.strip_prefix(BACKEND) else { continue };
@@ -145,49 +168,16 @@ impl Machine {
                 theirs.push(Flaw::Version { theirs: name.to_owned() });
                 continue;
             }
-            let has: Vec<&str> = instance.exports(&self.engine).map(|(name, _)| name).collect();
-            return (EXPORTS.iter().filter(|e| !has.contains(e)))
+            let there: Vec<&str> = instance.exports(&self.engine).map(|(name, _)| name).collect();
+            let lacking: Vec<Flaw> = (EXPORTS.iter().filter(|e| !there.contains(e)))
                 .map(|e| Flaw::Export { export: format!("{name} {e}") })
                 .collect();
+            return if lacking.is_empty() { Ok(version.to_owned()) } else { Err(lacking) };
         }
         if theirs.is_empty() {
             theirs.push(Flaw::Export { export: format!("{BACKEND}{ERA}0") });
         }
-        theirs
-    }
-
-    /// Gives inert imports something to link to: functions that end the plugin, resources of
-    /// which there is never one.
-    fn define_inert(
-        &self,
-        component: &Component,
-        linker: &mut Linker<Host>,
-    ) -> wasmtime::Result<()> {
-        struct Nothing;
-        for (name, item) in component.component_type().imports(&self.engine) {
-            let ComponentItem::ComponentInstance(instance) = item.ty else { continue };
-            if name.starts_with(CONTRACT) {
-                continue;
-            }
-            let mut inert = linker.instance(name)?;
-            for (export, item) in instance.exports(&self.engine) {
-                match item.ty {
-                    ComponentItem::ComponentFunc(_) => {
-                        let called = format!("{name} {export}");
-                        inert.func_new(export, move |_, _, _, _| {
-                            Err(wasmtime::Error::msg(format!(
-                                "it called {called}, which no plugin is given"
-                            )))
-                        })?;
-                    }
-                    ComponentItem::Resource(_) => {
-                        inert.resource(export, ResourceType::host::<Nothing>(), |_, _| Ok(()))?;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
+        Err(theirs)
     }
 
     /// Starts the clock by which running plugins are ended. It lives as long as the engine.
@@ -220,15 +210,22 @@ impl Machine {
     ) -> (Result<Reply<Planned>, Ended>, Box<dyn World>) {
         self.tick(|| ());
         let mut store = Store::new(&self.engine, Host::new(grants, seen, world));
-        store.limiter(|host| &mut host.limits);
-        // Sixty seconds of its own: what the storage took to answer is not its fault.
+        store.limiter(|host| &mut host.holdings);
         let begun = Instant::now();
-        let own_time_max = self.own_time_max;
+        let limits = self.limits;
         store.set_epoch_deadline(TICKS_CHECK);
         store.epoch_deadline_callback(move |context| {
-            let own = begun.elapsed().saturating_sub(context.data().reading);
-            if own >= own_time_max {
-                return Err(wasmtime::Trap::Interrupt.into());
+            let host = context.data();
+            // What the storage took to answer is not its fault; that it asked for ever is.
+            let own = begun.elapsed().saturating_sub(host.waited + host.commanded);
+            let most = limits.waiting;
+            if own >= limits.computing {
+                let most = limits.computing;
+                return Err(wasmtime::Error::msg(format!("it computed for longer than {most:?}")));
+            }
+            if host.waited >= most {
+                let why = format!("it had the host read for longer than {most:?}");
+                return Err(wasmtime::Error::msg(why));
             }
             Ok(UpdateDeadline::Continue(TICKS_CHECK))
         });
@@ -236,6 +233,7 @@ impl Machine {
         store.set_max_component_handles(64);
         let result = loaded.pre.instantiate(&mut store).and_then(|s| ask(&s, &mut store, call));
         let mut host = store.into_data();
+        host.print_rest();
         let (plan, acts) = (std::mem::take(&mut host.plan), std::mem::take(&mut host.acts));
         let ended = match result {
             Ok(Ok(reply)) => reply
@@ -248,9 +246,6 @@ impl Machine {
             Err(error) => {
                 let whole = format!("{error:#}");
                 let cause = match error.downcast_ref::<wasmtime::Trap>() {
-                    Some(wasmtime::Trap::Interrupt) => {
-                        format!("it computed for longer than {own_time_max:?}")
-                    }
                     Some(trap) => trap.to_string(),
                     None => error.root_cause().to_string(),
                 };
@@ -266,6 +261,21 @@ impl Machine {
     }
 }
 
+/// A file damaged by the disk may even make the loader panic.
+fn revived(load: impl FnOnce() -> wasmtime::Result<Component>) -> Option<Component> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
+        Ok(Ok(component)) => Some(component),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a kept plugin is compiled anew");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("a kept plugin is damaged; it is compiled anew");
+            None
+        }
+    }
+}
+
 /// Why an import is refused; none if it leads to the contract, or nowhere.
 fn refused_import(name: &str) -> Option<Flaw> {
     if let Some(rest) = name.strip_prefix(CONTRACT) {
@@ -273,8 +283,7 @@ fn refused_import(name: &str) -> Option<Flaw> {
         let theirs = name.to_owned();
         return (!version.starts_with(ERA)).then_some(Flaw::Version { theirs });
     }
-    let inert = INERT.iter().any(|inert| name.starts_with(inert));
-    (!inert).then(|| Flaw::Import { import: name.to_owned() })
+    (!inert::is_inert(name)).then(|| Flaw::Import { import: name.to_owned() })
 }
 
 /// An error of wasmtime's, whose words go over many lines.
@@ -305,8 +314,8 @@ fn ask(storage: &Storage, store: &mut Store<Host>, call: &Call) -> Called<Reply<
         Call::Extents { view, cursor, max } => {
             backend.call_extents(store, target, view, *cursor, *max)?.map(Reply::Page)
         }
-        Call::Measure(identity) => {
-            backend.call_measure(store, target, identity)?.map(Reply::Change)
+        Call::Measure { identity, quick } => {
+            backend.call_measure(store, target, identity, *quick)?.map(Reply::Change)
         }
         Call::Differences { identity, cursor, max } => {
             backend.call_differences(store, target, identity, *cursor, *max)?.map(Reply::Stretches)

@@ -12,9 +12,10 @@ use snapslot_command::{Executor, FillError, Filled, Grant, Place, RunError};
 
 use crate::bindings::types::{Answer, Argument, Failure, FailureKind, SavedCopy, Saving};
 use crate::host::{CopiesView, Sight};
+use crate::shown::{deceives, plain};
 
 /// Commands asked for in one call: one look costs one, so this is room and no more.
-const COMMANDS_MAX: usize = 64;
+pub(crate) const COMMANDS_MAX: usize = 64;
 /// Log text of one call, and of one line.
 const LOG_MAX: usize = 1 << 20;
 const LOG_LINE_MAX: usize = 8 << 10;
@@ -72,7 +73,7 @@ pub(crate) trait World: Send {
     fn copies(&mut self) -> Result<Vec<SavedCopy>, Failure>;
     fn saving(&mut self) -> Result<Saving, Failure>;
     fn log(&mut self, loud: Loud, message: &str);
-    /// The last lines of the log.
+    /// The last lines of the log, or all of them.
     fn lines(&mut self) -> Vec<String>;
 }
 
@@ -85,6 +86,8 @@ pub(crate) struct Outside {
     copies: Option<Arc<dyn CopiesView>>,
     asked: usize,
     lines: Vec<String>,
+    /// Whether all lines are kept, and not only the last.
+    all_lines: bool,
     logged: usize,
     log_full: bool,
 }
@@ -99,9 +102,15 @@ impl Outside {
             copies: sight.and_then(|s| s.copies.clone()),
             asked: 0,
             lines: Vec::new(),
+            all_lines: false,
             logged: 0,
             log_full: false,
         }
+    }
+
+    /// Keeps every line of the log, which has its own limit, and not only the last.
+    pub(crate) fn keep_all(&mut self, all: bool) {
+        self.all_lines = all;
     }
 
     fn shelf(&self) -> Result<&dyn CopiesView, Failure> {
@@ -147,14 +156,15 @@ impl World for Outside {
         while !message.is_char_boundary(end) {
             end -= 1;
         }
-        let line: String =
-            message[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let line: String = (message[..end].chars().filter(|c| !deceives(*c)))
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
         match loud {
             Loud::Debug => tracing::debug!(plugin = %self.plugin, "{line}"),
             Loud::Info => tracing::info!(plugin = %self.plugin, "{line}"),
             Loud::Warn => tracing::warn!(plugin = %self.plugin, "{line}"),
         }
-        if self.lines.len() == LOG_KEPT {
+        if self.lines.len() == LOG_KEPT && !self.all_lines {
             self.lines.remove(0);
         }
         self.lines.push(line);
@@ -174,7 +184,7 @@ pub(crate) fn limit(what: &str, limit: u64, asked: u64) -> Failure {
 
 /// Something the plugin has no grant for.
 pub(crate) fn not_granted(kind: &str, name: &str) -> Failure {
-    let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+    let name = plain(name, 64);
     let grant = format!("{kind} {name}");
     let grant = grant.trim();
     let message = format!("the plugin has no grant for the {grant}");
@@ -192,7 +202,7 @@ pub fn not_run(error: &RunError) -> Failure {
     let (kind, code) = match error {
         RunError::Missing { .. } => (FailureKind::Unsupported, "tool-missing"),
         RunError::Start { .. } => (FailureKind::Io, "tool-failed"),
-        RunError::Deadline { .. } => (FailureKind::Io, "tool-hung"),
+        RunError::Deadline { .. } | RunError::Unkillable { .. } => (FailureKind::Io, "tool-hung"),
         RunError::TooMuch { .. } => (FailureKind::Io, "tool-flood"),
         RunError::Killed { .. } => (FailureKind::Io, "tool-died"),
     };

@@ -1,318 +1,40 @@
-//! Loading plugins and calling them.
+//! A loaded plugin, and calling it.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use snapslot_capture::Plan;
 use snapslot_slot::is_mark;
 
-use crate::apart::{Apart, Component, Confinement};
-use crate::approved::Approved;
+use crate::apart::Component;
 use crate::bindings::types::{
-    Answer, Change, CommandGrant, Description, ExtentPage, Facts, Failure, Finding, Goal, Snapshot,
+    Answer, Change, Description, ExtentPage, Facts, Failure, FailureKind, Finding, Goal, Snapshot,
     StretchPage, View,
 };
-use crate::cache::Cache;
 use crate::call::{Call, Ended, Reply};
-use crate::fault::{CallError, LoadError};
-use crate::flaw::{Flaw, shape};
-use crate::grants::effective;
+use crate::fault::CallError;
 use crate::host::{Seen, Sight};
-use crate::machine::{Loaded, Machine, OWN_TIME_MAX};
+use crate::machine::{Linked, Loaded};
 use crate::outside::{Grants, Outside, World};
-use crate::record::{Ears, Recorded, Recording, answer};
-
-/// A component of plain code has 50 KiB to a few MiB; one with a language runtime some 20 MiB.
-pub const COMPONENT_MAX: usize = 64 << 20;
-
-/// Where plugins run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Confine {
-    /// In a process of their own: this program, called with [`ARGUMENT`](crate::ARGUMENT), calls
-    /// [`serve`](crate::serve). If it cannot be started, within this one, and that is told.
-    Apart(PathBuf),
-    /// The same, and not at all if any part of the confinement cannot be had.
-    Strictly(PathBuf),
-    /// Within this process.
-    Here,
-}
-
-/// The machinery that all plugins share.
-pub struct Runtime {
-    home: Home,
-    cache: Cache,
-    recording: Option<Recording>,
-}
-
-enum Home {
-    Here(Box<Machine>),
-    Apart(Apart),
-}
-
-impl Runtime {
-    /// A runtime that keeps compiled plugins in this directory, and lets one call compute for
-    /// this long, at most as long as the contract says.
-    pub fn new(
-        cache: &Path,
-        own_time_max: Option<Duration>,
-        confine: &Confine,
-    ) -> Result<Self, LoadError> {
-        let own_time_max = own_time_max.unwrap_or(OWN_TIME_MAX).min(OWN_TIME_MAX);
-        let unusable = |e: &dyn std::fmt::Display| LoadError::Host(e.to_string());
-        let home = match confine {
-            Confine::Here => None,
-            Confine::Apart(program) | Confine::Strictly(program) => {
-                match Apart::start(program.clone(), own_time_max) {
-                    Ok(apart) => Some(Home::Apart(apart)),
-                    Err(error) if matches!(confine, Confine::Strictly(_)) => {
-                        return Err(unusable(&format!(
-                            "plugins cannot be confined, because no process can be started: {error}"
-                        )));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "plugins are not confined");
-                        None
-                    }
-                }
-            }
-        };
-        let home = match home {
-            Some(home) => home,
-            None => {
-                let machine =
-                    Machine::new(own_time_max).map_err(|e| unusable(&format!("{e:#}")))?;
-                Home::Here(Box::new(machine))
-            }
-        };
-        // Opened while the process readies itself.
-        let runtime = Runtime { home, cache: Cache::open(cache), recording: None };
-        if matches!(confine, Confine::Strictly(_)) {
-            let held = runtime.confinement();
-            if !held.is_whole() {
-                return Err(unusable(&format!("plugins cannot be confined: {}", held.in_words())));
-            }
-        }
-        Ok(runtime)
-    }
-
-    /// Writes every call of every plugin down, from now on.
-    #[must_use]
-    pub fn recording(mut self, recording: Option<Recording>) -> Self {
-        self.recording = recording;
-        self
-    }
-
-    /// Ends the process that runs plugins, if there is one; another call would start it again.
-    pub fn end(&self) {
-        if let Home::Apart(apart) = &self.home {
-            apart.end();
-        }
-    }
-
-    /// What holds plugins besides wasm.
-    pub fn confinement(&self) -> Confinement {
-        match &self.home {
-            Home::Here(_) => Confinement::default(),
-            Home::Apart(apart) => apart.confinement().unwrap_or_default(),
-        }
-    }
-
-    /// Loads a component, asks it what it is, and grants it all it asks for.
-    pub fn load(&self, bytes: &[u8]) -> Result<Plugin<'_>, LoadError> {
-        self.load_with(bytes, None)
-    }
-
-    /// Loads a component and grants it what it asks for and was approved. If it asks for something
-    /// that was never shown, it is refused.
-    pub fn load_approved(
-        &self,
-        bytes: &[u8],
-        approved: &Approved,
-    ) -> Result<Plugin<'_>, LoadError> {
-        self.load_with(bytes, Some(approved))
-    }
-
-    fn load_with(
-        &self,
-        bytes: &[u8],
-        approved: Option<&Approved>,
-    ) -> Result<Plugin<'_>, LoadError> {
-        if bytes.len() > COMPONENT_MAX {
-            let (size, limit) = (bytes.len() as u64, COMPONENT_MAX as u64);
-            return Err(flawed(vec![Flaw::TooLarge { size, limit }]));
-        }
-        shape(bytes).map_err(|flaw| flawed(vec![flaw]))?;
-        let digest: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-        let (code, imports) = match &self.home {
-            Home::Here(machine) => {
-                let loaded = self.load_here(machine, &digest, bytes)?;
-                let imports = loaded.imports.clone();
-                (Code::Here(Box::new(loaded)), imports)
-            }
-            Home::Apart(apart) => {
-                let component =
-                    Component { digest: digest.clone(), bytes: bytes.into(), granted: None };
-                let loaded = apart.load(&component, &self.cache).map_err(LoadError::Host)?;
-                let imports = loaded.map_err(flawed)?;
-                (Code::Apart(Box::new(component)), imports)
-            }
-        };
-        let mut plugin = Plugin {
-            runtime: self,
-            code,
-            digest,
-            imports,
-            description: Description::unknown(),
-            grants: Arc::default(),
-        };
-        let described = plugin.call(&Call::Describe, None);
-        let cannot = |why: String| flawed(vec![Flaw::Describe { why }]);
-        let Reply::Described(description) = described.map_err(|e| cannot(e.to_string()))? else {
-            return Err(cannot("it described something else".to_owned()));
-        };
-        let asks = description;
-        // Grants nobody should be asked to approve are told first.
-        let mut flaws = broken_limits(&asks);
-        flaws.extend(effective(&asks).err().into_iter().flatten());
-        if !flaws.is_empty() {
-            return Err(flawed(flaws));
-        }
-        plugin.description = match approved {
-            None => asks,
-            Some(approved) => {
-                approved.effective(&asks).map_err(|grants| LoadError::NotApproved { grants })?
-            }
-        };
-        plugin.grants = Arc::new(effective(&plugin.description).map_err(flawed)?);
-        if let (Home::Apart(apart), Code::Apart(component)) = (&self.home, &mut plugin.code) {
-            component.granted = Some(plugin.description.clone());
-            apart.grant(component).map_err(LoadError::Host)?;
-        }
-        Ok(plugin)
-    }
-
-    fn load_here(
-        &self,
-        machine: &Machine,
-        digest: &str,
-        bytes: &[u8],
-    ) -> Result<Loaded, LoadError> {
-        let kept = self.cache.find(digest, machine.key()).and_then(|mut file| {
-            let mut code = Vec::new();
-            file.read_to_end(&mut code).ok()?;
-            // SAFETY: the file was written by this user, as the cache checked for it and for its
-            // directory, and this program writes there only what its own compiler made.
-            unsafe { machine.revive(&code) }
-        });
-        let component = match kept {
-            Some(component) => component,
-            None => {
-                let (component, code) =
-                    machine.compile(bytes).map_err(|flaw| flawed(vec![flaw]))?;
-                if let Some(code) = code {
-                    self.cache.keep(digest, machine.key(), &code);
-                }
-                component
-            }
-        };
-        machine.link(&component).map_err(flawed)
-    }
-}
-
-fn flawed(flaws: Vec<Flaw>) -> LoadError {
-    LoadError::Flawed { flaws }
-}
-
-impl Description {
-    /// Of a plugin that was not asked yet.
-    pub(crate) fn unknown() -> Description {
-        Description {
-            name: "new plugin".to_owned(),
-            version: String::new(),
-            summary: String::new(),
-            endings: Vec::new(),
-            place: crate::bindings::types::PlaceKind::Image,
-            images: Vec::new(),
-            copies: None,
-            queries: Vec::new(),
-            actions: Vec::new(),
-        }
-    }
-}
-
-/// What in a description breaks the contract's limits.
-fn broken_limits(d: &Description) -> Vec<Flaw> {
-    let mut flaws = Vec::new();
-    let mut need = |holds: bool, why: &str| {
-        if !holds {
-            flaws.push(Flaw::Description { why: why.to_owned() });
-        }
-    };
-    let name_ok = (1..=32).contains(&d.name.len())
-        && d.name.starts_with(|c: char| c.is_ascii_lowercase())
-        && d.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    need(name_ok, "its name is not 1 to 32 of a-z, 0-9 and -, beginning with a letter");
-    let shown_ok = |t: &String| !t.chars().any(|c| c.is_control() || deceives(c));
-    let text_ok = |t: &String| t.len() <= 4096 && shown_ok(t);
-    need(
-        text_ok(&d.version) && text_ok(&d.summary),
-        "its version or summary is too long or has control or invisible characters",
-    );
-    let reasons = (d.images.iter().map(|i| &i.reason))
-        .chain(d.queries.iter().chain(&d.actions).map(|c| &c.reason))
-        .chain(&d.copies);
-    let said = |t: &String| text_ok(t) && !t.trim().is_empty();
-    need(
-        reasons.into_iter().all(said),
-        "a reason is missing, too long or has control or invisible characters",
-    );
-    // A command is read by who approves it: it must be what it looks like.
-    let mut commands = d.queries.iter().chain(&d.actions);
-    let plain = |c: &CommandGrant| {
-        let guard = c.guard.iter().flat_map(|g| &g.template);
-        let input = c.input.iter().flat_map(|i| i.chars()).filter(|c| !matches!(c, '\n' | '\t'));
-        c.template.iter().chain(guard).all(shown_ok)
-            && !input.into_iter().any(|c| c.is_control() || deceives(c))
-    };
-    need(commands.all(plain), "a command or its input has control or invisible characters");
-    let ending_ok = |e: &String| {
-        (2..=32).contains(&e.len())
-            && e.starts_with('.')
-            && e[1..]
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-' || b == b'_')
-    };
-    need(d.endings.iter().all(ending_ok), "an ending is not a dot and up to 31 letters and digits");
-    need(d.endings.len() <= 8, "it has more than 8 endings");
-    need(d.images.len() <= 2, "it asks for more images than there are roles");
-    need(d.queries.len() <= 64 && d.actions.len() <= 64, "it has more than 64 queries or actions");
-    flaws
-}
-
-/// Whether a character shows as nothing, or reorders what is shown around it: what a person reads is
-/// then not what is there.
-fn deceives(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
-        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
-        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
-}
+use crate::record::{Asked, Ears, Recorded, in_short};
+use crate::runtime::{Home, Runtime};
+use crate::shown::{code, plain, unfit};
 
 /// A loaded plugin.
 pub struct Plugin<'r> {
-    runtime: &'r Runtime,
-    code: Code,
-    digest: String,
-    imports: Vec<String>,
-    description: Description,
-    grants: Arc<Grants>,
+    pub(crate) runtime: &'r Runtime,
+    pub(crate) code: Code,
+    pub(crate) digest: String,
+    pub(crate) linked: Linked,
+    pub(crate) description: Description,
+    pub(crate) grants: Arc<Grants>,
+    /// Names of what it asks for and was not given.
+    pub(crate) denied: Vec<String>,
 }
 
-enum Code {
+/// Lines of its log that are shown with a fault.
+const LINES_TOLD: usize = 32;
+
+pub(crate) enum Code {
     Here(Box<Loaded>),
     Apart(Box<Component>),
 }
@@ -330,7 +52,12 @@ impl Plugin<'_> {
 
     /// What it imports, for people who ask.
     pub fn imports(&self) -> &[String] {
-        &self.imports
+        &self.linked.imports
+    }
+
+    /// The version of the contract that it speaks, as in `0.1.0`.
+    pub fn contract(&self) -> &str {
+        &self.linked.contract
     }
 
     /// Looks at the volume.
@@ -375,9 +102,10 @@ impl Plugin<'_> {
         Ok(page)
     }
 
-    /// Measures change.
-    pub fn measure(&self, sight: &Sight, identity: &str) -> Result<Change, CallError> {
-        match self.call(&Call::Measure(identity.to_owned()), Some(sight))? {
+    /// Measures change; `quick`: what little of the metadata shows is enough.
+    pub fn measure(&self, sight: &Sight, identity: &str, quick: bool) -> Result<Change, CallError> {
+        let call = Call::Measure { identity: identity.to_owned(), quick };
+        match self.call(&call, Some(sight))? {
             Reply::Change(change) => Ok(change),
             _ => Err(self.confused("measure")),
         }
@@ -410,13 +138,21 @@ impl Plugin<'_> {
     }
 
     /// Puts into the contract's words what a command said when it failed. A plugin that cannot
-    /// is passed over: the command's own words are at hand.
+    /// is passed over, and that is told: the command's own words are at hand.
     pub fn explain(&self, command: &str, answer: &Answer) -> Option<Failure> {
         let call = Call::Explain { command: command.to_owned(), answer: answer.clone() };
-        match self.call(&call, None) {
-            Ok(Reply::Explained(failure)) => Some(cleaned(failure)),
-            _ => None,
+        let error = match self.call(&call, None) {
+            Ok(Reply::Explained(failure)) => return Some(cleaned(failure)),
+            Ok(_) => self.confused(call.name()),
+            Err(error) => error,
+        };
+        tracing::warn!("{error}; what {command} said is told as it is");
+        if let CallError::Fault { log, .. } = &error {
+            for line in log {
+                tracing::warn!(plugin = %self.description.name, "{line}");
+            }
         }
+        None
     }
 
     fn confused(&self, call: &'static str) -> CallError {
@@ -424,7 +160,7 @@ impl Plugin<'_> {
     }
 
     fn fault(&self, call: &'static str, cause: &str, log: Vec<String>) -> CallError {
-        let clean = |text: &str| text.chars().filter(|c| !c.is_control()).take(4096).collect();
+        let clean = |text: &str| plain(text, 4096);
         CallError::Fault {
             plugin: self.description.name.clone(),
             call,
@@ -433,27 +169,51 @@ impl Plugin<'_> {
         }
     }
 
-    /// Holds a recorded call again, and gives what it answers now.
+    /// Holds a recorded call again, and gives what it answers now, in the shape of
+    /// [`Recorded::result`].
     pub fn replay(&self, then: &Recorded) -> serde_json::Value {
-        answer(&self.call_unheard(&then.asked, then.sight.as_ref()))
+        in_short(&self.call_unheard(&then.asked, then.sight.as_ref()).0)
     }
 
     /// One call, and written down if that is wanted.
-    fn call(&self, call: &Call, sight: Option<&Sight>) -> Result<Reply<Plan>, CallError> {
-        // What it says of itself is asked when it is loaded, and hears nothing.
+    pub(crate) fn call(
+        &self,
+        call: &Call,
+        sight: Option<&Sight>,
+    ) -> Result<Reply<Plan>, CallError> {
+        // The first thing it is asked is told when it is known what it was granted.
         let recording = self.runtime.recording.as_ref().filter(|_| !matches!(call, Call::Describe));
-        let Some(recording) = recording else { return self.call_unheard(call, sight) };
+        let Some(recording) = recording else { return self.call_unheard(call, sight).0 };
         let ears = Ears::default();
         let heard = sight.map(|s| ears.at(s));
-        let result = self.call_unheard(call, heard.as_ref());
-        recording.write((&self.description.name, &self.digest), call, sight, &ears, &result);
+        let (result, log) = self.call_unheard(call, heard.as_ref());
+        recording.write(self.asked(), call, sight, &ears, log, &result);
         result
     }
 
-    /// One call, wherever plugins run.
-    fn call_unheard(&self, call: &Call, sight: Option<&Sight>) -> Result<Reply<Plan>, CallError> {
+    /// Writes down, if that is wanted, what it said of itself.
+    pub(crate) fn described(&self, asks: &Description) {
+        if let Some(recording) = &self.runtime.recording {
+            let result = Ok(Reply::Described(asks.clone()));
+            let (none, log) = (Ears::default(), Vec::new());
+            recording.write(self.asked(), &Call::Describe, None, &none, log, &result);
+        }
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        let (plugin, digest) = (&self.description.name, &self.digest);
+        Asked { plugin, digest, denied: &self.denied }
+    }
+
+    /// One call, wherever plugins run, and what it logged.
+    fn call_unheard(
+        &self,
+        call: &Call,
+        sight: Option<&Sight>,
+    ) -> (Result<Reply<Plan>, CallError>, Vec<String>) {
         let mut outside = Outside::new(&self.description.name, self.grants.clone(), sight);
-        let (result, mut lines) = match (&self.runtime.home, &self.code) {
+        outside.keep_all(self.runtime.recording.is_some());
+        let (result, lines) = match (&self.runtime.home, &self.code) {
             (Home::Here(machine), Code::Here(loaded)) => {
                 let seen = sight.map(|s| Seen { place: s.place.clone(), disk: s.disk.clone() });
                 let grants = self.grants.clone();
@@ -462,32 +222,37 @@ impl Plugin<'_> {
                 (result.map(|reply| reply.map(|planned| planned.plan)), world.lines())
             }
             (Home::Apart(apart), Code::Apart(component)) => {
-                let cache = &self.runtime.cache;
-                let result = apart.call(component, cache, call, sight, &mut outside);
-                // What comes from there is a draft: the plan is made here.
-                let built = result.and_then(|reply| {
-                    let place = sight.map(|s| &s.place);
-                    reply
-                        .try_map(|draft| match place {
-                            Some(place) => {
-                                draft.build(&self.grants, place).map_err(|e| e.to_string())
-                            }
-                            None => Err("it planned without a volume".to_owned()),
-                        })
-                        .map_err(|cause| Ended::Fault { cause, trace: Vec::new() })
-                });
-                (built, outside.lines())
+                let (cache, grants) = (&self.runtime.cache, &self.grants);
+                let result = apart.call(component, cache, call, sight, grants, &mut outside);
+                (result, outside.lines())
             }
             // A plugin's code is where its runtime is.
-            _ => return Err(self.confused(call.name())),
+            _ => return (Err(self.confused(call.name())), Vec::new()),
         };
-        result.map_err(|ended| match ended {
-            Ended::Refused(failure) => CallError::Refused(cleaned(failure)),
+        let result = result.map_err(|ended| match ended {
+            Ended::Refused(failure) => CallError::Refused(self.named(cleaned(failure))),
             Ended::Fault { cause, trace } => {
-                lines.extend(trace.into_iter().take(16));
-                self.fault(call.name(), &cause, lines)
+                let first = lines.len().saturating_sub(LINES_TOLD);
+                let last = lines[first..].iter().cloned();
+                let log = last.chain(trace.into_iter().take(16)).collect();
+                self.fault(call.name(), &cause, log)
             }
-        })
+        });
+        (result, lines)
+    }
+
+    /// A failure that is the plugin's own fault, with whose it is: it asked for what it may not, and gave
+    /// up.
+    fn named(&self, failure: Failure) -> Failure {
+        use FailureKind::{Internal, Invalid, Limit, NotGranted};
+        match failure.kind {
+            Internal | Invalid | Limit | NotGranted => {
+                let message =
+                    format!("the plugin {} gave up: {}", self.description.name, failure.message);
+                Failure { message, ..failure }
+            }
+            _ => failure,
+        }
     }
 }
 
@@ -495,8 +260,8 @@ impl Plugin<'_> {
 /// terminal would act on. What cannot be mended is the plugin's fault.
 fn fit(facts: Facts) -> Result<Facts, &'static str> {
     // What identifies is compared, so it is refused rather than changed.
-    let plain = |t: &str, most: usize| t.len() <= most && !t.chars().any(char::is_control);
-    let words = |t: &str| t.chars().filter(|c| !c.is_control()).take(4096).collect::<String>();
+    let fits = |t: &str, most: usize| t.len() <= most && !t.chars().any(unfit);
+    let words = |t: &str| plain(t, 4096);
     if facts.snapshots.len() > 65_536 || facts.findings.len() > 64 {
         return Err("it reports more than the contract allows");
     }
@@ -504,10 +269,12 @@ fn fit(facts: Facts) -> Result<Facts, &'static str> {
     if i64::try_from(facts.virtual_size).is_err() {
         return Err("it reports a size that no disk has");
     }
-    if !facts.identity.iter().all(|i| plain(i, 512))
-        || !facts.snapshots.iter().all(|s| plain(&s.identity, 512))
+    if !facts.identity.iter().all(|i| fits(i, 512))
+        || !facts.snapshots.iter().all(|s| fits(&s.identity, 512))
     {
-        return Err("it reports an identity that is too long or has control characters");
+        return Err(
+            "it reports an identity that is too long or has control or invisible characters",
+        );
     }
     if !facts.snapshots.iter().filter_map(|s| s.mark.as_ref()).all(|m| is_mark(m)) {
         return Err("it reports a mark that is none");
@@ -521,12 +288,7 @@ fn fit(facts: Facts) -> Result<Facts, &'static str> {
         ..s
     });
     let findings = facts.findings.into_iter().map(|f| Finding {
-        code: f
-            .code
-            .chars()
-            .filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-')
-            .take(64)
-            .collect(),
+        code: code(&f.code),
         message: words(&f.message),
         ..f
     });
@@ -541,54 +303,12 @@ fn fit(facts: Facts) -> Result<Facts, &'static str> {
 
 /// A failure as a plugin worded it, fit to be shown.
 fn cleaned(failure: Failure) -> Failure {
-    let clean = |text: &str, max: usize| -> String {
-        text.chars().filter(|c| !c.is_control()).take(max).collect()
-    };
     Failure {
         kind: failure.kind,
-        code: failure
-            .code
-            .chars()
-            .filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-')
-            .take(64)
-            .collect(),
-        message: clean(&failure.message, 4096),
+        code: code(&failure.code),
+        message: plain(&failure.message, 4096),
         data: (failure.data.iter().take(16))
-            .map(|(key, value)| (clean(key, 64), clean(value, 4096)))
+            .map(|(key, value)| (plain(key, 64), plain(value, 4096)))
             .collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    //! Goal: what a person is shown of a plugin is what is there.
-
-    use super::*;
-
-    #[test]
-    fn what_deceives_a_reader_is_refused() {
-        let flaws = |summary: &str, word: &str, input: Option<&str>| {
-            let action = CommandGrant {
-                name: "drop".to_owned(),
-                template: vec!["zfs".to_owned(), word.to_owned()],
-                holes: Vec::new(),
-                input: input.map(str::to_owned),
-                guard: None,
-                deadline_seconds: 1,
-                reason: "why not".to_owned(),
-            };
-            broken_limits(&Description {
-                name: "x".to_owned(),
-                summary: summary.to_owned(),
-                actions: vec![action],
-                ..Description::unknown()
-            })
-        };
-        assert_eq!(flaws("für alle", "destroy", Some("if x then\n\ty()\nend")), Vec::new());
-        for bad in ["\u{202e}yortsed", "a\u{200b}b", "\u{1b}[2K", "a\u{2028}b", "x\u{e0041}"] {
-            assert_eq!(flaws(bad, "list", None).len(), 1, "{bad:?} as summary");
-            assert_eq!(flaws("s", bad, None).len(), 1, "{bad:?} as a word");
-            assert_eq!(flaws("s", "list", Some(bad)).len(), 1, "{bad:?} as input");
-        }
     }
 }

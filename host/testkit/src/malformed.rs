@@ -75,11 +75,15 @@ mod tests {
                 assert_eq!(names.len(), all.len(), "{what}, {kind}: one name for two");
                 let none = all.iter().find(|d| d.bytes == sound);
                 assert!(none.is_none(), "{what}, {kind}: no damage: {:?}", none.map(|d| &d.name));
-                *(if kind.ends_with("fields") { &mut fields } else { &mut structural }) += all.len();
+                *(if kind.ends_with("fields") { &mut fields } else { &mut structural }) +=
+                    all.len();
             }
             // What reliability asks for: some 400 of fields and 40 structural ones.
             assert!(structural >= 40, "{what}: {structural} structural ones");
-            assert!(fields >= if what == "empty" { 250 } else { 400 }, "{what}: {fields} of fields");
+            assert!(
+                fields >= if what == "empty" { 250 } else { 400 },
+                "{what}: {fields} of fields"
+            );
         }
     }
 

@@ -93,7 +93,11 @@ impl Judge for Qcow2Judge {
 
     /// QEMU finds the recovered image right. QEMU repairs the crashed one, or a guest starts on
     /// it and writes: content stays, and recovery afterwards leaves it alone.
-    fn second_opinion(&self, crashed: &BTreeMap<String, Vec<u8>>, settled: &[u8]) -> Result<(), String> {
+    fn second_opinion(
+        &self,
+        crashed: &BTreeMap<String, Vec<u8>>,
+        settled: &[u8],
+    ) -> Result<(), String> {
         let bench = &self.bench;
         bench.write("settled.qcow2", settled);
         let (status, text) = bench.check("settled.qcow2", false);
@@ -139,7 +143,8 @@ impl Judge for Qcow2Judge {
         // QEMU's repair looks at counts only as far as the file reaches. What was counted for clusters that the
         // crash kept from being written stays counted when the file grows over them: a leak, and no more.
         let end = (image.len() as u64).div_ceil(model.header().cluster_size());
-        let beyond = |flaw: &Flaw| matches!(flaw, Flaw::Leak { cluster, .. } if *cluster + 1 >= end);
+        let beyond =
+            |flaw: &Flaw| matches!(flaw, Flaw::Leak { cluster, .. } if *cluster + 1 >= end);
         verdict.leaks.retain(|flaw| !beyond(flaw));
         if !verdict.clean() {
             return Err(format!("after a guest wrote to the crashed image:{verdict}"));

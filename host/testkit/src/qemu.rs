@@ -18,6 +18,16 @@ impl Bench {
         Bench(tempfile::tempdir().expect("a temporary directory"))
     }
 
+    /// A fresh directory in memory where the system has one: for tests that crash an engine and no disk,
+    /// where a flush is only time.
+    ///
+    /// # Panics
+    /// If there is no room for one.
+    pub fn in_memory() -> Self {
+        let made = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Bench(made.expect("a temporary directory"))
+    }
+
     /// The path of a file in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)

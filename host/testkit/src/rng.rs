@@ -33,9 +33,19 @@ impl Rng {
 
 /// 128 bits that differ for different bytes, as far as chance goes. Not against an adversary.
 pub fn digest(bytes: &[u8]) -> u128 {
-    const K: [u64; 4] = [0x9fb2_1c65_1e98_df25, 0xd6e8_feb8_6659_fd93, 0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9];
+    const K: [u64; 4] = [
+        0x9fb2_1c65_1e98_df25,
+        0xd6e8_feb8_6659_fd93,
+        0x9e37_79b9_7f4a_7c15,
+        0xbf58_476d_1ce4_e5b9,
+    ];
     // Four lanes that do not wait for one another.
-    let mut lanes = [0x243f_6a88_85a3_08d3_u64, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, bytes.len() as u64];
+    let mut lanes = [
+        0x243f_6a88_85a3_08d3_u64,
+        0x1319_8a2e_0370_7344,
+        0xa409_3822_299f_31d0,
+        bytes.len() as u64,
+    ];
     let mut take = |block: &[u8; 32]| {
         for ((lane, word), k) in lanes.iter_mut().zip(block.as_chunks::<8>().0).zip(K) {
             *lane = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(k).rotate_left(29);

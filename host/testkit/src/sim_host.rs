@@ -285,11 +285,7 @@ pub fn run(planner: &dyn Planner, world: &World, goal: &Goal) -> Result<Ran, Run
 }
 
 /// Inspect and plan: the part that only looks.
-pub fn prepare(
-    planner: &dyn Planner,
-    world: &World,
-    goal: &Goal,
-) -> Result<CapturePlan, RunError> {
+pub fn prepare(planner: &dyn Planner, world: &World, goal: &Goal) -> Result<CapturePlan, RunError> {
     inspect(planner, world).map_err(RunError::Refused)?;
     plan(planner, world, goal).map_err(RunError::Refused)
 }

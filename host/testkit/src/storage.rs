@@ -5,6 +5,7 @@
 
 pub mod lvm;
 pub mod machine;
+pub mod together;
 pub mod zfs;
 
 /// How far a command comes before its caller dies, or the command itself.

@@ -123,6 +123,7 @@ impl<'a> Story<'a> {
                     taken_seconds: 1_700_000_000,
                     taken_nanoseconds: 7,
                     room: None,
+                    beside: 0,
                     full_copy: false,
                 })
             }

@@ -189,7 +189,7 @@ impl<const FAULT: u8> Backend for Toy<FAULT> {
                     Head { active: old.active, held: Some(old.free()), mark: wanted.mark.clone() };
                 Self::switch(&old, &new, &read(old.active)?, plan)
             }
-            Goal::Restored(_) => {
+            Goal::Restored(_) | Goal::Consumed(_) => {
                 let held = old.held.ok_or_else(none)?;
                 let active = if FAULT == fault::IN_PLACE { old.active } else { old.free() };
                 let new = Head { active, held: Some(held), mark: old.mark.clone() };

@@ -158,7 +158,9 @@ fn with_a_column_more(output: &[u8]) -> Vec<u8> {
 fn localised(errors: &[u8]) -> Vec<u8> {
     match errors {
         [] => Vec::new(),
-        _ => "  Etwas ist schiefgegangen: Gerät oder Ressource belegt («größer»)\n".as_bytes().to_vec(),
+        _ => "  Etwas ist schiefgegangen: Gerät oder Ressource belegt («größer»)\n"
+            .as_bytes()
+            .to_vec(),
     }
 }
 
@@ -210,7 +212,9 @@ mod tests {
             }
         }
         let more = with_a_column_more(br#"{"a":[{"b":"1"}]}"#);
-        assert!(String::from_utf8_lossy(&more).contains(r#"{"new_in_a_later_release":"1","b":"1"}"#));
+        assert!(
+            String::from_utf8_lossy(&more).contains(r#"{"new_in_a_later_release":"1","b":"1"}"#)
+        );
         assert_eq!(with_a_column_more(b"a\tb\nc\td\n"), b"a\tb\tnew\nc\td\tnew\n");
     }
 }

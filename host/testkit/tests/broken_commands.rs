@@ -16,6 +16,7 @@ fn take() -> Goal {
         taken_seconds: 1_700_000_000,
         taken_nanoseconds: 1,
         room: None,
+        beside: 0,
         full_copy: false,
     })
 }
@@ -70,7 +71,8 @@ fn one(
             // What comes before is sound: the fault is looked for in its own verb.
             with_fault(sound_for(kind), || run::<Broken>(&storage, &take()))?;
             storage.write(2);
-            let identity = with_fault(sound_for(kind), || ours(&storage))?.ok_or("the take before made nothing")?;
+            let identity = with_fault(sound_for(kind), || ours(&storage))?
+                .ok_or("the take before made nothing")?;
             if verb == "restore" { Goal::Restored(identity) } else { Goal::Empty(identity) }
         }
     };

@@ -126,7 +126,12 @@ fn version_2() {
 
 #[test]
 fn version_2_with_backing_file() {
-    life("compat=0.10,cluster_size=4096,backing_file=base.raw,backing_fmt=raw", "48M", false, USUAL);
+    life(
+        "compat=0.10,cluster_size=4096,backing_file=base.raw,backing_fmt=raw",
+        "48M",
+        false,
+        USUAL,
+    );
 }
 
 #[test]
@@ -207,6 +212,7 @@ fn refcount_table_grows() {
             taken_seconds: 1,
             taken_nanoseconds: 0,
             room: None,
+            beside: 0,
             full_copy: false,
         });
         run(&native::<Qcow2>(), &world, &goal).unwrap_or_else(|e| panic!("{filled} clusters: {e}"));

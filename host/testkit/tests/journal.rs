@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use snapslot_capture::journal::{Found, commit, parse, read};
+use snapslot_capture::journal::{Found, commit, note_work, parse, read};
 use snapslot_capture::{Mask, Plan, PlanBuilder, Seal};
 use snapslot_disk::sim::World;
 use snapslot_testkit::rng::Rng;
@@ -43,7 +43,7 @@ fn written(plan: &Plan) -> Vec<u8> {
     let place = world.companion("j");
     commit(&place, META, plan).expect("no fault");
     assert!(
-        matches!(read(&place), Ok(Found::Committed { plan: p, meta }) if p == *plan && meta == META)
+        matches!(read(&place), Ok(Found::Committed { plan: p, meta, .. }) if p == *plan && meta == META)
     );
     world.bytes("j").expect("the journal")
 }
@@ -51,7 +51,7 @@ fn written(plan: &Plan) -> Vec<u8> {
 /// Whether it was taken for committed; panics if for another plan.
 fn judged(bytes: &[u8], plan: &Plan, what: &str) -> bool {
     match parse(bytes, "j") {
-        Ok(Found::Committed { plan: found, meta }) => {
+        Ok(Found::Committed { plan: found, meta, .. }) => {
             assert!(found == *plan && meta == META, "another plan: {what}");
             true
         }
@@ -89,12 +89,55 @@ fn every_length() {
         if zeroes != bytes {
             assert!(!judged(&zeroes, &plan, "zeroes at the end"), "zeroes from {length}");
         }
-        // The end of a longer journal that was there before.
+        // The end of a longer journal that was there before. So much as the note of work has may be that.
         let mut long = bytes.clone();
         long.extend(&bytes[..length + 1]);
-        assert!(!judged(&long, &plan, "more behind it"), "{length} bytes more");
+        let taken = judged(&long, &plan, "more behind it");
+        assert_eq!(taken, length < NOTE, "{length} bytes more");
     }
     println!("journal: {} lengths", bytes.len());
+}
+
+/// Bytes of the note that the work on images has begun.
+const NOTE: usize = 16;
+
+/// Whatever is left of the note of work says that work has begun; without it, it has not.
+#[test]
+fn the_note_of_work_torn_or_damaged_counts() {
+    let plan = plan();
+    let world = World::new(BTreeMap::new());
+    let place = world.companion("j");
+    commit(&place, META, &plan).expect("no fault");
+    let without = world.bytes("j").expect("the journal");
+    note_work(&place).expect("no fault");
+    let noted = world.bytes("j").expect("the journal");
+    assert_eq!(noted.len(), without.len() + NOTE);
+    let works = |bytes: &[u8]| match parse(bytes, "j") {
+        Ok(Found::Committed { plan: found, meta, work }) => {
+            assert!(found == plan && meta == META, "another plan");
+            work
+        }
+        other => panic!("no committed plan: {other:?}"),
+    };
+    assert!(!works(&without));
+    let mut tried = 0;
+    for length in without.len() + 1..=noted.len() {
+        assert!(works(&noted[..length]), "cut at {length}");
+        tried += 1;
+    }
+    for at in without.len()..noted.len() {
+        for bit in 0..8 {
+            let mut damaged = noted.clone();
+            damaged[at] ^= 1 << bit;
+            assert!(works(&damaged), "bit {bit} of byte {at}");
+            tried += 1;
+        }
+    }
+    // Its bytes may be there before what is in them is.
+    let mut zeroes = without;
+    zeroes.resize(noted.len(), 0);
+    assert!(works(&zeroes));
+    println!("journal: {tried} notes of work, torn or damaged");
 }
 
 #[test]

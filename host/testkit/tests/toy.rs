@@ -15,6 +15,7 @@ fn held() -> Goal {
         taken_seconds: 1,
         taken_nanoseconds: 0,
         room: None,
+        beside: 0,
         full_copy: false,
     })
 }
@@ -44,7 +45,10 @@ fn life<const FAULT: u8>(with_faults: bool) -> Result<Tally, String> {
 fn a_sound_storage_survives() {
     let tally = life::<{ fault::NONE }>(true).unwrap_or_else(|e| panic!("{e}"));
     println!("toy: {tally}");
-    assert!(tally.states.distinct > 60 && tally.redone > 40 && tally.nested.listed > 100, "{tally}");
+    assert!(
+        tally.states.distinct > 60 && tally.redone > 40 && tally.nested.listed > 100,
+        "{tally}"
+    );
     assert!(tally.faults > 200, "{tally}");
 }
 

@@ -126,6 +126,12 @@ const KNOWN: &[Known] = &[
         "no-such-volume",
         "`lvs` lists what there is",
     ),
+    (
+        "Cannot process volume group",
+        FailureKind::Io,
+        "no-such-group",
+        "`vgs` lists what there is; the group's disk may be missing",
+    ),
     ("not found", FailureKind::NotFound, "no-such-volume", "`lvs` and `vgs` list what there is"),
 ];
 

@@ -188,6 +188,15 @@ fn findings(state: &State<'_>) -> Vec<Finding> {
                     bytes(lv.size.div_ceil(2)).replace(' ', "").replace("iB", "")
                 ),
             );
+        } else if !lv.is_thin() && !lv.active {
+            tell(
+                "fill-unknown",
+                false,
+                format!(
+                    "LVM tells only while the volume is active how full the store of {name} is, and \
+                     whether it has run over"
+                ),
+            );
         }
     }
     if let Kind::Thin(name) = &state.kind
@@ -233,7 +242,7 @@ pub(crate) fn measure(state: &State<'_>, identity: &str) -> Result<Change, Failu
     };
     let held_bytes = fill.of(slot.lv.size);
     let most = state.volume.map_or(u64::MAX, |v| v.size);
-    Ok(Change { changed_bytes: held_bytes.min(most), held_bytes })
+    Ok(Change { changed_bytes: held_bytes.min(most), held_bytes, at_least: false })
 }
 
 /// There is no snapshot with this identity.

@@ -21,9 +21,9 @@ pub(crate) const TAKE_THIN: &str = "take-thin";
 pub(crate) const TAKE_THICK: &str = "take-thick";
 /// Removes a volume of ours.
 pub(crate) const REMOVE: &str = "remove";
-/// Makes the volume-to-be from the slot's snapshot, active.
+/// Makes the volume-to-be from the slot's snapshot. It is activated when it has the volume's name.
 pub(crate) const MAKE: &str = "restore-make";
-/// The same, inactive.
+/// The same, to stay inactive.
 pub(crate) const MAKE_INACTIVE: &str = "restore-make-inactive";
 /// Makes the volume-to-be read-only, as the volume is.
 pub(crate) const COPY_READ_ONLY: &str = "restore-copy-read-only";
@@ -63,7 +63,7 @@ macro_rules! fields {
         "vg_name,vg_free,vg_extent_size,lv_name,lv_uuid,lv_size,lv_attr,lv_layout,lv_role,\
          lv_tags,lv_time,lv_active,lv_device_open,lv_skip_activation,lv_health_status,\
          lv_snapshot_invalid,lv_merging,lv_merge_failed,origin,pool_lv,data_percent,\
-         metadata_percent,snap_percent"
+         metadata_percent,snap_percent,lv_read_ahead,lv_minor"
     };
 }
 
@@ -192,10 +192,11 @@ fn taking() -> Vec<CommandGrant> {
 
 /// What the restore of a thin volume needs.
 fn thin_restore() -> Vec<CommandGrant> {
-    let make = |name: &str, activation: &[&str], reason: &str| {
-        let mut words = vec!["lvcreate", "-y", "-s", "-prw", "-kn"];
-        words.extend(activation);
-        words.extend(["-n", "{own}", "--addtag", "snapslot.new={mark}", "{group}/{snapshot}"]);
+    let make = |name: &str, tags: &[&str], reason: &str| {
+        let mut words = vec!["lvcreate", "-y", "-s", "-prw", "-kn", "-an", "-n", "{own}"];
+        words.extend(["--addtag", "snapslot.new={mark}"]);
+        words.extend(tags);
+        words.push("{group}/{snapshot}");
         let guard = Some(same("{group}/{snapshot}"));
         CommandGrant { guard, ..grant(name, &words, CHANGE_SECONDS, reason) }
     };
@@ -206,8 +207,16 @@ fn thin_restore() -> Vec<CommandGrant> {
         grant(name, &all, CHANGE_SECONDS, reason)
     };
     vec![
-        make(MAKE, &[], "makes the volume-to-be of a thin restore out of the slot's snapshot"),
-        make(MAKE_INACTIVE, &["-an"], "the same for a volume that is not active"),
+        make(
+            MAKE,
+            &[],
+            "makes the volume-to-be of a thin restore out of the slot's snapshot, not active yet",
+        ),
+        make(
+            MAKE_INACTIVE,
+            &["--addtag", "snapslot.inactive={mark}"],
+            "the same for a volume that is not active, and that this one is not to be either",
+        ),
         change(COPY_READ_ONLY, &["-pr"], "the volume-to-be is read-only if the volume is"),
         change(COPY_SKIP, &["-ky"], "it is skipped on activation if the volume is"),
         change(
@@ -284,7 +293,8 @@ fn thick_restore() -> Vec<CommandGrant> {
             ACTIVATE,
             &["lvchange", "-ay", "-K", "{group}/{volume}"],
             CHANGE_SECONDS,
-            "a merge goes on only while its volume is active",
+            "a merge goes on only while its volume is active; and a volume that stepped in is active if \
+             the one before it was",
         ),
         CommandGrant {
             guard: Some(same_and_idle("{group}/{snapshot}")),

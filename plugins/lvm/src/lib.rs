@@ -76,7 +76,7 @@ impl Backend for Lvm {
         plan::plan(&State::of(&Look::at(target)?)?, goal, plan)
     }
 
-    fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {
+    fn measure(target: &dyn Target, identity: &str, _quick: bool) -> Result<Change, Failure> {
         facts::measure(&State::of(&Look::at(target)?)?, identity)
     }
 

@@ -73,6 +73,10 @@ pub(crate) struct Lv {
     pub(crate) metadata: Option<Fill>,
     /// How full a thick snapshot's store is.
     pub(crate) store: Option<Fill>,
+    /// How much is read ahead, where that was set.
+    pub(crate) read_ahead: Option<String>,
+    /// Its device's minor number, where that is persistent.
+    pub(crate) minor: Option<String>,
 }
 
 impl Lv {
@@ -216,6 +220,8 @@ impl Look {
             data: fill(field("data_percent")),
             metadata: fill(field("metadata_percent")),
             store: fill(field("snap_percent")),
+            read_ahead: set(field("lv_read_ahead"), "auto"),
+            minor: set(field("lv_minor"), "-1"),
         });
         Ok(())
     }
@@ -234,6 +240,11 @@ impl Look {
     pub(crate) fn place(&self) -> String {
         self.say(&self.volume)
     }
+}
+
+/// A setting that is not what LVM chooses by itself.
+fn set(value: &str, by_itself: &str) -> Option<String> {
+    Some(clip(value)).filter(|v| !v.is_empty() && v != by_itself)
 }
 
 /// Whether a command's words contain these.

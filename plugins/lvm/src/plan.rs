@@ -4,7 +4,7 @@ use snapslot_plugin_sdk::{Argument, Failure, FailureKind, Goal, NewSnapshot, Pla
 
 use crate::facts::no_such_snapshot;
 use crate::grants::{REMOVE, UNMARK};
-use crate::look::Lv;
+use crate::look::{Fill, Lv};
 use crate::state::{Kind, State};
 use crate::words::some_of;
 use crate::{thick, thin, unsupported};
@@ -20,7 +20,8 @@ pub(crate) fn plan(state: &State<'_>, goal: &Goal, plan: &mut dyn Plan) -> Resul
     match goal {
         Goal::Settled => settle(state, plan).map(|_| ()),
         Goal::Held(new) => held(state, new, plan),
-        Goal::Restored(identity) => restored(state, identity, plan),
+        Goal::Restored(identity) => restored(state, identity, true, plan),
+        Goal::Consumed(identity) => restored(state, identity, false, plan),
         Goal::Empty(identity) => empty(state, identity, plan),
     }
 }
@@ -55,7 +56,13 @@ fn held(state: &State<'_>, new: &NewSnapshot, plan: &mut dyn Plan) -> Result<(),
     }
 }
 
-fn restored(state: &State<'_>, identity: &str, plan: &mut dyn Plan) -> Result<(), Failure> {
+/// `stays` tells whether the snapshot is wanted afterwards.
+fn restored(
+    state: &State<'_>,
+    identity: &str,
+    stays: bool,
+    plan: &mut dyn Plan,
+) -> Result<(), Failure> {
     refuse_merge(state)?;
     let slot = state.slot(identity).ok_or_else(|| no_such_snapshot(state, identity))?;
     let name = state.look.say(&slot.lv.name);
@@ -68,7 +75,7 @@ fn restored(state: &State<'_>, identity: &str, plan: &mut dyn Plan) -> Result<()
     }
     match (&state.kind, slot.lv.is_thin()) {
         (Kind::Thin(pool), true) => thin::restore(state, pool, slot, plan),
-        (Kind::Thick, false) => thick::restore(state, slot, plan),
+        (Kind::Thick, false) => thick::restore(state, slot, stays, plan),
         _ => Err(unsupported(
             "other-kind",
             format!(
@@ -186,10 +193,14 @@ pub(crate) fn merge_pending(state: &State<'_>, merging: &Lv) -> Failure {
     let what = state.look.say(&merging.name);
     let place = state.look.place();
     let message = match state.volume {
-        Some(volume) if volume.merge_is_under_way() => format!(
-            "{what} is still being merged into {place}; `snapslot recover` sees to it that it is \
-             completed"
-        ),
+        Some(volume) if volume.merge_is_under_way() => {
+            let left = volume.store.unwrap_or(Fill(0));
+            format!(
+                "{what} is being merged into {place}, {left} of its store are left to copy. {place} \
+                 shows its content already and can be used; the slot is free again when the merge \
+                 is through: then `snapslot recover`, or any verb"
+            )
+        }
         _ if !state.merge_is_ours() => format!(
             "{what}, which is not ours, waits to be merged into {place} and will set it back; \
              `lvchange -an` and `-ay` on {place} begin that, and afterwards there is a way again"

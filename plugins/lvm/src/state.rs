@@ -162,6 +162,11 @@ impl<'a> State<'a> {
         marks_in(volume, RESTORING).any(|mark| self.slots.iter().all(|slot| slot.mark != mark))
     }
 
+    /// Whether it was made by a restore and has stepped in, or is about to.
+    pub(crate) fn stepped_in(&self, volume: &Lv) -> bool {
+        mark_in(volume, NEW).is_some()
+    }
+
     /// Whether the volume is the one that the restore which moved `old` aside put in its place.
     pub(crate) fn took_the_place_of(&self, volume: &Lv, old: &Lv) -> bool {
         marks_in(old, OLD).any(|mark| marks_in(volume, NEW).any(|m| m == mark))
@@ -197,11 +202,14 @@ fn own_mark<'a>(look: &Look, lv: &'a Lv) -> Option<&'a str> {
 }
 
 /// Whether a snapshot of ours still is one of this volume. A thin one has no link to it after a
-/// restore; one that is linked to another volume went along when that was renamed.
+/// restore; one that is linked to another volume went along when that was renamed. What a thin one reads
+/// from outside of its pool, its external origin, is no such link: LVM shows it in that place once the
+/// volume it was taken of is gone.
 fn belongs(look: &Look, lv: &Lv) -> bool {
-    let origin = lv.origin.as_deref();
+    let linked =
+        |name: &&str| look.find(name).is_some_and(|origin| !lv.is_thin() || origin.pool == lv.pool);
     let old = format!("{}_snapslot_old", look.volume);
-    match origin {
+    match lv.origin.as_deref().filter(linked) {
         None => lv.is_thin(),
         Some(origin) => {
             (lv.is_thin() || lv.is_thick_snapshot()) && (origin == look.volume || origin == old)

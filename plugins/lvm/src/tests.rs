@@ -67,6 +67,7 @@ fn held(room: Option<u64>) -> Goal {
         taken_seconds: 1_700_000_000,
         taken_nanoseconds: 5,
         room,
+        beside: 0,
         full_copy: false,
     })
 }

@@ -18,7 +18,7 @@
 use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot, Plan, argument};
 
 use crate::grants::{ACTIVATE, BEGIN, BEGIN_INACTIVE, DEACTIVATE, MERGE, REFRESH, TAKE_THICK};
-use crate::look::Lv;
+use crate::look::{Fill, Lv};
 use crate::plan::{in_use, merge_pending, refuse_open, settle, taking, unmark};
 use crate::state::{INACTIVE, RESTORING, Slot, State, mark_in};
 use crate::unsupported;
@@ -39,7 +39,7 @@ pub(crate) fn take(
     let volume = settle(state, plan)?;
     let freed: u64 = state.stores.iter().map(|store| store.size).sum();
     let free = state.look.free.saturating_add(freed);
-    let room = room(state, volume, new.room, free)?;
+    let room = room(state, volume, new, free)?;
     if room < whole(volume.size, state.look.extent) {
         plan.note(&format!(
             "{} of {} are set aside for what changes: once more than that has changed, the \
@@ -59,10 +59,11 @@ pub(crate) fn take(
     plan.act(TAKE_THICK, &arguments)
 }
 
-/// Plans a restore.
+/// Plans a restore; `stays` tells whether the snapshot is wanted afterwards.
 pub(crate) fn restore(
     state: &State<'_>,
     slot: Slot<'_>,
+    stays: bool,
     plan: &mut dyn Plan,
 ) -> Result<(), Failure> {
     let volume = settle(state, plan)?;
@@ -77,7 +78,7 @@ pub(crate) fn restore(
         return Err(unsupported("read-only", message));
     }
     spare_siblings(state, slot)?;
-    let active = is_active_at_rest(volume);
+    let active = is_active_at_rest(state, volume);
     let begin = if active { BEGIN } else { BEGIN_INACTIVE };
     plan.act(begin, &[argument("mark", slot.mark), argument("uuid", &volume.uuid)])?;
     if active {
@@ -88,17 +89,20 @@ pub(crate) fn restore(
     plan.act(ACTIVATE, &[])?;
     let snapshot = argument("snapshot", &slot.lv.name);
     plan.act(MERGE, &[snapshot, argument("uuid", &slot.lv.uuid)])?;
-    let mut again = taking(&slot.lv.name, slot.mark, slot.taken());
-    again.push(argument("room", slot.lv.size));
-    plan.act(TAKE_THICK, &again)?;
+    if stays {
+        let mut again = taking(&slot.lv.name, slot.mark, slot.taken());
+        again.push(argument("room", slot.lv.size));
+        plan.act(TAKE_THICK, &again)?;
+    }
     if !active {
         plan.act(DEACTIVATE, &[])?;
     }
     unmark(&[slot.mark], plan)
 }
 
-/// Has a merge that waits begin, or one that was broken off go on. It ends in the background; a
-/// volume can be used meanwhile, and shows the snapshot's content from the merge's first moment.
+/// Has a merge that waits begin, one that was broken off go on, or one that is through end. A merge
+/// goes on in the background; the volume can be used meanwhile, and shows the snapshot's content from
+/// the merge's first moment.
 pub(crate) fn settle_merge<'a>(
     state: &State<'a>,
     merging: &'a Lv,
@@ -106,6 +110,11 @@ pub(crate) fn settle_merge<'a>(
 ) -> Result<&'a Lv, Failure> {
     let Some(volume) = state.volume else { return Err(merge_pending(state, merging)) };
     let place = state.look.place();
+    if volume.merge_is_under_way() && volume.store > Some(Fill(0)) {
+        // The kernel is at it, and needs nobody; only the end needs somebody, who takes the snapshot
+        // out of the metadata.
+        return Err(merge_pending(state, merging));
+    }
     if !volume.merge_is_under_way() && (volume.open || merging.open) {
         return Err(merge_pending(state, merging));
     }
@@ -125,8 +134,8 @@ pub(crate) fn settle_merge<'a>(
 
 /// Whether the volume is active when no restore is at work on it: one that was stopped may have
 /// it either way, and its marks tell how it was.
-fn is_active_at_rest(volume: &Lv) -> bool {
-    let begun = mark_in(volume, RESTORING).is_some();
+pub(crate) fn is_active_at_rest(state: &State<'_>, volume: &Lv) -> bool {
+    let begun = mark_in(volume, RESTORING).is_some() || state.stepped_in(volume);
     mark_in(volume, INACTIVE).is_none() && (begun || volume.active)
 }
 
@@ -146,10 +155,11 @@ pub(crate) fn settle_device(
 ) -> Result<(), Failure> {
     let begun = mark_in(volume, RESTORING).is_some();
     let inactive_after = mark_in(volume, INACTIVE).is_some();
+    let stepped_in = state.stepped_in(volume);
     let open = volume.open || state.slots.iter().any(|slot| slot.lv.open && !slot.lv.is_thin());
     let suspended = volume.is_suspended();
     if !volume.active {
-        if begun && !inactive_after {
+        if (begun || stepped_in) && !inactive_after {
             plan.act(ACTIVATE, &[])?;
         }
     } else if suspended || (begun && !state.is_merged(volume)) {
@@ -183,26 +193,43 @@ fn whole(size: u64, extent: u64) -> u64 {
     all.saturating_mul(CHUNK).div_ceil(extent).saturating_mul(extent)
 }
 
-/// Bytes to set aside for what changes.
-fn room(state: &State<'_>, volume: &Lv, asked: Option<u64>, free: u64) -> Result<u64, Failure> {
+/// Bytes to set aside for what changes. What is free is shared with what is taken beside it.
+fn room(state: &State<'_>, volume: &Lv, new: &NewSnapshot, free: u64) -> Result<u64, Failure> {
     let extent = state.look.extent;
     let whole = whole(volume.size, extent);
     let free = free / extent * extent;
-    let room = match asked {
+    let (room, beside) = match new.room {
         // LVM would cut a larger one down without a word that counts.
-        Some(bytes) => bytes.max(1).div_ceil(extent).saturating_mul(extent).min(whole),
-        None => whole.min(free).max(extent),
+        Some(bytes) => {
+            let room = bytes.max(1).div_ceil(extent).saturating_mul(extent).min(whole);
+            (room, new.beside.div_ceil(extent).saturating_mul(extent))
+        }
+        None if new.beside == 0 => (whole.min(free).max(extent), 0),
+        None => {
+            // Each store has tables, and is rounded to extents: so many volumes may come beside.
+            const BESIDE: u64 = 8;
+            let others = self::whole(new.beside, extent).saturating_add(BESIDE * extent);
+            let all = u128::from(whole) + u128::from(others);
+            // A part of `free`, so it fits.
+            let share = (u128::from(free) * u128::from(whole) / all) as u64 / extent * extent;
+            (whole.min(share).max(extent), 0)
+        }
     };
-    if room > free {
+    let needed = room.saturating_add(beside);
+    if needed > free {
+        let others = match beside {
+            0 => String::new(),
+            beside => format!(", and the machine's other volumes there {}", bytes(beside)),
+        };
         let message = format!(
-            "{} has {} free, and a snapshot of {} needs {} to set aside; `vgextend` adds room",
+            "{} has {} free, and a snapshot of {} needs {} to set aside{others}; `vgextend` adds room",
             state.look.group,
             bytes(free),
             state.look.place(),
             bytes(room)
         );
         return Err(Failure::new(FailureKind::NoSpace, "no-space", message)
-            .with("needed", room)
+            .with("needed", needed)
             .with("available", free));
     }
     Ok(room)

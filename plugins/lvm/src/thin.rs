@@ -6,16 +6,22 @@
 //!
 //! | after | there is | a crash here is settled by |
 //! |---|---|---|
-//! | make, copy, mark | volume, new | removing new |
+//! | make, copy, mark | volume, new (not active) | removing new |
 //! | step aside | new, old | new steps in, old is removed: no way back is needed |
-//! | step in | volume, old | removing old |
+//! | step in | volume (not active), old | activating the volume, removing old |
+//! | activate | volume, old | removing old |
 //! | remove | volume, marked | taking the marks off |
+//!
+//! The new volume is not active before it has the volume's name: its content has the same UUIDs and
+//! labels, and whoever looks at devices would take one for the other. The old one is active still
+//! when the new one is activated, since a pool without an active volume is deactivated, and checked as a
+//! whole when it is activated again.
 
 use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot, Plan, argument};
 
 use crate::grants::{
-    COPY_NO_AUTO, COPY_READ_ONLY, COPY_SKIP, COPY_TAG, MAKE, MAKE_INACTIVE, MARK_OLD, REMOVE,
-    STEP_ASIDE, STEP_BACK, STEP_IN, TAKE_THIN,
+    ACTIVATE, COPY_NO_AUTO, COPY_READ_ONLY, COPY_SKIP, COPY_TAG, MAKE, MAKE_INACTIVE, MARK_OLD,
+    REMOVE, STEP_ASIDE, STEP_BACK, STEP_IN, TAKE_THIN,
 };
 use crate::look::{Fill, Lv};
 use crate::plan::{name_clash, refuse_dependents, refuse_open, remove, settle, taking, unmark};
@@ -86,8 +92,10 @@ pub(crate) fn restore(
         let foreign = some_of(foreign.iter().map(|lv| state.look.say(&lv.name)));
         plan.note(&format!("{foreign}, made of it by others, stay and lose their link to it"))?;
     }
+    note_lost(state, volume, plan)?;
     let own = argument("own", &new);
-    let make = if volume.active { MAKE } else { MAKE_INACTIVE };
+    let active = thick::is_active_at_rest(state, volume);
+    let make = if active { MAKE } else { MAKE_INACTIVE };
     let source = [argument("snapshot", &slot.lv.name), argument("uuid", &slot.lv.uuid)];
     let [snapshot, uuid] = source;
     plan.act(make, &[own.clone(), argument("mark", slot.mark), snapshot, uuid])?;
@@ -107,6 +115,9 @@ pub(crate) fn restore(
     plan.act(MARK_OLD, &[argument("mark", slot.mark), uuid.clone()])?;
     plan.act(STEP_ASIDE, &[argument("own", &old), uuid.clone()])?;
     plan.act(STEP_IN, &[own])?;
+    if active {
+        plan.act(ACTIVATE, &[])?;
+    }
     plan.act(REMOVE, &[argument("own", &old), uuid])?;
     unmark(&[slot.mark], plan)
 }
@@ -119,6 +130,8 @@ pub(crate) fn settle_swap<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<
             if !state.took_the_place_of(volume, old) {
                 return Err(foreign_volume(state, old));
             }
+            // It is there again in any case, before anything is removed.
+            thick::settle_device(state, volume, plan)?;
             if let Some(new) = new {
                 remove(state, new, plan)?;
             }
@@ -126,12 +139,17 @@ pub(crate) fn settle_swap<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<
             volume
         }
         (Some(volume), Some(new), None) => {
+            thick::settle_device(state, volume, plan)?;
             remove(state, new, plan)?;
             volume
         }
-        (Some(volume), None, None) => volume,
+        (Some(volume), None, None) => {
+            thick::settle_device(state, volume, plan)?;
+            volume
+        }
         (None, Some(new), old) => {
             plan.act(STEP_IN, &[argument("own", &new.name)])?;
+            thick::settle_device(state, new, plan)?;
             if let Some(old) = old {
                 // The volume has its name again in any case; the rest can wait.
                 if let Err(failure) = remove(state, old, plan) {
@@ -143,6 +161,7 @@ pub(crate) fn settle_swap<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<
         }
         (None, None, Some(old)) => {
             plan.act(STEP_BACK, &[argument("own", &old.name), argument("uuid", &old.uuid)])?;
+            thick::settle_device(state, old, plan)?;
             old
         }
         (None, None, None) => {
@@ -150,7 +169,6 @@ pub(crate) fn settle_swap<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<
             return Err(Failure::new(FailureKind::NotFound, "no-such-volume", message));
         }
     };
-    thick::settle_device(state, volume, plan)?;
     if state.is_merged(volume) {
         plan.note(&format!(
             "the restore of {} used its snapshot up, and what was written since is not known: the \
@@ -160,6 +178,23 @@ pub(crate) fn settle_swap<'a>(state: &State<'a>, plan: &mut dyn Plan) -> Result<
     }
     unmark(&state.working_marks(volume), plan)?;
     Ok(volume)
+}
+
+/// Tells of settings of the volume that the one in its place will not have.
+fn note_lost(state: &State<'_>, volume: &Lv, plan: &mut dyn Plan) -> Result<(), Failure> {
+    let place = state.look.place();
+    if let Some(ahead) = &volume.read_ahead {
+        plan.note(&format!(
+            "the readahead of {place}, {ahead} bytes, is not carried over: `lvchange -r` sets it again"
+        ))?;
+    }
+    if let Some(minor) = &volume.minor {
+        plan.note(&format!(
+            "the persistent device number of {place}, {minor}, is not carried over: `lvchange -My` \
+             sets it again"
+        ))?;
+    }
+    Ok(())
 }
 
 /// The names of the volume-to-be and of the one that steps aside.

@@ -14,11 +14,18 @@ use crate::volume::Volume;
 /// A run of clusters: first and how many.
 pub(crate) type Run = (u64, u64);
 
+/// Runs remembered (4 MiB of them). Beyond that, those too short for what is sought are let go: an image can have
+/// a hundred million, and they are only ever a place for something small.
+const RUNS_MAX: usize = 1 << 18;
+
 pub(crate) struct Free<'v> {
     volume: &'v Volume<'v>,
     /// Blocks below this index are not searched yet.
     unsearched: usize,
+    /// Found so far, from the highest down, as they are found. None touches another.
     runs: Vec<Run>,
+    /// No run is longer than this.
+    longest: u64,
     /// The first cluster that was never used.
     end: u64,
     /// What has been given out.
@@ -33,6 +40,7 @@ impl<'v> Free<'v> {
             volume,
             unsearched: blocks as usize,
             runs: Vec::new(),
+            longest: 0,
             end: volume.clusters(),
             taken: Vec::new(),
         }
@@ -48,25 +56,20 @@ impl<'v> Free<'v> {
         self.end
     }
 
-    /// A run of `count` clusters that nothing refers to.
+    /// A run of `count` clusters, one at least, that nothing refers to.
     pub fn take(&mut self, count: u64) -> Result<u64, Failure> {
         let start = loop {
-            // The lowest of those found: keeps the image short.
-            let fitting = self.runs.iter().enumerate().filter(|(_, run)| run.1 >= count);
-            if let Some((i, _)) = fitting.min_by_key(|(_, run)| run.0) {
-                let run = &mut self.runs[i];
-                let start = run.0;
-                *run = (run.0 + count, run.1 - count);
+            if let Some(start) = self.lowest(count) {
                 break start;
             }
             if self.unsearched > 0 {
                 self.unsearched -= 1;
-                self.search(self.unsearched)?;
+                self.search(self.unsearched, count)?;
                 continue;
             }
             // Free clusters at the very end are part of the new run.
             let tail = self.runs.iter().position(|run| run.1 > 0 && run.0 + run.1 == self.end);
-            let start = tail.map_or(self.end, |i| self.runs.swap_remove(i).0);
+            let start = tail.map_or(self.end, |i| self.runs.remove(i).0);
             self.end = start + count;
             break start;
         };
@@ -75,8 +78,26 @@ impl<'v> Free<'v> {
         Ok(start)
     }
 
-    /// Adds the free runs of a block, joined with those right behind it.
-    fn search(&mut self, index: usize) -> Result<(), Failure> {
+    /// The first clusters of the lowest run that is long enough: that keeps the image short.
+    fn lowest(&mut self, count: u64) -> Option<u64> {
+        if count > self.longest {
+            return None;
+        }
+        let Some(i) = self.runs.iter().rposition(|run| run.1 >= count) else {
+            self.longest = count - 1;
+            return None;
+        };
+        let run = &mut self.runs[i];
+        let start = run.0;
+        *run = (run.0 + count, run.1 - count);
+        while self.runs.last().is_some_and(|run| run.1 == 0) {
+            self.runs.pop();
+        }
+        Some(start)
+    }
+
+    /// Adds the free runs of a block, joined with the one right behind it. `wanted` is sought.
+    fn search(&mut self, index: usize, wanted: u64) -> Result<(), Failure> {
         let per_block = entries_per_block(self.volume);
         let base = index as u64 * per_block;
         let limit = per_block.min(self.end.saturating_sub(base));
@@ -102,13 +123,27 @@ impl<'v> Free<'v> {
             at -= free;
             if free > 0 {
                 let (start, length) = (base + at as u64, free as u64);
-                match self.runs.iter_mut().find(|run| run.0 == start + length && run.1 > 0) {
-                    Some(next) => *next = (start, next.1 + length),
-                    None => self.runs.push((start, length)),
-                }
+                self.found(start, length, wanted);
             }
         }
         Ok(())
+    }
+
+    /// A run below all found before.
+    fn found(&mut self, start: u64, length: u64, wanted: u64) {
+        let full = self.runs.len() >= RUNS_MAX;
+        let run = match self.runs.last_mut() {
+            Some(last) if last.1 > 0 && last.0 == start + length => (start, length + last.1),
+            Some(last) if full && last.1 < wanted => (start, length),
+            _ => {
+                self.longest = self.longest.max(length);
+                return self.runs.push((start, length));
+            }
+        };
+        self.longest = self.longest.max(run.1);
+        if let Some(last) = self.runs.last_mut() {
+            *last = run;
+        }
     }
 
     /// A count of zero must be true at least of the tables we know.

@@ -4,6 +4,8 @@
 //! of 65,536 snapshots and the active tables at the most QEMU allows, and a 16-bit image cannot
 //! say more; wider images with higher counts are refused.
 
+mod wide;
+
 use std::ops::Range;
 
 use snapslot_plugin_sdk::{Failure, Fill};
@@ -300,11 +302,22 @@ impl<'v> Counts<'v> {
         let order = self.volume.header.refcount_order;
         let first = self.window.start >> self.block_bits;
         // Used for one block after the other: what is new costs more than what it holds.
-        let (mut new, mut base_bytes) = (Vec::new(), Vec::new());
+        let (mut new, mut base_bytes, mut runs) = (Vec::new(), Vec::new(), Vec::new());
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let index = first + i as u64;
             let offset = self.volume.refcount_table.get(index as usize).copied().unwrap_or(0);
             let Some(block) = block.as_mut().filter(|b| b.changed && offset != 0) else { continue };
+            if order == 4 && block.base.is_none() {
+                let on_disk = blocks::block(self.volume, index)?.ok_or_else(vanished)?;
+                let more = wide::runs(&on_disk, &block.values, &mut runs);
+                if doubled && more {
+                    return Err(shared_uncounted());
+                }
+                for run in &runs {
+                    wide::emit(draft, offset, &on_disk, &block.values, run, &mut new)?;
+                }
+                continue;
+            }
             encode_into(&block.values, order, &mut new);
             let on_disk;
             let old = match &block.base {
@@ -341,8 +354,6 @@ impl Block {
 /// After every reference was added once more, no count may have more than doubled: else there
 /// were more references than counted, thus two users of one cluster.
 fn refuse_uncounted_sharing(old: &[u8], order: u32, new: &[u16]) -> Result<(), Failure> {
-    // More than twice as many; a new cluster goes from none to one.
-    let more = |old: u16, new: u16| u16::from(new.saturating_sub(old.max(1)) > old.max(1));
     let bad = if order == 4 {
         let pairs = old.as_chunks::<2>().0.iter().zip(new);
         pairs.fold(0, |bad, (old, new)| bad | more(u16::from_be_bytes(*old), *new))
@@ -350,10 +361,16 @@ fn refuse_uncounted_sharing(old: &[u8], order: u32, new: &[u16]) -> Result<(), F
         let pairs = decode(old, order)?;
         pairs.iter().zip(new).fold(0, |bad, (old, new)| bad | more(*old, *new))
     };
-    if bad == 0 {
-        return Ok(());
-    }
-    Err(corrupt("shared", "the image uses a cluster in two places and counts one"))
+    if bad == 0 { Ok(()) } else { Err(shared_uncounted()) }
+}
+
+/// Whether a count is more than twice what it was; that of a new cluster goes from none to one.
+fn more(old: u16, new: u16) -> u16 {
+    u16::from(new.saturating_sub(old.max(1)) > old.max(1))
+}
+
+fn shared_uncounted() -> Failure {
+    corrupt("shared", "the image uses a cluster in two places and counts one")
 }
 
 fn vanished() -> Failure {

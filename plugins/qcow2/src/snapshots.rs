@@ -157,10 +157,9 @@ impl Snapshots {
             ));
         }
         let seconds = u32::try_from(new.taken_seconds).map_err(|_| {
-            Failure::new(
-                FailureKind::Invalid,
+            unsupported(
                 "time",
-                "the time of the take does not fit the format",
+                "the format counts seconds up to the year 2106, and this machine's clock shows a later time",
             )
         })?;
         let number = |e: &Entry| e.id.parse::<u64>().ok();

@@ -77,6 +77,7 @@ fn walk(options: &[&str], seed: u64) {
         taken_seconds: 1,
         taken_nanoseconds: 0,
         room: None,
+        beside: 0,
         full_copy: false,
     };
     assert!(reach(&image, &Goal::Held(new.clone())) > 0);

@@ -77,7 +77,7 @@ impl Backend for Raw {
         Ok(ExtentPage { extents, next: None })
     }
 
-    fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {
+    fn measure(target: &dyn Target, identity: &str, _quick: bool) -> Result<Change, Failure> {
         let copy = copies::find(target, identity)?;
         let what = format!(
             "what changed in {} since the snapshot shows only when disk and copy are read whole; \

@@ -36,6 +36,7 @@ fn new(full_copy: bool) -> NewSnapshot {
         taken_seconds: 1,
         taken_nanoseconds: 2,
         room: None,
+        beside: 0,
         full_copy,
     }
 }
@@ -150,10 +151,12 @@ fn the_disk_is_one_extent_and_the_copy_is_not_in_it() {
 
 #[test]
 fn what_changed_is_not_guessed() {
-    let failure = Raw::measure(&target(vec![copy()], None), &copy().identity).expect_err("unknown");
+    let failure =
+        Raw::measure(&target(vec![copy()], None), &copy().identity, false).expect_err("unknown");
     assert_eq!((failure.kind, failure.code.as_str()), (FailureKind::Unsupported, "no-measure"));
     assert_eq!(failure.data, [("held".to_owned(), "2048".to_owned())]);
-    let failure = Raw::measure(&target(Vec::new(), None), "1:made-1.0").expect_err("not there");
+    let failure =
+        Raw::measure(&target(Vec::new(), None), "1:made-1.0", false).expect_err("not there");
     assert_eq!(failure.kind, FailureKind::NotFound);
 }
 

@@ -39,7 +39,9 @@ pub fn snapshots(target: &dyn Target) -> Result<Vec<Snapshot>, Failure> {
 pub fn plan(target: &dyn Target, goal: &Goal, plan: &mut dyn Plan) -> Result<(), Failure> {
     match goal {
         Goal::Held(new) => held(target, new, plan),
-        Goal::Restored(identity) => plan.put_back(&find(target, identity)?.mark),
+        Goal::Restored(identity) | Goal::Consumed(identity) => {
+            plan.put_back(&find(target, identity)?.mark)
+        }
         Goal::Empty(identity) => match find(target, identity) {
             Ok(copy) => plan.discard(&copy.mark),
             // It is gone: that is the goal.

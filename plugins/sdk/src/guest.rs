@@ -171,6 +171,7 @@ macro_rules! export_backend {
 
             impl exports::Guest for Component {
                 fn describe() -> exports::Description {
+                    $crate::report_panics();
                     <$backend as $crate::Backend>::describe()
                 }
 
@@ -227,11 +228,13 @@ macro_rules! export_backend {
                 fn measure(
                     target: &exports::Target,
                     identity: String,
+                    quick: bool,
                 ) -> Result<exports::Change, exports::Failure> {
                     $crate::report_panics();
                     <$backend as $crate::Backend>::measure(
                         &$crate::GuestTarget(target),
                         &identity,
+                        quick,
                     )
                 }
 

@@ -168,7 +168,7 @@ impl Meaning {
             Meaning::Gone => (
                 FailureKind::NotFound,
                 "no-volume",
-                "is the name right, and the pool imported (`zpool import`)?",
+                "is the name right? `zfs list` shows what there is",
             ),
             Meaning::Late => (
                 FailureKind::Io,

@@ -7,6 +7,8 @@ use snapslot_plugin_sdk::{CommandGrant, Grammar, Guard, hole};
 
 /// The query that shows everything.
 pub(crate) const LOOK: &str = "look";
+/// The query that tells whether the pool is there.
+pub(crate) const POOL: &str = "pool";
 /// The query that names who holds a snapshot.
 pub(crate) const HOLDS: &str = "holds";
 /// The query that counts what was written since a snapshot.
@@ -22,9 +24,9 @@ pub(crate) const DESTROY: &str = "destroy";
 /// The action that destroys a snapshot of a mounted file system.
 pub(crate) const DESTROY_MOUNTED: &str = "destroy-mounted";
 
-/// The properties a look shows, in the order of its columns. The last two are ours; they come
+/// The properties a look shows, in the order of its columns. The last three are ours; they come
 /// last because nothing else in a line could hold a tab.
-pub(crate) const COLUMNS: [&str; 22] = [
+pub(crate) const COLUMNS: [&str; 23] = [
     "name",
     "type",
     "guid",
@@ -47,6 +49,7 @@ pub(crate) const COLUMNS: [&str; 22] = [
     "receive_resume_token",
     "snapslot:mark",
     "snapslot:taken",
+    "snapslot:of",
 ];
 
 /// The query commands.
@@ -94,7 +97,16 @@ pub(crate) fn queries() -> Vec<CommandGrant> {
         reason: "counts what was written since the slot's snapshot when newer snapshots exist"
             .to_owned(),
     };
-    vec![look, holds, written]
+    let pool = CommandGrant {
+        name: POOL.to_owned(),
+        template: words(&["zfs", "list", "-Hp", "-o", "name", "{pool}"]),
+        holes: vec![hole("pool", Grammar::ZfsPool)],
+        input: None,
+        guard: None,
+        deadline_seconds: 60,
+        reason: "tells a dataset that is gone from a pool that is not imported".to_owned(),
+    };
+    vec![look, holds, written, pool]
 }
 
 /// The commands that plans contain.
@@ -108,6 +120,8 @@ pub(crate) fn actions() -> Vec<CommandGrant> {
             "snapslot:mark={mark}",
             "-o",
             "snapslot:taken={seconds}.{nanoseconds}",
+            "-o",
+            "snapslot:of={guid}",
             "{dataset}@{snapshot}",
         ]),
         holes: vec![
@@ -116,11 +130,13 @@ pub(crate) fn actions() -> Vec<CommandGrant> {
             hole("mark", Grammar::Mark),
             hole("seconds", Grammar::Number),
             hole("nanoseconds", Grammar::Number),
+            hole("guid", Grammar::Number),
         ],
         input: None,
         guard: None,
         deadline_seconds: 300,
-        reason: "take: makes the slot's snapshot, with its mark and time as properties of it"
+        reason: "take: makes the slot's snapshot, with its mark, its time and its dataset as \
+                 properties of it"
             .to_owned(),
     };
     let rollback = by_program(

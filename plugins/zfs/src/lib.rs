@@ -2,8 +2,9 @@
 //!
 //! It looks at the dataset with one `zfs list` and plans the one command that takes, restores or
 //! deletes the slot's snapshot. The snapshot is `DATASET@snapslot-MARK` with the user properties
-//! `snapslot:mark` and `snapslot:taken` (`SECONDS.NANOSECONDS`, two whole numbers); its identity
-//! is its guid.
+//! `snapslot:mark`, `snapslot:taken` (`SECONDS.NANOSECONDS`, two whole numbers) and `snapslot:of` (the
+//! guid of its dataset); its identity is its guid. A snapshot that was sent somewhere, or moved to a
+//! clone that was promoted, takes its name and properties along and is no slot of the dataset there.
 //!
 //! # Why every crash point is safe
 //!
@@ -73,13 +74,15 @@ impl Backend for Zfs {
         let dataset = Dataset::look(target)?;
         match goal {
             Goal::Held(new) => plan::take(&dataset, new, plan),
-            Goal::Restored(identity) => plan::restore(&dataset, identity, plan),
+            Goal::Restored(identity) | Goal::Consumed(identity) => {
+                plan::restore(&dataset, identity, plan)
+            }
             Goal::Empty(identity) => plan::delete(target, &dataset, identity, plan),
             Goal::Settled => Ok(()),
         }
     }
 
-    fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {
+    fn measure(target: &dyn Target, identity: &str, _quick: bool) -> Result<Change, Failure> {
         report::measure(target, &Dataset::look(target)?, identity)
     }
 

@@ -6,7 +6,7 @@
 use snapslot_plugin_sdk::{Failure, FailureKind, Target, is_mark};
 
 use crate::explain;
-use crate::grants::{COLUMNS, LOOK};
+use crate::grants::{COLUMNS, LOOK, POOL};
 
 /// What kind of dataset it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub(crate) enum Kind {
 pub(crate) struct Dataset {
     pub(crate) name: String,
     pub(crate) kind: Kind,
+    pub(crate) guid: u64,
     /// What the guest sees of a volume; 0 for a file system.
     pub(crate) size: u64,
     pub(crate) referenced: u64,
@@ -61,6 +62,9 @@ pub(crate) struct Snapshot {
     pub(crate) clones: Vec<String>,
     /// Its mark, if it is ours.
     pub(crate) mark: Option<String>,
+    /// Whether it has name and mark of a slot's and was taken of another dataset: it came by
+    /// `zfs receive`, or when a clone was promoted.
+    pub(crate) stray: bool,
     pub(crate) taken_seconds: u64,
     pub(crate) taken_nanoseconds: u32,
 }
@@ -100,7 +104,12 @@ impl Dataset {
         }
         let answer = target.ask(LOOK, &[])?;
         if answer.exit_code != 0 {
-            return Err(explain::explain(LOOK, &answer));
+            let failure = explain::explain(LOOK, &answer);
+            // ZFS has the same words for both.
+            if failure.kind == FailureKind::NotFound && target.ask(POOL, &[])?.exit_code != 0 {
+                return Err(no_pool(&place));
+            }
+            return Err(failure);
         }
         let Ok(text) = std::str::from_utf8(&answer.output) else {
             return Err(unknown(&place, "it is not text"));
@@ -127,7 +136,9 @@ impl Dataset {
                     found = Some(dataset(&row, Kind::FileSystem)?);
                 }
                 ("volume", None) if found.is_none() => found = Some(dataset(&row, Kind::Volume)?),
-                ("snapshot", Some(part)) => snapshots.push(snapshot(&row, part)?),
+                ("snapshot", Some(part)) => {
+                    snapshots.push((snapshot(&row, part)?, row.text("snapslot:of").to_owned()));
+                }
                 ("bookmark", Some(part)) => bookmarks
                     .push(Bookmark { name: part.to_owned(), createtxg: row.number("createtxg")? }),
                 (kind, _) => return Err(unknown(place, &format!("{name} is a {kind:?} in it"))),
@@ -136,7 +147,11 @@ impl Dataset {
         let Some(mut dataset) = found else {
             return Err(unknown(place, "it does not tell of it"));
         };
-        for snapshot in &mut snapshots {
+        for (snapshot, of) in &mut snapshots {
+            // Name and mark go along where a snapshot is sent, or moves to a clone: the slot does not.
+            if snapshot.mark.is_some() && *of != dataset.guid.to_string() {
+                (snapshot.mark, snapshot.stray) = (None, true);
+            }
             // An incomplete one, of a receive, shows no size: the volume's is the best there is.
             snapshot.size = match dataset.kind {
                 Kind::Volume if snapshot.size == 0 => dataset.size,
@@ -144,6 +159,7 @@ impl Dataset {
                 Kind::FileSystem => 0,
             };
         }
+        let mut snapshots: Vec<Snapshot> = snapshots.into_iter().map(|(s, _)| s).collect();
         // No two snapshots of a dataset share a transaction group, so this is their order.
         snapshots.sort_by_key(|s| s.createtxg);
         bookmarks.sort_by_key(|b| b.createtxg);
@@ -180,6 +196,7 @@ fn dataset(row: &Row<'_>, kind: Kind) -> Result<Dataset, Failure> {
     Ok(Dataset {
         name: row.place.to_owned(),
         kind,
+        guid: row.number("guid")?,
         size,
         referenced: row.number("referenced")?,
         written: row.number("written")?,
@@ -198,7 +215,7 @@ fn dataset(row: &Row<'_>, kind: Kind) -> Result<Dataset, Failure> {
 
 fn snapshot(row: &Row<'_>, name: &str) -> Result<Snapshot, Failure> {
     // The property alone proves nothing: a snapshot shows what its dataset or the dataset's
-    // parents were given, too.
+    // parents were given, too. Which dataset it was taken of is compared when that is known.
     let mark = row.text("snapslot:mark");
     let ours = is_mark(mark) && name == own_name(mark);
     let taken = if ours { taken(row.text("snapslot:taken")) } else { None };
@@ -218,6 +235,7 @@ fn snapshot(row: &Row<'_>, name: &str) -> Result<Snapshot, Failure> {
         doomed: row.text("defer_destroy") == "on",
         clones: clones.map(str::to_owned).collect(),
         mark: ours.then(|| mark.to_owned()),
+        stray: false,
         taken_seconds,
         taken_nanoseconds,
     })
@@ -266,6 +284,13 @@ impl<'a> Row<'a> {
             _ => self.number(column),
         }
     }
+}
+
+/// The pool is not there, so nobody knows whether the dataset is.
+fn no_pool(place: &str) -> Failure {
+    let pool = place.split('/').next().unwrap_or(place);
+    let message = format!("there is no pool {pool}; is it imported (`zpool import`)?");
+    Failure::new(FailureKind::Io, "no-pool", message)
 }
 
 /// The listing is not what this backend knows.

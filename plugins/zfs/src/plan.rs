@@ -52,6 +52,7 @@ pub(crate) fn take(
             argument("mark", &new.mark),
             argument("seconds", new.taken_seconds),
             argument("nanoseconds", new.taken_nanoseconds),
+            argument("guid", dataset.guid),
         ],
     )
 }
@@ -79,6 +80,13 @@ pub(crate) fn restore(
             "the size of {} goes back from {} to {} bytes",
             dataset.name, dataset.size, slot.size
         ))?;
+        if dataset.refreservation != 0 {
+            plan.note(&format!(
+                "the reservation (refreservation) stays {} bytes; `zfs set refreservation=auto {}` \
+                 makes it fit",
+                dataset.refreservation, dataset.name
+            ))?;
+        }
     }
     if dataset.refquota != 0 {
         plan.note("the refquota stays what it is now: ZFS does not restore properties")?;

@@ -75,10 +75,16 @@ fn findings(dataset: &Dataset) -> Vec<Finding> {
     }
     for foreign in dataset.snapshots.iter().filter(|s| s.mark.is_none() && is_own_name(&s.name)) {
         let full = dataset.full_name(foreign);
-        let message = format!(
-            "{full} has the name of a slot's snapshot and not its mark, so it counts as somebody \
-             else's"
-        );
+        let message = match foreign.stray {
+            true => format!(
+                "{full} is the slot's snapshot of another dataset: it was received, or moved here \
+                 when a clone was promoted. It counts as somebody else's"
+            ),
+            false => format!(
+                "{full} has the name of a slot's snapshot and not its mark, so it counts as \
+                 somebody else's"
+            ),
+        };
         told.push(finding("name-clash", message));
     }
     if dataset.available == 0 {
@@ -106,7 +112,7 @@ pub(crate) fn measure(
     let newest = dataset.snapshots.last().is_some_and(|s| s.guid == slot.guid);
     let changed_bytes =
         if newest { dataset.written } else { written_since(target, dataset, slot)? };
-    Ok(Change { changed_bytes, held_bytes: slot.used })
+    Ok(Change { changed_bytes, held_bytes: slot.used, at_least: false })
 }
 
 fn written_since(

@@ -214,6 +214,7 @@ pub(crate) fn plan(
                         taken_seconds: 1,
                         taken_nanoseconds: 0,
                         room: None,
+                        beside: 0,
                         full_copy: false,
                     };
                     of_base!(base, plan(target, &Goal::Held(new), plan))?;

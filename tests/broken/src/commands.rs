@@ -9,12 +9,12 @@ use crate::{Base, Fault, How, valued};
 pub type Act = (String, Vec<Argument>);
 
 pub(crate) fn changed(
-    plan: RecordedPlan,
+    mut plan: RecordedPlan,
     goal: &Goal,
     change: fn(&Goal, Vec<Act>) -> Vec<Act>,
 ) -> RecordedPlan {
     let mut acts = Vec::new();
-    for step in plan.steps {
+    for step in std::mem::take(&mut plan.steps) {
         match step {
             Recorded::Act(action, arguments) => acts.push((action, arguments)),
             // Phases of commands are titles, no more: commands run one after the other.
@@ -27,7 +27,8 @@ pub(crate) fn changed(
     if !steps.is_empty() {
         steps.push(Recorded::Barrier("all of it".to_owned()));
     }
-    RecordedPlan { steps, ..plan }
+    plan.steps = steps;
+    plan
 }
 
 const THIN: Base = Base::Lvm("Thin");
@@ -83,9 +84,7 @@ pub(crate) fn faults() -> impl Iterator<Item = Fault> {
                 acts.into_iter().filter(|(a, _)| !a.contains("merge")).collect()
             })
         }),
-        (ZVOL, "a restore rolls nothing back", |goal, acts| {
-            restoring(goal, acts, |_| Vec::new())
-        }),
+        (ZVOL, "a restore rolls nothing back", |goal, acts| restoring(goal, acts, |_| Vec::new())),
         (DATASET, "a delete deletes nothing", |goal, acts| match goal {
             Goal::Empty(_) => Vec::new(),
             _ => acts,

@@ -31,7 +31,9 @@ impl Pieces {
     }
 
     pub(crate) fn into_plan(self) -> RecordedPlan {
-        let mut plan = RecordedPlan { steps: Vec::new(), seal: self.seal, notes: self.notes };
+        let mut plan = RecordedPlan::default();
+        plan.seal = self.seal;
+        plan.notes = self.notes;
         for (title, steps) in self.phases {
             plan.steps.extend(steps);
             plan.steps.push(Recorded::Barrier(title));

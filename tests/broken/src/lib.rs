@@ -219,8 +219,8 @@ impl Backend for Broken {
         }
     }
 
-    fn measure(target: &dyn Target, identity: &str) -> Result<Change, Failure> {
-        of_base!(fault().base, measure(target, identity))
+    fn measure(target: &dyn Target, identity: &str, quick: bool) -> Result<Change, Failure> {
+        of_base!(fault().base, measure(target, identity, quick))
     }
 
     fn differences(
@@ -246,7 +246,7 @@ impl Backend for Broken {
 fn of_goal(goal: &Goal) -> In {
     match goal {
         Goal::Held(_) => In::Take,
-        Goal::Restored(_) => In::Restore,
+        Goal::Restored(_) | Goal::Consumed(_) => In::Restore,
         Goal::Empty(_) | Goal::Settled => In::Delete,
     }
 }

@@ -29,6 +29,7 @@ fn all<B: Backend>(place: &str, output: &[u8]) {
         taken_seconds: 1,
         taken_nanoseconds: 1,
         room: None,
+        beside: 0,
         full_copy: false,
     };
     for goal in [
@@ -39,7 +40,7 @@ fn all<B: Backend>(place: &str, output: &[u8]) {
     ] {
         let _ = B::plan(&target, &goal, &mut RecordedPlan::default());
     }
-    let _ = B::measure(&target, &identity);
+    let _ = B::measure(&target, &identity, false);
     let answer = Answer { exit_code: 5, output: output.to_vec(), errors: output.to_vec() };
     let _ = B::explain("look", &answer);
 }

@@ -25,13 +25,15 @@ fuzz_target!(|data: &[u8]| {
     let cursor = bytes.number();
     let _ = Qcow2::extents(&target, &View::Current, cursor, 100);
     let _ = Qcow2::extents(&target, &View::Snapshot(identity.clone()), 0, 100);
-    let _ = Qcow2::measure(&target, &identity);
+    let _ = Qcow2::measure(&target, &identity, false);
+    let _ = Qcow2::measure(&target, &identity, true);
     let _ = Qcow2::differences(&target, &identity, 0, 50);
     let new = NewSnapshot {
         mark: "00000000000000ab".to_owned(),
         taken_seconds: bytes.number(),
         taken_nanoseconds: 1,
         room: None,
+        beside: 0,
         full_copy: false,
     };
     let goals =

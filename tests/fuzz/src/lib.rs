@@ -3,6 +3,7 @@
 //! Apart from the targets, which are thin, so that what is generated can be looked at and tested.
 
 use snapslot_capture::{Mask, PlanBuilder, PlanError, Seal};
+use snapslot_command::{Grammar, Grant, Guard, Hole};
 
 /// Takes numbers off the front of the fuzzer's bytes; zeroes once they are used up.
 #[derive(Debug)]
@@ -119,26 +120,6 @@ fn step(plan: &mut PlanBuilder, bytes: &mut Bytes<'_>) -> Result<(), PlanError> 
     }
 }
 
-#[cfg(test)]
-mod tests {
-    //! Goal: what is generated reaches what it is for.
-
-    use super::*;
-
-    #[test]
-    fn no_bytes_give_a_sound_image_and_no_plan() {
-        assert_eq!(image(&mut Bytes(&[])), IMAGES[0]);
-        assert!(plan(&mut Bytes(&[])).is_empty());
-    }
-
-    #[test]
-    fn bytes_change_images_and_make_steps() {
-        let bytes: Vec<u8> = (0..=255).collect();
-        assert_ne!(image(&mut Bytes(&bytes)), IMAGES[0]);
-        assert!(!plan(&mut Bytes(&bytes)).is_empty());
-    }
-}
-
 /// What a client of a network block device sends: often a whole handshake and requests with some
 /// fields of the fuzzer's choice, sometimes its bytes as they are.
 pub fn nbd_client(bytes: &mut Bytes<'_>) -> Vec<u8> {
@@ -201,4 +182,196 @@ pub fn nbd_client(bytes: &mut Bytes<'_>) -> Vec<u8> {
         out.extend(data);
     }
     out
+}
+
+/// Words of commands, of which most templates are made, so that some get past the host's table.
+const WORDS: [&str; 48] = [
+    "lvs",
+    "vgs",
+    "lvcreate",
+    "lvchange",
+    "lvconvert",
+    "lvremove",
+    "lvrename",
+    "zfs",
+    "btrfs",
+    "list",
+    "get",
+    "holds",
+    "snapshot",
+    "rollback",
+    "destroy",
+    "program",
+    "subvolume",
+    "filesystem",
+    "show",
+    "delete",
+    "usage",
+    "-y",
+    "-s",
+    "-a",
+    "-Hp",
+    "-H",
+    "-o",
+    "-n",
+    "-L",
+    "-r",
+    "-pr",
+    "-an",
+    "-i",
+    "1",
+    "--merge",
+    "--select",
+    "--config",
+    "--addtag",
+    "--deltag",
+    "--refresh",
+    "-",
+    "name",
+    "all",
+    "lv_uuid=",
+    "report/x=\"1\"",
+    "x:y=",
+    "-d",
+    "written@",
+];
+const HOLES: [(&str, Grammar); 12] = [
+    ("g", Grammar::LvmGroup),
+    ("v", Grammar::LvmVolume),
+    ("o", Grammar::LvmOwn),
+    ("p", Grammar::ZfsPool),
+    ("d", Grammar::ZfsDataset),
+    ("s", Grammar::ZfsOwn),
+    ("f", Grammar::Path),
+    ("h", Grammar::PathOwn),
+    ("m", Grammar::Mark),
+    ("n", Grammar::Number),
+    ("u", Grammar::Uuid),
+    ("t", Grammar::LvmTag),
+];
+/// Targets as sound templates have them.
+const TARGETS: [&str; 10] =
+    ["{g}", "{g}/{v}", "{g}/{o}", "{v}", "{o}", "{d}", "{d}@{s}", "{p}", "{f}", "{h}"];
+
+/// A value that its grammar lets through at the places the targets have.
+fn fitting(hole: &str) -> &'static str {
+    match hole {
+        "o" => "vm1_snapslot_a1",
+        "s" => "snapslot-a1",
+        "h" => "/srv/vms/.vm1.snapslot-a1",
+        "m" => "0123456789abcdef",
+        "n" => "7",
+        "u" => "fO2Njv-fQQz-EhKf-NUQm-x6ZY-Mgle-iQyrbA",
+        _ => "a=b/c",
+    }
+}
+
+fn word(bytes: &mut Bytes<'_>) -> String {
+    let plain = |bytes: &mut Bytes<'_>| WORDS[usize::from(bytes.byte()) % WORDS.len()].to_owned();
+    match bytes.byte() % 8 {
+        0..=2 => plain(bytes),
+        3 | 4 => TARGETS[usize::from(bytes.byte()) % TARGETS.len()].to_owned(),
+        // A hole somewhere in a word: where holes have been misused.
+        5 => {
+            let hole = HOLES[usize::from(bytes.byte()) % HOLES.len()].0;
+            let (before, after) = (plain(bytes), bytes.text(4));
+            match bytes.byte() % 3 {
+                0 => format!("{before}{{{hole}}}"),
+                1 => format!("{{{hole}}}{after}"),
+                _ => format!("{}{{{hole}}}{after}", &before[..before.len().min(3)]),
+            }
+        }
+        6 => bytes.text(24),
+        _ => format!("--{}", bytes.text(6)),
+    }
+}
+
+/// A grant whose holes may stand anywhere in its words, and values for them.
+pub fn grant(bytes: &mut Bytes<'_>) -> (Grant, Vec<(String, String)>) {
+    let template = |bytes: &mut Bytes<'_>| -> Vec<String> {
+        let mut words = vec![WORDS[usize::from(bytes.byte()) % 9].to_owned()];
+        words.extend((0..bytes.byte() % 9).map(|_| word(bytes)));
+        words
+    };
+    let words = template(bytes);
+    let guard =
+        (bytes.byte() % 4 == 0).then(|| Guard { template: template(bytes), equals: "u".into() });
+    let guarded = guard.iter().flat_map(|g| &g.template);
+    let stands = |hole: &str| {
+        (guard.is_some() && hole == "u")
+            || words.iter().chain(guarded.clone()).any(|w| w.contains(&format!("{{{hole}}}")))
+    };
+    let holes: Vec<Hole> = (HOLES.iter().filter(|(name, _)| stands(name)))
+        .map(|&(name, grammar)| Hole { name: name.to_owned(), grammar })
+        .collect();
+    let host_fills = |g: Grammar| {
+        matches!(
+            g,
+            Grammar::LvmGroup
+                | Grammar::LvmVolume
+                | Grammar::ZfsPool
+                | Grammar::ZfsDataset
+                | Grammar::Path
+        )
+    };
+    let values = (holes.iter().filter(|h| !host_fills(h.grammar)))
+        .map(|h| {
+            let value = match bytes.byte() % 4 {
+                0 => bytes.text(40),
+                _ => fitting(&h.name).to_owned(),
+            };
+            (h.name.clone(), value)
+        })
+        .collect();
+    let grant = Grant {
+        name: "x".to_owned(),
+        template: words,
+        holes,
+        input: None,
+        guard,
+        deadline_seconds: 1,
+    };
+    (grant, values)
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: what is generated reaches what it is for.
+
+    use super::*;
+
+    #[test]
+    fn no_bytes_give_a_sound_image_and_no_plan() {
+        assert_eq!(image(&mut Bytes(&[])), IMAGES[0]);
+        assert!(plan(&mut Bytes(&[])).is_empty());
+    }
+
+    #[test]
+    fn bytes_change_images_and_make_steps() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_ne!(image(&mut Bytes(&bytes)), IMAGES[0]);
+        assert!(!plan(&mut Bytes(&bytes)).is_empty());
+    }
+
+    /// A generator whose grants are all refused would find nothing.
+    #[test]
+    fn some_grants_get_past_the_table() {
+        use snapslot_command::{PlaceKind, Purpose};
+        let mut noise = 1_u64;
+        let mut passed = 0;
+        for _ in 0..200_000 {
+            let bytes: Vec<u8> = (0..64)
+                .map(|_| {
+                    noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (noise >> 40) as u8
+                })
+                .collect();
+            let (grant, _) = grant(&mut Bytes(&bytes));
+            let kinds = [PlaceKind::LvmVolume, PlaceKind::ZfsDataset, PlaceKind::Directory];
+            let had = kinds.iter().any(|&kind| grant.check(kind, Purpose::Change).is_ok());
+            passed += usize::from(had);
+        }
+        println!("{passed} of 200,000");
+        assert!(passed > 100, "only {passed}");
+    }
 }

@@ -1,12 +1,18 @@
 //! A plugin that misbehaves as the volume's name tells it to.
 //!
 //! Its "format": the first sector holds `SNAP` and a mark when there is a snapshot, the rest is
-//! the disk. Under the name `sound` it does what it should.
+//! the disk. Under the name `sound` it does what it should. On ZFS datasets it is another: see `commands`.
 
+mod at_start;
+mod commands;
+mod descriptions;
+mod raw;
+
+use descriptions::{described, number};
 use snapslot_plugin_sdk::{
-    Argument, Backend, Change, CommandGrant, Content, Description, Extent, ExtentPage, Facts,
-    Failure, FailureKind, Fill, Finding, Goal, Grammar, Guard, Hole, ImageGrant, Level, Mask,
-    PlaceKind, Plan, Role, Snapshot, Stretch, StretchPage, Target, View, log,
+    Answer, Argument, Backend, Change, Content, Description, Extent, ExtentPage, Facts, Failure,
+    FailureKind, Fill, Finding, Goal, ImageGrant, Level, Mask, PlaceKind, Plan, Role, Snapshot,
+    Stretch, StretchPage, Target, View, log,
 };
 
 const SECTOR: u64 = 512;
@@ -22,14 +28,14 @@ fn told(target: &dyn Target) -> String {
     name.split('.').next().unwrap_or_default().to_owned()
 }
 
-fn forever() -> ! {
+pub(crate) fn forever() -> ! {
     let mut n = 0_u64;
     loop {
         n = std::hint::black_box(n).wrapping_add(1);
     }
 }
 
-fn deep(n: u64) -> u64 {
+pub(crate) fn deep(n: u64) -> u64 {
     if std::hint::black_box(n) == u64::MAX { 0 } else { deep(n + 1).wrapping_add(n) }
 }
 
@@ -53,6 +59,9 @@ impl Backend for Hostile {
     }
 
     fn inspect(target: &dyn Target) -> Result<Facts, Failure> {
+        if commands::is_on() {
+            return commands::inspect(target);
+        }
         match told(target).as_str() {
             "inspect-traps" => panic!("as told"),
             "inspect-loops" => forever(),
@@ -71,6 +80,35 @@ impl Backend for Hostile {
             "inspect-hoards-handles" => {
                 let all: Vec<_> = (0..1000).map(|_| target.image(Role::Disk)).collect();
                 std::hint::black_box(&all);
+            }
+            "inspect-makes-a-million-handles" => {
+                for _ in 0..1_000_000 {
+                    std::mem::forget(target.image(Role::Disk)?);
+                }
+            }
+            // Kept beyond the call, in which it would be of use to nobody.
+            "inspect-keeps-a-handle" => std::mem::forget(target.image(Role::Disk)?),
+            "inspect-reads-for-ever" => {
+                let image = target.image(Role::Disk)?;
+                loop {
+                    std::hint::black_box(image.read_at(0, 1 << 21)?);
+                }
+            }
+            "inspect-asks-the-size-for-ever" => {
+                let image = target.image(Role::Disk)?;
+                loop {
+                    std::hint::black_box(image.size());
+                }
+            }
+            "inspect-prints-for-ever" => loop {
+                println!("\x1b]0;mine\x07");
+            },
+            "inspect-exits" => std::process::exit(0),
+            // What languages' runtimes do of themselves is no fault.
+            "sound-and-talkative" => {
+                let map: std::collections::HashMap<u32, u32> = (0..100).map(|n| (n, n)).collect();
+                println!("there are {} in it", map.values().sum::<u32>());
+                eprint!("{:?} {:?}", std::env::var("HOME"), std::env::args().count());
             }
             "inspect-reads-outside" => {
                 let image = target.image(Role::Disk)?;
@@ -149,12 +187,21 @@ impl Backend for Hostile {
     }
 
     fn plan(target: &dyn Target, goal: &Goal, plan: &mut dyn Plan) -> Result<(), Failure> {
+        if commands::is_on() {
+            return commands::plan(target, goal, plan);
+        }
+        let told = told(target);
+        match goal {
+            Goal::Restored(_) => return restored(&told, plan),
+            Goal::Empty(_) => emptied(&told, plan)?,
+            Goal::Held(_) | Goal::Settled => {}
+        }
         let mut head = vec![0; 20];
         if let Goal::Held(new) = goal {
             head[..4].copy_from_slice(b"SNAP");
             head[4..].copy_from_slice(new.mark.as_bytes());
         }
-        match told(target).as_str() {
+        match told.as_str() {
             "plan-traps" => {
                 plan.write(0, &head)?;
                 panic!("in the middle");
@@ -164,7 +211,7 @@ impl Backend for Hostile {
                 forever();
             }
             "plan-does-nothing" => return Ok(()),
-            "plan-changes-content" => plan.write(8192, &[0xee; 512])?,
+            "extents-claim-nothing" | "plan-changes-content" => plan.write(8192, &[0xee; 512])?,
             "plan-fills-content" => {
                 for at in [4096, 1 << 20] {
                     plan.write(at, &[0; 16])?;
@@ -247,13 +294,19 @@ impl Backend for Hostile {
 
     fn extents(
         target: &dyn Target,
-        _view: &View,
+        view: &View,
         cursor: u64,
-        _max: u32,
+        max: u32,
     ) -> Result<ExtentPage, Failure> {
         let size = target.image(Role::Disk)?.size() - SECTOR;
         let told = told(target);
         let extent = match told.as_str() {
+            // Another's snapshot that stays, and whose content does not.
+            "extents-of-another-move" if matches!(view, View::Snapshot(_)) => {
+                let marked = &target.image(Role::Disk)?.read_at(0, 4)? == b"SNAP";
+                let at = SECTOR + cursor + if marked { SECTOR } else { 0 };
+                Extent { start: cursor, length: size - SECTOR - cursor, content: Content::Data(at) }
+            }
             "extents-overlap" => Extent { start: 0, length: u64::MAX, content: Content::Data(9) },
             "extents-trap" => panic!("as told"),
             "extents-loop" => forever(),
@@ -266,6 +319,15 @@ impl Backend for Hostile {
                 let extent = Extent { start: cursor, length: 1, content: Content::Zero };
                 return Ok(ExtentPage { extents: vec![extent; 400_000], next: None });
             }
+            "facts-of-an-endless-disk" => {
+                let one = |n| Extent { start: cursor + n, length: 1, content: Content::Zero };
+                let extents: Vec<Extent> = (0..u64::from(max)).map(one).collect();
+                return Ok(ExtentPage { next: Some(cursor + extents.len() as u64), extents });
+            }
+            "extents-claim-nothing" => {
+                Extent { start: cursor, length: size - cursor, content: Content::Zero }
+            }
+            "extents-end-early" => Extent { start: cursor, length: 512, content: Content::Zero },
             "extents-never-end" => {
                 return Ok(ExtentPage { extents: Vec::new(), next: Some(cursor) });
             }
@@ -278,11 +340,11 @@ impl Backend for Hostile {
         Ok(ExtentPage { extents: vec![extent], next: None })
     }
 
-    fn measure(target: &dyn Target, _identity: &str) -> Result<Change, Failure> {
+    fn measure(target: &dyn Target, _identity: &str, _quick: bool) -> Result<Change, Failure> {
         match told(target).as_str() {
             "measure-traps" => panic!("as told"),
             "measure-loops" => forever(),
-            _ => Ok(Change { changed_bytes: u64::MAX, held_bytes: u64::MAX }),
+            _ => Ok(Change { changed_bytes: u64::MAX, held_bytes: u64::MAX, at_least: false }),
         }
     }
 
@@ -310,6 +372,41 @@ impl Backend for Hostile {
             }
             _ => page(0, 512, None),
         }
+    }
+
+    fn explain(command: &str, answer: &Answer) -> Failure {
+        commands::explain(command, answer)
+    }
+}
+
+/// A restore: the disk is as the snapshot has it, always.
+fn restored(told: &str, plan: &mut dyn Plan) -> Result<(), Failure> {
+    match told {
+        "restore-traps" => panic!("as told"),
+        "restore-loops" => forever(),
+        "restore-removes-the-snapshot" => plan.write(0, &[0; 20]),
+        "restore-renames-the-snapshot" => plan.write(4, b"00000000000000bb"),
+        "restore-changes-content" => plan.write(8192, &[0xee; 512]),
+        "restore-grows" => plan.extend(1 << 42),
+        "restore-reaches-outside" => plan.write(1 << 40, &[1; 64]),
+        _ => Ok(()),
+    }
+}
+
+/// What it does before it does a delete.
+fn emptied(told: &str, plan: &mut dyn Plan) -> Result<(), Failure> {
+    match told {
+        "delete-traps" => panic!("as told"),
+        "delete-loops" => forever(),
+        "delete-changes-content" => plan.write(8192, &[0xee; 512]),
+        "delete-never-ends" => loop {
+            let _ = plan.barrier("again");
+            let _ = plan.write(300, &[1; 8]);
+        },
+        "delete-says-no-in-colours" => {
+            Err(Failure::new(FailureKind::Unsupported, "no", "\x1b[31m\u{202e}no\x07"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -352,108 +449,30 @@ fn lie(told: &str, facts: &mut Facts) {
             message: "\x1b]0;mine\x07blocked".to_owned(),
             blocks: true,
         }),
+        // Facts that change between calls: as soon as there is a snapshot.
+        "facts-that-grow-with-the-mark" if !facts.snapshots.is_empty() => facts.virtual_size += 512,
+        "facts-that-lose-others-with-the-mark" if facts.snapshots.is_empty() => {
+            facts.snapshots.push(snapshot("other", None));
+        }
+        "extents-of-another-move" => facts.snapshots.insert(0, snapshot("other", None)),
+        "facts-that-block-with-the-mark" if !facts.snapshots.is_empty() => {
+            let (code, message) = ("no".to_owned(), "no".to_owned());
+            facts.findings.push(Finding { code, message, blocks: true });
+        }
+        // With pieces of a byte there is no end to a disk like this.
+        "facts-of-an-endless-disk" => {
+            facts.virtual_size = 1 << 62;
+            facts.snapshots.iter_mut().for_each(|s| s.virtual_size = 1 << 62);
+        }
+        "facts-that-deceive" => {
+            facts.format = "safe \u{202e}yortsed".to_owned();
+            facts.identity = Some("a\u{200b}b".to_owned());
+        }
         "facts-that-are-half-done-for-ever" => {
             facts.unfinished = Some("\x1b[2Jhalf done".to_owned());
         }
         _ => {}
     }
-}
-
-/// Handles as no binding would use them.
-mod raw {
-    #[cfg(target_arch = "wasm32")]
-    use snapslot_plugin_sdk::bindings::snapslot::backend::sight::Image;
-
-    #[cfg(target_arch = "wasm32")]
-    fn of(handle: u32) -> Image {
-        // SAFETY: it is not, and that is the point: the host has to see to it.
-        unsafe { Image::from_handle(handle) }
-    }
-
-    #[cfg(target_arch = "wasm32")]
-    pub fn forged(handle: u32) {
-        std::hint::black_box(of(handle).size());
-    }
-
-    #[cfg(target_arch = "wasm32")]
-    pub fn dropped_twice() {
-        for handle in 1..100 {
-            drop(of(handle));
-            drop(of(handle));
-        }
-    }
-
-    #[cfg(target_arch = "wasm32")]
-    pub fn used_after_drop() {
-        for handle in 1..100 {
-            drop(of(handle));
-            forged(handle);
-        }
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn forged(_: u32) {}
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn dropped_twice() {}
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn used_after_drop() {}
-}
-
-/// Which of the descriptions below is given. The test writes another number into the component.
-static DESCRIPTION: [u8; 24] = *b"@@hostile-description:00";
-
-fn described(mut d: Description) -> Description {
-    // SAFETY: it is a static; read like this the compiler cannot know what is in it.
-    let text = unsafe { std::ptr::read_volatile(&raw const DESCRIPTION) };
-    let grant = |name: &str, words: &[&str]| CommandGrant {
-        name: name.to_owned(),
-        template: words.iter().map(|w| (*w).to_owned()).collect(),
-        holes: Vec::new(),
-        input: None,
-        guard: None,
-        deadline_seconds: 10,
-        reason: "to try".to_owned(),
-    };
-    let look = || grant("look", &["zfs", "list"]);
-    let hole = |name: &str| Hole { name: name.to_owned(), grammar: Grammar::Number };
-    match (text[22] - b'0') * 10 + (text[23] - b'0') {
-        1 => forever(),
-        2 => panic!("as told"),
-        3 => {
-            deep(1);
-        }
-        4 => d.name = "../../hostile".to_owned(),
-        5 => d.name = String::new(),
-        6 => d.summary = "\x1b[2Jhostile".to_owned(),
-        7 => d.images[0].reason = " ".to_owned(),
-        8 => d.endings = vec![String::new()],
-        9 => d.endings = (0..9).map(|n| format!(".x{n}")).collect(),
-        10 => d.queries = vec![grant("look", &["rm", "-rf", "/"])],
-        11 => d.actions = vec![grant("run", &["/bin/sh", "-c", "id"])],
-        12 => d.queries = vec![grant("look", &["zfs", "destroy", "-r", "tank"])],
-        13 => d.queries = vec![look(), look()],
-        14 => d.actions = vec![grant("run", &[])],
-        15 => d.actions = vec![grant("run", &["zfs", "destroy", "a\nb"])],
-        16 => d.actions = vec![grant("run", &["zfs", "destroy", "{where}"])],
-        17 => d.actions = vec![CommandGrant { holes: vec![hole("unused")], ..look() }],
-        18 => d.actions = vec![CommandGrant { holes: vec![hole("--help")], ..look() }],
-        19 => {
-            let template = vec!["zfs".to_owned(), "destroy".to_owned(), "tank".to_owned()];
-            let guard = Some(Guard { template, equals: "guid".to_owned() });
-            d.actions = vec![CommandGrant { holes: vec![hole("guid")], guard, ..look() }];
-        }
-        20 => d.actions = vec![CommandGrant { deadline_seconds: 0, ..look() }],
-        21 => d.actions = vec![CommandGrant { deadline_seconds: u32::MAX, ..look() }],
-        22 => d.actions = vec![CommandGrant { input: Some("x".repeat(20_000)), ..look() }],
-        23 => {
-            d.queries = (0..65).map(|n| CommandGrant { name: format!("l{n}"), ..look() }).collect()
-        }
-        24 => d.images = vec![d.images[0].clone(); 100_000],
-        25 => d.actions = vec![grant("run", &["zfs;id", "list"])],
-        26 => d.summary = "x".repeat(1 << 20),
-        _ => {}
-    }
-    d
 }
 
 snapslot_plugin_sdk::export_backend!(crate::Hostile);

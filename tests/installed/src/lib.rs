@@ -1,7 +1,8 @@
 //! A plugin that says of itself what its build is told: for tests of installing plugins.
 //!
-//! `SNAPSLOT_TEST_NAME`, `_ENDING`, `_ACTION` (words of a command, none if empty) and `_SUMMARY`, set
-//! when it is compiled. Its snapshots are whole copies that the host keeps.
+//! `SNAPSLOT_TEST_NAME`, `_ENDING`, `_SUMMARY` and `_ACTION`, set when it is compiled. The last is what
+//! it asks for beyond copies: `changes` of its image, or the words of a command, which makes it one for
+//! ZFS datasets. Its snapshots are whole copies that the host keeps.
 
 use snapslot_plugin_sdk::{
     Backend, CommandGrant, Description, Facts, Failure, Goal, Grammar, Hole, ImageGrant, PlaceKind,
@@ -18,6 +19,8 @@ const fn or(told: Option<&'static str>, otherwise: &'static str) -> &'static str
 const NAME: &str = or(option_env!("SNAPSLOT_TEST_NAME"), "installed");
 const ENDING: &str = or(option_env!("SNAPSLOT_TEST_ENDING"), "");
 const ACTION: &str = or(option_env!("SNAPSLOT_TEST_ACTION"), "");
+/// Whether it asks for changes of its image.
+const CHANGES: bool = matches!(ACTION.as_bytes(), b"changes");
 const SUMMARY: &str = or(option_env!("SNAPSLOT_TEST_SUMMARY"), "whole copies");
 
 /// The plugin.
@@ -27,12 +30,11 @@ pub struct Told;
 impl Backend for Told {
     fn describe() -> Description {
         let words: Vec<String> = ACTION.split_whitespace().map(str::to_owned).collect();
+        let commands = !CHANGES && !ACTION.is_empty();
+        let hole = |name: &str, grammar| Hole { name: name.to_owned(), grammar };
         let action = CommandGrant {
             name: "more".to_owned(),
-            holes: match ACTION.contains("{own}") {
-                true => vec![Hole { name: "own".to_owned(), grammar: Grammar::LvmOwn }],
-                false => Vec::new(),
-            },
+            holes: vec![hole("dataset", Grammar::ZfsDataset), hole("own", Grammar::ZfsOwn)],
             template: words,
             input: None,
             guard: None,
@@ -44,15 +46,15 @@ impl Backend for Told {
             version: "1".to_owned(),
             summary: SUMMARY.to_owned(),
             endings: ENDING.split_whitespace().map(str::to_owned).collect(),
-            place: PlaceKind::Image,
+            place: if commands { PlaceKind::ZfsDataset } else { PlaceKind::Image },
             images: vec![ImageGrant {
                 role: Role::Disk,
-                changes: false,
+                changes: CHANGES,
                 reason: "to see how large the disk is".to_owned(),
             }],
             copies: Some("the snapshot is a copy of the image".to_owned()),
             queries: Vec::new(),
-            actions: if ACTION.is_empty() { Vec::new() } else { vec![action] },
+            actions: if commands { vec![action] } else { Vec::new() },
         }
     }
 

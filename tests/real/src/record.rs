@@ -6,7 +6,8 @@
 //! ```text
 //! # words                  for the reader; not in the transcript
 //! = title                  a part of the transcript: `=== title`
-//! @ command                run and must succeed; not in the transcript (a disk wiped, a device opened)
+//! @ command                run and must succeed; in the transcript as it is, without what it said (a disk
+//!                          wiped, content written): who replays it has to do the same
 //! set NAME = text          stands for ${NAME} in what follows
 //! let NAME = command       its output, trimmed, stands for ${NAME} in what follows; not in the transcript
 //! open PATH                a device held open for reading and writing, until `close`; `* open PATH`, `* close`
@@ -71,6 +72,7 @@ fn one(
         println!("* close");
     } else if let Some(command) = line.strip_prefix("@ ") {
         succeeded(&bash(command))?;
+        println!("@ {command}");
     } else if let Some(rest) = line.strip_prefix("set ") {
         let (name, text) = rest.split_once(" = ").ok_or("set NAME = text")?;
         values.insert(name.to_owned(), text.to_owned());

@@ -85,13 +85,22 @@ impl Copies {
         }
     }
 
-    /// Opens the store's companion and the disk, for who serves it.
-    pub fn live_disk(&self, knobs: Knobs) -> Result<LiveDisk, CopyError> {
+    /// Opens the store's companion and the disk, for who serves it. A device is claimed as long as it is open: the
+    /// kernel mounts and maps it for nobody else. `herald` is told, with mark and cause, when the snapshot is lost.
+    pub fn live_disk(
+        &self,
+        knobs: Knobs,
+        herald: impl Fn(&str, &str) + Send + Sync + 'static,
+    ) -> Result<LiveDisk, CopyError> {
         let opened = self.open()?;
-        let disk = FileDisk::open_writable(&opened.disk)?;
+        let disk = match opened.is_file {
+            true => FileDisk::open_writable(&opened.disk)?,
+            false => FileDisk::of_writable(opened.open_disk(true)?, &opened.disk)?,
+        };
         let stamp = opened.stamp();
         let live = LiveDisk::open(Arc::new(disk), Box::new(opened.live_companion()), knobs);
         let live = live.map_err(|e| opened.live_error(e))?;
+        live.when_lost(herald);
         live.begin(stamp).map_err(|e| opened.live_error(e))?;
         Ok(live)
     }
@@ -101,6 +110,12 @@ impl Copies {
         let opened = self.open()?;
         live.flush().map_err(|e| opened.live_error(e))?;
         live.end(opened.stamp()).map_err(|e| opened.live_error(e))
+    }
+
+    /// Whether a snapshot of it lies partly in the disk itself: then the disk must not be written past its
+    /// server, nor replaced.
+    pub fn shares_with_disk(&self) -> Result<bool, CopyError> {
+        Ok(self.live_head()?.is_some())
     }
 
     /// The head of the live snapshot, if there is one.
@@ -113,9 +128,12 @@ impl Copies {
         Ok(self.live_head()?.is_some_and(|h| h.mark == mark))
     }
 
-    /// Whether the disk was written past its server.
+    /// Whether the disk was written past its server, or given another size.
     fn is_overtaken(&self, head: &Head) -> Result<bool, CopyError> {
-        Ok(head.is_overtaken(self.open()?.stamp()) && self.served()?.is_none())
+        let opened = self.open()?;
+        let size = std::fs::metadata(&opened.disk).ok().filter(|_| opened.is_file);
+        let resized = head.state == State::Held && size.is_some_and(|m| m.len() != head.disk_size);
+        Ok((resized || head.is_overtaken(opened.stamp())) && self.served()?.is_none())
     }
 
     /// The live snapshot as one of those that are listed.
@@ -154,7 +172,7 @@ impl Copies {
         if opened.is_file {
             opened.refuse_used(&opened.open_disk(false)?)?;
         }
-        let live = self.live_disk(OFFLINE)?;
+        let live = self.live_disk(OFFLINE, |_, _| {})?;
         live.restore(mark).map_err(|e| opened.live_error(e))?;
         self.leave(&live)
     }
@@ -163,8 +181,14 @@ impl Copies {
         if self.by_server(&Request::Delete { mark: mark.to_owned() })? {
             return Ok(());
         }
+        // One that is half set back is set back first: the rest of the disk is in the store.
+        self.settle_live()?;
         let opened = self.open()?;
-        self.live_disk(OFFLINE)?.delete(mark).map_err(|e| opened.live_error(e))
+        // The disk need not be opened for it, whatever became of it.
+        if opened.remove_own(&opened.name(LIVE))? {
+            opened.folder.sync()?;
+        }
+        Ok(())
     }
 
     /// Ends a restore of the live snapshot that was cut off; a server that runs ends it itself.
@@ -172,7 +196,7 @@ impl Copies {
         if !self.live_unfinished()? {
             return Ok(false);
         }
-        self.leave(&self.live_disk(OFFLINE)?)?;
+        self.leave(&self.live_disk(OFFLINE, |_, _| {})?)?;
         Ok(true)
     }
 
@@ -219,6 +243,9 @@ const OFFLINE: Knobs = Knobs { store_max: u64::MAX, on_full: OnFull::LoseSnapsho
 fn of_content(error: snapslot_content::ContentError) -> CopyError {
     match error {
         snapslot_content::ContentError::Disk(e) => CopyError::Disk(e),
+        gone @ snapslot_content::ContentError::Gone { .. } => {
+            CopyError::Live { name: "the snapshot".to_owned(), why: gone.to_string() }
+        }
         other => {
             CopyError::io("the snapshot", Doing::Read, std::io::Error::other(other.to_string()))
         }

@@ -6,18 +6,28 @@
 //! new one was durable before it had the name. Cut off before the rename, there is a file that
 //! [`Copies::settle`](super::Copies::settle) removes; after it, nothing is left to do.
 //!
+//! The new file has the engine's lock before it has the name, as the old one has: the lock goes with the
+//! name, and no other engine begins while this one has its record to write.
+//!
 //! Only what has the name open would go on with the old disk, unseen: so users are looked for,
 //! and a disk with several names, or one that cannot be renamed over, is refused first.
 
-use snapslot_disk::Doing;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
+use snapslot_disk::{Doing, lock_for_engine};
+
+use super::save::From;
 use super::{CopyError, Opened, RESTORING, Watch, attributes, users};
 
+/// How long a passing look at a device is waited for.
+const PASSING: Duration = Duration::from_secs(3);
+
 impl Opened {
-    pub(super) fn replace(&self, mark: &str, watch: &Watch<'_>) -> Result<(), CopyError> {
+    /// Gives the new disk, with its lock.
+    pub(super) fn replace(&self, mark: &str, watch: &Watch<'_>) -> Result<File, CopyError> {
         let (copy_name, copy, _) = self.open_copy(mark)?;
         let disk = self.open_disk(false)?;
         self.refuse_unsuitable(&disk)?;
@@ -28,10 +38,17 @@ impl Opened {
     }
 
     pub(super) fn refuse_used(&self, disk: &File) -> Result<(), CopyError> {
-        match users::user(disk) {
-            Ok(None) => Ok(()),
-            Ok(Some(who)) => Err(CopyError::InUse { name: self.say(), who }),
-            Err(e) => Err(CopyError::io(self.say(), Doing::Stat, e)),
+        let begun = Instant::now();
+        loop {
+            match users::user(disk) {
+                Ok(None) => return Ok(()),
+                // After every write and close udev opens a device to see what it is now.
+                Ok(Some(who)) if who.contains("udev") && begun.elapsed() < PASSING => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Ok(Some(who)) => return Err(CopyError::InUse { name: self.say(), who }),
+                Err(e) => return Err(CopyError::io(self.say(), Doing::Stat, e)),
+            }
         }
     }
 
@@ -42,10 +59,17 @@ impl Opened {
         copy: &File,
         disk: &File,
         watch: &Watch<'_>,
-    ) -> Result<(), CopyError> {
+    ) -> Result<File, CopyError> {
         let file = self.folder.create(name)?;
+        let locked = lock_for_engine(&file);
+        match locked.map_err(|e| CopyError::io(self.folder.say(name), Doing::Open, e))? {
+            true => {}
+            false => return Err(CopyError::Changed { name: self.folder.say(name) }),
+        }
         attributes::shape(disk, &file);
-        self.transfer(copy, &self.folder.say(copy_name), &file, name, true, watch)?;
+        // The copy is nobody's but ours.
+        let from = From { file: copy, name: self.folder.say(copy_name), is_disk: false };
+        self.transfer(&from, &file, name, true, watch)?;
         attributes::dress(disk, &file, &self.folder.say(name))?;
         self.folder.flush(name, &file)?;
         // A whole copy takes its time: is it still the disk that was looked at, and nobody's?
@@ -55,6 +79,7 @@ impl Opened {
         }
         self.refuse_used(disk)?;
         self.folder.rename_over(name, &self.stem)?;
-        self.folder.sync()
+        self.folder.sync()?;
+        Ok(file)
     }
 }

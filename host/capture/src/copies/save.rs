@@ -22,6 +22,15 @@ use super::{
 /// A multiple of every file system's block: the part that is shared to see whether it can be.
 const PROBE_LENGTH: u64 = 1 << 20;
 
+/// What a copy is made of.
+pub(super) struct From<'a> {
+    pub(super) file: &'a File,
+    /// Its name, to say.
+    pub(super) name: String,
+    /// Whether it is the disk, which others may have too.
+    pub(super) is_disk: bool,
+}
+
 impl Opened {
     /// What one more copy would take.
     pub(super) fn saving(&self) -> Result<Saving, CopyError> {
@@ -109,7 +118,8 @@ impl Opened {
         // A file system that makes it somebody else's (NFS for root) would have it refused later.
         self.folder.trust(part, &file, self.owner())?;
         attributes::shape(disk, &file);
-        self.transfer(disk, &self.say(), &file, part, new.full_copy, watch)?;
+        let from = From { file: disk, name: self.say(), is_disk: true };
+        self.transfer(&from, &file, part, new.full_copy, watch)?;
         let fail = |e| CopyError::io(&say, Doing::Name, e);
         let moment = UNIX_EPOCH
             .checked_add(Duration::from_secs(new.taken_seconds))
@@ -125,16 +135,19 @@ impl Opened {
         self.tidy(name, self.folder.sync())
     }
 
-    /// Fills a new file from another: shares its blocks, or copies them if that is allowed.
+    /// Fills a new file from another: shares its blocks, or copies them if that is allowed. Blocks are
+    /// shared in one instant; a whole copy takes its time, and is of one moment only if nobody has the
+    /// disk. A device's times tell of no write, so it is looked for users, before and after.
     pub(super) fn transfer(
         &self,
-        from: &File,
-        from_name: &str,
+        from: &From<'_>,
         to: &File,
         to_name: &OsStr,
         full_copy: bool,
         watch: &Watch<'_>,
     ) -> Result<(), CopyError> {
+        let (source, from_name) = (from, from.name.as_str());
+        let from = source.file;
         let say = self.folder.say(to_name);
         let size = content::size(from, from_name)?;
         let look = || from.metadata().map_err(|e| CopyError::io(from_name, Doing::Stat, e));
@@ -156,6 +169,9 @@ impl Opened {
                 let folder = self.folder.path().display().to_string();
                 return Err(CopyError::NoSpace { folder, needed, available });
             }
+            if source.is_disk {
+                self.refuse_used(from)?;
+            }
             to.set_len(size).map_err(|e| CopyError::io(&say, Doing::Resize, e))?;
             let (from_name, onto) = (from_name.to_owned(), Onto::Fresh);
             let content = Move { from, to, from_name, to_name: say.clone(), onto };
@@ -163,6 +179,9 @@ impl Opened {
                 self.folder.tell(Event::Wrote(to_name))?;
                 to.sync_data().map_err(|e| CopyError::io(&say, Doing::Flush, e))
             })?;
+        }
+        if source.is_disk && !shared {
+            self.refuse_used(from)?;
         }
         // Shared blocks are of one instant; a whole copy is so only if nobody wrote meanwhile.
         let stamp = |m: &Metadata| (m.len(), (!shared).then(|| modified(m)));

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use snapslot_disk::processes;
 
-/// The first user found, in words. This process itself does not count.
+/// The first user found, in words. This process itself does not count; nor does the kernel, which has
+/// no device that we could open (`O_EXCL`).
 pub(super) fn user(file: &File) -> std::io::Result<Option<String>> {
     let own = file.metadata()?;
     let device = own.file_type().is_block_device();

@@ -59,16 +59,22 @@ pub fn export(engine: &Engine, output: Output, args: &ExportArgs) -> Result<Exit
     let begun = Instant::now();
     stop::listen();
     let progress = Progress::new(output.json);
-    let (done, volume) = engine.with_content(&args.machine, which, &args.backing, |opened| {
-        let tell = |n, all| progress.tell(&opened.volume, n, all);
-        let watch = Watch { progress: &tell, stop: &stop::wanted };
-        let done = write_out(&*opened.content, &to, &wanted, &watch);
-        let volume = opened.volume.clone();
-        match done {
-            Ok(done) => Ok((done, volume)),
-            Err(source) => Err(EngineError::Content { volume, source }),
-        }
-    })?;
+    let work = || {
+        engine.with_content(&args.machine, which, &args.backing, |opened| {
+            let tell = |n, all| progress.tell(&opened.volume, n, all);
+            let watch = Watch { progress: &tell, stop: &stop::wanted };
+            let done = write_out(&*opened.content, &to, &wanted, &watch);
+            let volume = opened.volume.clone();
+            match done {
+                Ok(done) => Ok((done, volume)),
+                Err(source) => Err(EngineError::Content { volume, source }),
+            }
+        })
+    };
+    let (done, volume) = match stdout {
+        true => work(),
+        false => engine.writing_to(&args.out, &args.machine, &args.backing, work),
+    }?;
     drop(progress);
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     let words = exported(output, args, &volume, &done, took);

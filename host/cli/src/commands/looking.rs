@@ -4,14 +4,14 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
-use snapslot_engine::{Engine, EngineError, Status};
+use snapslot_engine::{Engine, EngineError, Holder, Measure, Status};
 use snapslot_slot::{Consistency, Drift, State};
 
 use crate::output::{Failed, Output};
 use crate::words::{ago, bytes, moment, quoted};
 
 pub fn status(engine: &Engine, output: Output, machine: &str) -> Result<ExitCode, Failed> {
-    let status = engine.status(machine)?;
+    let status = engine.status(machine, Measure::Quickly)?;
     let held = engine.confinement();
     let mut data = json!(status);
     data["confinement"] = json!(held);
@@ -76,9 +76,10 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
         }
         .unwrap_or_default();
         if let (Some(changed), Some(held)) = (v.changed_bytes, v.held_bytes) {
+            let least = if v.at_least { "at least " } else { "" };
             let _ = writeln!(
                 words,
-                "    changed since the take: {}; held by the slot: {}",
+                "    changed since the take: {least}{}; held by the slot: {least}{}",
                 bytes(changed),
                 bytes(held)
             );
@@ -93,6 +94,9 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
         }
         if let Some(unfinished) = &v.unfinished {
             let _ = writeln!(words, "    half done: {unfinished}");
+        }
+        if let Some(workers) = &v.workers {
+            let _ = writeln!(words, "    being worked on{}", Holder::in_words(workers));
         }
         if let Some(users) = &v.users {
             let _ = writeln!(words, "    in use{}", users.in_words());
@@ -126,8 +130,9 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
     let machines = engine.store().machines().map_err(EngineError::from)?;
     let mut rows = Vec::new();
     let mut words = String::new();
-    for machine in &machines {
-        match engine.status(&machine.name) {
+    let names: Vec<String> = machines.iter().map(|m| m.name.clone()).collect();
+    for (machine, status) in machines.iter().zip(engine.statuses(&names, Measure::Not)) {
+        match status {
             Ok(status) => {
                 let mut line = format!("{}\t{}", status.slot.word(), status.machine);
                 if let Some(o) = status.slot.occupant() {
@@ -136,8 +141,15 @@ pub fn list(engine: &Engine, output: Output) -> Result<ExitCode, Failed> {
                         let _ = write!(line, "\t{note}");
                     }
                 }
+                let filling = filling(&status);
+                if !filling.is_empty() {
+                    let _ = write!(line, "\t{}", output.strong("filling up"));
+                }
                 let _ = writeln!(words, "{line}");
-                rows.push(json!({ "machine": status.machine, "volumes": machine.volumes, "slot": status.slot }));
+                rows.push(json!({
+                    "machine": status.machine, "volumes": machine.volumes, "slot": status.slot,
+                    "filling": filling,
+                }));
             }
             Err(error) => {
                 let _ = writeln!(words, "unknown\t{}\t{error}", machine.name);
@@ -161,8 +173,8 @@ pub fn check(engine: &Engine, output: Output, machine: Option<&str>) -> Result<E
     let mut words = String::new();
     let mut rows = Vec::new();
     let mut worst = 0;
-    for name in &names {
-        let (problems, state, exit) = match engine.status(name) {
+    for (name, status) in names.iter().zip(engine.statuses(&names, Measure::Not)) {
+        let (problems, state, exit) = match status {
             Ok(status) => {
                 let (problems, exit) = problems(&status);
                 (problems, Some(status.slot), exit)
@@ -201,11 +213,25 @@ fn problems(status: &Status) -> (Vec<String>, u8) {
         _ => {}
     }
     for v in &status.volumes {
+        if let Some(workers) = &v.workers {
+            add(format!("{}: being worked on{}", v.volume, Holder::in_words(workers)), 5);
+        }
         for finding in v.findings.iter().filter(|f| f.blocks && !v.interrupted) {
             add(format!("{}: {}", v.volume, finding.message), 6);
         }
     }
+    filling(status).into_iter().for_each(|text| add(text, 8));
     (found, exit)
+}
+
+/// What is running out of room, as the storage's plugin finds it: then the snapshot will be lost, or
+/// the machine's writes will fail, if nobody sees to it.
+fn filling(status: &Status) -> Vec<String> {
+    let fills = |code: &str| code.ends_with("-filling") || code == "full";
+    let all = status.volumes.iter().flat_map(|v| v.findings.iter().map(move |f| (v, f)));
+    all.filter(|(_, f)| fills(&f.code))
+        .map(|(v, f)| format!("{}: {}", v.volume, f.message))
+        .collect()
 }
 
 pub fn history(

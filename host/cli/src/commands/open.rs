@@ -1,15 +1,18 @@
 //! Serving a disk: where it listens, and a command that is run meanwhile.
 
 use std::fs::DirBuilder;
-use std::io::Write as _;
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::net::TcpListener;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt as _, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use snapslot_engine::nbd::{Announced, Listener, Server, Tls};
 use snapslot_engine::{Engine, EngineError, OnFull, Opened, ReadOnly, ServeOptions, Which};
@@ -52,10 +55,10 @@ fn serve(
         output.strong("Open:"),
         opened.volume,
         bytes(opened.content.size()),
-        place.uri
+        place.in_words()
     );
     let object = json!({
-        "volume": opened.volume, "content": opened.which, "uri": place.uri,
+        "volume": opened.volume, "content": opened.which, "uri": place.uri, "tcp": place.tcp,
         "virtual-size": opened.content.size(),
     });
     run(output, &server, &place, &args.command, object, &words)
@@ -75,14 +78,20 @@ pub fn serve_live(engine: &Engine, output: Output, args: &ServeArgs) -> Result<E
         let place = Place::listen(engine.state_dir(), &args.at)?;
         let standing = live.standing();
         let size = snapslot_engine::nbd::Export::size(&*live);
-        let mut words =
-            format!("{} {volume}, {}, as {}\n", output.strong("Serving:"), bytes(size), place.uri);
-        if let (Some(mark), false) = (&standing.mark, standing.lost) {
-            words +=
-                &format!("  its slot holds {mark}; {} saved so far\n", bytes(standing.saved_bytes));
-        }
-        let object =
-            json!({ "volume": volume, "uri": place.uri, "virtual-size": size, "live": standing });
+        let (serving, at) = (output.strong("Serving:"), place.in_words());
+        let mut words = format!("{serving} {volume}, {}, as {at}\n", bytes(size));
+        words += &match (&standing.mark, &standing.why) {
+            (None, _) => String::new(),
+            (Some(mark), Some(why)) => {
+                format!("  its snapshot {mark} is lost: {why}; `snapslot delete` empties the slot\n")
+            }
+            (Some(mark), None) => {
+                format!("  its slot holds {mark}; {} saved so far\n", bytes(standing.saved_bytes))
+            }
+        };
+        let object = json!({
+            "volume": volume, "uri": place.uri, "tcp": place.tcp, "virtual-size": size, "live": standing
+        });
         let description = format!("{volume}, with a slot for a snapshot");
         let export = Announced { name: String::new(), description, export: live };
         let server = Server::new(vec![export], place.tls.clone());
@@ -94,6 +103,8 @@ pub fn serve_live(engine: &Engine, output: Output, args: &ServeArgs) -> Result<E
 pub struct Place {
     pub listeners: Vec<Listener>,
     pub uri: String,
+    /// Where it listens besides.
+    pub tcp: Option<std::net::SocketAddr>,
     pub tls: Option<Tls>,
     socket: PathBuf,
 }
@@ -127,11 +138,12 @@ impl Place {
             )
             .into());
         }
-        let listener = UnixListener::bind(&socket)
-            .with_context(|| format!("cannot listen on {}", socket.display()))?;
+        let listener =
+            bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
         let place = |listeners| Place {
             uri: format!("nbd+unix:///?socket={}", socket.display()),
             listeners,
+            tcp: None,
             tls: tls.clone(),
             socket: socket.clone(),
         };
@@ -141,13 +153,39 @@ impl Place {
         if let Some(address) = at.tcp {
             let tcp = TcpListener::bind(address)
                 .with_context(|| format!("cannot listen on {address}"))?;
+            place.tcp = Some(tcp.local_addr().context("a listener without an address")?);
             place.listeners.push(Listener::Tcp(tcp));
         }
         Ok(place)
     }
+
+    fn in_words(&self) -> String {
+        match self.tcp {
+            None => self.uri.clone(),
+            Some(address) => format!("{}, and with TLS at {address}", self.uri),
+        }
+    }
 }
 
-/// Serves until it is interrupted, or the command has ended.
+/// Listens on a socket; in place of one that a server left which did not end in good order.
+fn bind(socket: &Path) -> std::io::Result<UnixListener> {
+    match UnixListener::bind(socket) {
+        Err(e) if e.kind() == ErrorKind::AddrInUse => {
+            let is_socket = std::fs::symlink_metadata(socket)?.file_type().is_socket();
+            let refused = UnixStream::connect(socket)
+                .is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+            if !is_socket || !refused {
+                return Err(e);
+            }
+            std::fs::remove_file(socket)?;
+            UnixListener::bind(socket)
+        }
+        bound => bound,
+    }
+}
+
+/// Serves until it is interrupted, or the command has ended. One that is interrupted while a command runs has that
+/// end first: it may have something to write.
 pub fn run(
     output: Output,
     server: &Server,
@@ -163,29 +201,38 @@ pub fn run(
         served.context("it cannot be served any longer")?;
         return Ok(ExitCode::SUCCESS);
     };
-    let fill = |word: &String| word.replace("{uri}", &place.uri);
+    let tcp = place.tcp.map(|address| address.to_string()).unwrap_or_default();
+    let fill = |word: &String| word.replace("{uri}", &place.uri).replace("{tcp}", &tcp);
     let child = std::process::Command::new(program)
         .args(arguments.iter().map(fill))
         .env("NBD_URI", &place.uri)
+        .env("NBD_TCP", &tcp)
         .spawn()
         .map_err(|e| EngineError::Usage(format!("{program} cannot be run: {e}")))?;
     let child = Mutex::new((child, None));
+    let told = AtomicBool::new(false);
     let ended = || {
         let mut child = child.lock().unwrap_or_else(|e| e.into_inner());
         let (process, status): &mut (Child, _) = &mut child;
         if status.is_none() {
             *status = process.try_wait().ok().flatten();
         }
-        status.is_some() || stop::wanted()
+        if status.is_none()
+            && let Some(signal) = stop::signal().filter(|_| !told.swap(true, Ordering::Relaxed))
+        {
+            // A terminal tells both; whoever told us alone wants both to end.
+            let by_terminal = signal == Signal::SIGINT && std::io::stdin().is_terminal();
+            if let (false, Ok(pid)) = (by_terminal, i32::try_from(process.id())) {
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+        }
+        status.is_some()
     };
     server.run(&place.listeners, &ended).context("it cannot be served any longer")?;
     let (mut process, status) = child.into_inner().unwrap_or_else(|e| e.into_inner());
     let status = match status {
         Some(status) => status,
-        None => {
-            // Interrupted: the command heard it too, being of the same terminal.
-            process.wait().context("the command cannot be waited for")?
-        }
+        None => process.wait().context("the command cannot be waited for")?,
     };
     let code = status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1);
     Ok(ExitCode::from(code))

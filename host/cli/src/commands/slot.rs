@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use snapslot_engine::{Asked, Done, Engine, Shown, Status, Verb};
+use snapslot_engine::{Asked, Done, Engine, Measure, Shown, Status, Verb};
 use snapslot_slot::{Consistency, State};
 
 use crate::ask::{Answer, confirm};
@@ -24,7 +24,7 @@ pub fn enable(
         let _ = write!(words, " over {} volumes", machine.volumes.len());
     }
     let _ = writeln!(words, "; `snapslot take {}` fills it.", quoted(&machine.name));
-    let slot = engine.status(name)?.slot;
+    let slot = engine.status(name, Measure::Not)?.slot;
     output.done(json!({ "machine": machine.name, "volumes": machine.volumes, "slot": slot, "changed": true }), &words);
     Ok(ExitCode::SUCCESS)
 }
@@ -240,11 +240,13 @@ fn planned(output: Output, done: &Done) -> ExitCode {
 
 /// Shows what would be lost and asks. Gives what was shown.
 fn asked_for(engine: &Engine, machine: &str, verb: Verb) -> Result<Shown, Failed> {
-    let mut status = engine.status(machine)?;
+    let mut status = engine.status(machine, Measure::Wholly)?;
+    let mut so_far = "nothing was changed";
     if status.volumes.iter().any(|v| v.interrupted) {
         // What is to be asked about is what recovery makes of it.
         engine.recover(machine)?;
-        status = engine.status(machine)?;
+        so_far = "only what had been interrupted was ended, nothing else was changed";
+        status = engine.status(machine, Measure::Wholly)?;
     }
     let Some(occupant) = status.slot.occupant() else {
         let parts = status.volumes.iter().any(|v| v.snapshots.iter().any(|s| s.mark.is_some()));
@@ -253,7 +255,7 @@ fn asked_for(engine: &Engine, machine: &str, verb: Verb) -> Result<Shown, Failed
                 "{}: only some volumes hold the snapshot. Delete what is left of it?",
                 status.machine
             );
-            return answered(&status, &question, Shown { mark: None });
+            return answered(&status, so_far, &question, "", Shown { mark: None });
         }
         // Nothing in the storage that could be lost: the engine says what is the matter.
         return Ok(Shown { mark: None });
@@ -265,23 +267,26 @@ fn asked_for(engine: &Engine, machine: &str, verb: Verb) -> Result<Shown, Failed
             status.machine,
             lost(&status)
         ),
-        _ => format!(
-            "{}: delete the snapshot of {taken}?\nThe disk stays as it is; going back will not be possible any more.{}",
-            status.machine,
-            freed(&status)
-        ),
+        _ => format!("{}: delete the snapshot of {taken}?\n{}", status.machine, given_up(&status)),
     };
-    answered(&status, &question, Shown { mark: Some(occupant.mark.clone()) })
+    let price = if verb == Verb::Restore { lost(&status) } else { given_up(&status) };
+    answered(&status, so_far, &question, &price, Shown { mark: Some(occupant.mark.clone()) })
 }
 
-fn answered(status: &Status, question: &str, shown: Shown) -> Result<Shown, Failed> {
+/// Asks. Where there is nobody to ask, the refusal says the price.
+fn answered(
+    status: &Status,
+    so_far: &str,
+    question: &str,
+    price: &str,
+    shown: Shown,
+) -> Result<Shown, Failed> {
     match confirm(question) {
         Answer::Yes => Ok(shown),
-        Answer::No => Err(Failed::NotConfirmed("not confirmed; nothing was changed".to_owned())),
+        Answer::No => Err(Failed::NotConfirmed(format!("not confirmed; {so_far}"))),
         Answer::Nobody => Err(Failed::NotConfirmed(format!(
-            "{}: there is no terminal to ask on, and --yes was not given; nothing was changed. {}",
+            "{}: there is no terminal to ask on, and --yes was not given; {so_far}. {price}",
             status.machine,
-            lost(status)
         ))),
     }
 }
@@ -295,7 +300,19 @@ fn lost(status: &Status) -> String {
     }
 }
 
-fn freed(status: &Status) -> String {
+/// What a delete costs: the way back over what changed since.
+fn given_up(status: &Status) -> String {
+    let changed: Option<u64> = status.volumes.iter().map(|v| v.changed_bytes).sum();
     let held: Option<u64> = status.volumes.iter().map(|v| v.held_bytes).sum();
-    held.map_or_else(String::new, |n| format!("\n{} of storage would be freed.", bytes(n)))
+    let mut words = "The disk stays as it is; going back will not be possible any more".to_owned();
+    match changed {
+        Some(0) => words.push_str(", and nothing has changed since"),
+        Some(n) => words.push_str(&format!(", and {} changed since would be final", bytes(n))),
+        None => {}
+    }
+    if let Some(held) = held {
+        words.push_str(&format!(". {} of storage would be freed", bytes(held)));
+    }
+    words.push('.');
+    words
 }

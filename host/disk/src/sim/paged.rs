@@ -122,9 +122,8 @@ impl Paged {
     pub fn first_difference(&self, other: &Paged) -> Option<usize> {
         let both = self.pages.iter().zip(&other.pages).enumerate();
         let differs = both.into_iter().find_map(|(n, (a, b))| {
-            let at = (!Arc::ptr_eq(a, b)).then(|| {
-                a.bytes.iter().zip(&b.bytes).position(|(a, b)| a != b)
-            });
+            let at = (!Arc::ptr_eq(a, b))
+                .then(|| a.bytes.iter().zip(&b.bytes).position(|(a, b)| a != b));
             at.flatten().map(|at| n * PAGE + at)
         });
         let shorter = self.length.min(other.length);
@@ -153,7 +152,11 @@ impl PartialEq for Paged {
     fn eq(&self, other: &Paged) -> bool {
         self.length == other.length
             && self.sum == other.sum
-            && self.pages.iter().zip(&other.pages).all(|(a, b)| Arc::ptr_eq(a, b) || a.bytes == b.bytes)
+            && self
+                .pages
+                .iter()
+                .zip(&other.pages)
+                .all(|(a, b)| Arc::ptr_eq(a, b) || a.bytes == b.bytes)
     }
 }
 
@@ -191,7 +194,12 @@ impl Flat {
 /// Four lanes that do not wait for one another.
 fn hash(bytes: &[u8; PAGE]) -> u128 {
     const K: u64 = 0x9fb2_1c65_1e98_df25;
-    let mut lanes = [0x243f_6a88_85a3_08d3_u64, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
+    let mut lanes = [
+        0x243f_6a88_85a3_08d3_u64,
+        0x1319_8a2e_0370_7344,
+        0xa409_3822_299f_31d0,
+        0x082e_fa98_ec4e_6c89,
+    ];
     for block in bytes.as_chunks::<32>().0 {
         for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
             *lane = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(K).rotate_left(29);
@@ -222,7 +230,9 @@ mod tests {
     fn like_a_vector() {
         let mut noise = 1_u64;
         let mut next = move |below: u64| {
-            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            noise = noise
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (noise >> 33) % below
         };
         let mut flat = Flat::default();
@@ -257,7 +267,9 @@ mod tests {
                 let mut read = vec![0; plain.len() / 2];
                 assert!(paged.read((plain.len() / 3) as u64, &mut read));
                 assert_eq!(read, plain[plain.len() / 3..plain.len() / 3 + read.len()]);
-                assert!(!paged.read(plain.len() as u64, &mut [0]) && !paged.read(u64::MAX, &mut [0]));
+                assert!(
+                    !paged.read(plain.len() as u64, &mut [0]) && !paged.read(u64::MAX, &mut [0])
+                );
             }
         }
     }

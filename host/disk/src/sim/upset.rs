@@ -110,7 +110,8 @@ impl Upset {
                 let size = now.get(file)?.len() as u64;
                 // The next page, or the first.
                 let elsewhere = offset + 4096;
-                let offset = if elsewhere < size { elsewhere } else { offset % 4096 ^ SECTOR as u64 };
+                let offset =
+                    if elsewhere < size { elsewhere } else { offset % 4096 ^ SECTOR as u64 };
                 let other = Event::Write { file: file.clone(), offset, data: data.clone() };
                 Some(Outcome::Instead(other, None))
             }
@@ -129,7 +130,9 @@ impl Upset {
                 }
                 (is != was).then_some(Outcome::Answer(was))
             }
-            (Upset::BitFlip, Call::Look { file, read: Some((offset, length)), .. }) if *length > 0 => {
+            (Upset::BitFlip, Call::Look { file, read: Some((offset, length)), .. })
+                if *length > 0 =>
+            {
                 let mut bytes = vec![0; *length];
                 if !now.get(*file)?.read(*offset, &mut bytes) {
                     return None;
@@ -223,8 +226,13 @@ mod tests {
             let upset = Upset::Errno(errno);
             world.mishap(Some(Mishap { at: world.calls(), for_ever: false, upset }));
             assert!(disk.flush().is_err());
-            let refused = |r: Result<(), DiskError>| matches!(r, Err(DiskError::FlushFailedBefore { .. }));
-            assert!(refused(disk.flush()) && refused(disk.write_at(0, &[1])) && refused(disk.extend(1 << 20)));
+            let refused =
+                |r: Result<(), DiskError>| matches!(r, Err(DiskError::FlushFailedBefore { .. }));
+            assert!(
+                refused(disk.flush())
+                    && refused(disk.write_at(0, &[1]))
+                    && refused(disk.extend(1 << 20))
+            );
         }
     }
 

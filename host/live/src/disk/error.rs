@@ -38,7 +38,7 @@ pub enum LiveError {
         now: u64,
     },
     /// The store has no room.
-    #[error("the store of the live snapshot is full, and writes are to fail before it is lost")]
+    #[error("the store of the live snapshot is full")]
     Full,
     /// What waits cannot be written for now; it is tried again with the next flush.
     #[error("what was written last cannot be brought to the disk: {why}")]

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use snapslot_disk::DiskError;
+use snapslot_disk::{Disk, DiskError, Range};
 use snapslot_slot::is_mark;
 
 use super::{Held, LiveDisk, LiveError, RUN_MAX, Shard, Slot, lock};
@@ -18,6 +18,16 @@ impl Held {
     }
 }
 
+/// Gives the room of what was saved back. A hint: where it cannot be done the room goes with the store.
+fn empty(store: &dyn Disk) {
+    let offset = Tail::start(0).at;
+    if let Some(length) =
+        store.size().ok().and_then(|size| size.checked_sub(offset)).filter(|n| *n > 0)
+    {
+        let _ = store.discard(Range { offset, length });
+    }
+}
+
 impl LiveDisk {
     pub(super) fn find(&self) -> Result<(), LiveError> {
         let Some(store) = self.companion.reopen()? else { return Ok(()) };
@@ -27,13 +37,23 @@ impl LiveDisk {
             self.companion.sync_name()?;
             return Ok(());
         };
-        if head.disk_size != self.size {
-            return Err(LiveError::Size { then: head.disk_size, now: self.size });
-        }
         let mut slot = lock(&self.slot);
         if head.state == State::Lost {
+            // A crash may have come before its room was given back.
+            empty(&*store);
             slot.lost = Some((head, "its store was full or failed".to_owned()));
             return Ok(());
+        }
+        if head.disk_size != self.size {
+            let size = LiveError::Size { then: head.disk_size, now: self.size };
+            if head.state == State::Restoring {
+                // Part of the disk is set back and the rest is in the store: neither is to go.
+                return Err(size);
+            }
+            // Whoever gave it another size has written it past us.
+            let (tail, places) = (Tail::start(head.generation), ByBlock::default());
+            slot.held = Some(Held { head, store, tail, places });
+            return self.lose(&mut slot, &size.to_string());
         }
         let (mut tail, mut places) = (Tail::start(head.generation), ByBlock::default());
         while let Some((blocks, at)) = tail.next(&*store, self.size)? {
@@ -62,6 +82,7 @@ impl LiveDisk {
         let Some(held) = slot.held.as_mut() else { return Ok(()) };
         if held.head.is_overtaken(stamp) {
             self.lose(&mut slot, "the disk was written past its server")?;
+            self.note(&slot);
             return self.end_waiting();
         }
         if held.head.stamp != 0 {
@@ -85,18 +106,23 @@ impl LiveDisk {
     pub(super) fn lose(&self, slot: &mut Slot, why: &str) -> Result<(), LiveError> {
         let Some(mut held) = slot.held.take() else { return Ok(()) };
         held.head.state = State::Lost;
-        let said = held.write_head();
-        let gone = || self.companion.remove().and_then(|()| self.companion.sync_name());
-        if said.or_else(|_| gone()).is_err() {
-            // Neither: to go on would leave a snapshot that claims to be whole.
-            slot.held = Some(held);
-            return Err(self.break_down(&format!("its snapshot cannot be given up: {why}")));
-        }
-        if let Some(herald) = self.herald.get() {
-            herald(&held.head.mark, why);
+        match held.write_head() {
+            // Readers that find nothing there any more find the head that says why.
+            Ok(()) => empty(&*held.store),
+            Err(_) if self.remove_store().is_ok() => {}
+            Err(_) => {
+                // Neither: to go on would leave a snapshot that claims to be whole.
+                slot.held = Some(held);
+                return Err(self.break_down(&format!("its snapshot cannot be given up: {why}")));
+            }
         }
         slot.lost = Some((held.head, why.to_owned()));
+        slot.untold = !self.tell(slot);
         Ok(())
+    }
+
+    fn remove_store(&self) -> Result<(), DiskError> {
+        self.companion.remove().and_then(|()| self.companion.sync_name())
     }
 
     /// Takes a snapshot.
@@ -109,6 +135,10 @@ impl LiveDisk {
         if let Some(mark) = Self::mark_of(&slot) {
             return Err(LiveError::Held { mark });
         }
+        if *self.enter() {
+            // Of a snapshot that went: it comes before this one.
+            self.end_waiting()?;
+        }
         self.companion.remove()?;
         let store = self.companion.create()?;
         let begun = self.companion.sync_name().and_then(|()| self.disk.flush());
@@ -116,8 +146,8 @@ impl LiveDisk {
             let _ = self.companion.remove();
             return Err(e.into());
         }
-        let head = Head {
-            sequence: 1,
+        let mut head = Head {
+            sequence: 0,
             generation: 1,
             disk_size: self.size,
             taken_seconds: seconds,
@@ -131,31 +161,36 @@ impl LiveDisk {
         // Writes go on; first ones wait, and no commit takes them before the head is durable.
         let tail = Tail::start(1);
         let durable = self.disk.flush().and_then(|()| {
-            store.extend(crate::store::Tail::start(1).at)?;
+            store.extend(tail.at)?;
+            // Both of them: so that giving the snapshot up on a full file system needs no room.
+            head.put(&*store)?;
+            head.sequence = 1;
             head.write(&*store)
         });
-        match durable {
-            Ok(()) => {
-                let places = ByBlock::default();
-                slot.held = Some(Held { head, store, tail, places });
-                Ok(())
-            }
-            Err(e) => {
-                let _ = self.companion.remove().and_then(|()| self.companion.sync_name());
-                self.end_waiting()?;
-                Err(e.into())
-            }
+        let places = ByBlock::default();
+        let mut held = Held { head, store, tail, places };
+        let Err(e) = durable else {
+            slot.held = Some(held);
+            self.note(&slot);
+            return Ok(());
+        };
+        // A head may be durable all the same, of a snapshot that nobody keeps.
+        held.head.state = State::Lost;
+        if self.remove_store().or_else(|_| held.write_head()).is_err() {
+            let why = "a snapshot that could not be taken cannot be given up";
+            return Err(self.break_down(&format!("{why}: {e}")));
         }
+        // What waits is tried again if it cannot be brought to the disk now.
+        let _ = self.end_waiting();
+        Err(e.into())
     }
 
-    /// Ends the time of first writes: what waits goes to the disk as it is.
+    /// Ends the time of first writes: what waits goes to the disk as it is. What cannot be brought there, for want
+    /// of room or whatever else, goes on waiting, and the next commit tries again.
     pub(super) fn end_waiting(&self) -> Result<(), LiveError> {
         let mut gate = self.close();
         let blocks = self.gather();
-        if let Err(e) = self.overwrite(&blocks) {
-            return Err(self.break_down(&e.to_string()));
-        }
-        let _ = self.stuck::<()>(Ok(()));
+        self.stuck(self.overwrite(&blocks).map_err(LiveError::from))?;
         self.no_saved();
         *gate = false;
         Ok(())
@@ -188,6 +223,7 @@ impl LiveDisk {
         if let Err(e) = held.write_head().and_then(|()| self.write_back(held)) {
             return Err(self.break_down(&e.to_string()));
         }
+        self.note(&slot);
         Ok(())
     }
 
@@ -223,12 +259,13 @@ impl LiveDisk {
         if Self::mark_of(&slot).as_deref() != Some(mark) {
             return Err(LiveError::Missing { mark: mark.to_owned() });
         }
-        self.companion.remove()?;
-        self.companion.sync_name()?;
+        self.remove_store()?;
         *slot = Slot::default();
-        let ended = self.end_waiting();
+        self.note(&slot);
+        // It is gone. What cannot be brought to the disk is told by the next flush.
+        let _ = self.end_waiting();
         drop(slot);
         self.ended.notify_all();
-        ended
+        Ok(())
     }
 }

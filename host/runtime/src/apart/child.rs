@@ -1,6 +1,5 @@
 //! The process that runs plugins: gives up its rights, then does as the socket says until it closes.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -11,48 +10,54 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use snapslot_command::{Place, PlaceKind};
-use snapslot_disk::{Disk, DiskError, Doing, FileDisk, Range};
+use snapslot_disk::Disk;
 
-use super::sandbox;
-use super::wire::{Channel, DiskThere, Order, ReadFault, SeenThere, Told, Word};
+use super::frames::{FRAME_MAX, Trusting};
+use super::sandbox::{self, Most};
+use super::seen::{Image, Source, end};
+use super::wire::{DiskThere, Order, SeenThere, Told, Word};
 use crate::bindings::types::{
     Answer, Argument, Description, Failure, FailureKind, SavedCopy, Saving,
 };
-use crate::call::{Draft, Ended};
+use crate::call::{Ended, Planned, Reply, drafted};
+use crate::code::CODE_MAX;
 use crate::flaw::Flaw;
 use crate::grants::effective;
 use crate::host::Seen;
-use crate::machine::{Loaded, Machine};
+use crate::machine::{Linked, Loaded, Machine};
 use crate::outside::{Grants, Loud, World};
 
 /// Where the socket is: the only descriptor that is handed down.
 const SOCKET: i32 = 0;
-/// Compiled code has a few megabytes; that of a language's whole runtime some hundred.
-const CODE_MAX: u64 = 1 << 30;
+/// Steps of a plan that go in one frame, and roughly their bytes.
+const STEPS_AT_ONCE: usize = 4096;
+const BYTES_AT_ONCE: usize = 1 << 20;
 /// The engine is gone, or what it said makes no sense: there is nothing left to do.
 const LOST: i32 = 3;
 
 /// One end, shared by all that talk within one call.
 #[derive(Clone)]
-struct Line(Arc<Mutex<Channel>>);
+pub(super) struct Line(Arc<Mutex<Trusting>>);
 
 impl Line {
-    fn channel(&self) -> MutexGuard<'_, Channel> {
+    fn channel(&self) -> MutexGuard<'_, Trusting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn say(&self, word: &Word) {
-        if self.channel().send(word, None).is_err() {
+        // Compiled code is the one long thing that is said.
+        let most = if matches!(word, Word::Code(_)) { usize::MAX } else { FRAME_MAX };
+        if self.channel().send(word, most).is_err() {
             std::process::exit(LOST);
         }
     }
 
     fn hear<T: DeserializeOwned>(&self) -> (T, Option<OwnedFd>) {
-        let heard = self.channel().receive(None);
+        let heard = self.channel().receive();
         heard.unwrap_or_else(|_| std::process::exit(LOST))
     }
 
-    fn ask(&self, word: &Word) -> Told {
+    pub(super) fn ask(&self, word: &Word) -> Told {
         self.say(word);
         self.hear().0
     }
@@ -75,10 +80,10 @@ pub fn serve() -> ! {
     // SAFETY: it was handed down as this process's standard input, and nothing else owns it.
     let socket = unsafe { UnixStream::from_raw_fd(SOCKET) };
     let closed = socket.try_clone();
-    let line = Line(Arc::new(Mutex::new(Channel::new(socket))));
-    let mut confinement = sandbox::give_up_files();
-    let (Order::Begin { own_time_max }, _) = line.hear() else { std::process::exit(LOST) };
-    let (Ok(machine), Ok(closed)) = (Machine::new(own_time_max), closed) else {
+    let line = Line(Arc::new(Mutex::new(Trusting::new(socket))));
+    let mut confinement = sandbox::give_up_rights(Most::default());
+    let (Order::Begin { limits }, _) = line.hear() else { std::process::exit(LOST) };
+    let (Ok(machine), Ok(closed)) = (Machine::new(limits), closed) else {
         std::process::exit(LOST)
     };
     // A plugin may compute while the engine dies. Starting a thread takes calls that are given up
@@ -96,7 +101,7 @@ pub fn serve() -> ! {
     let _ = running.recv();
     confinement.calls = sandbox::give_up_calls();
     line.say(&Word::Ready { key: machine.key(), confinement });
-    let mut worker = Worker { machine, line, ready: HashMap::new() };
+    let mut worker = Worker { machine, line, ready: None };
     loop {
         let (order, descriptor) = worker.line.hear();
         worker.obey(order, descriptor);
@@ -106,73 +111,98 @@ pub fn serve() -> ! {
 struct Worker {
     machine: Machine,
     line: Line,
-    ready: HashMap<String, (Loaded, Arc<Grants>)>,
+    /// The one component that runs here, and what is granted to it.
+    ready: Option<(Loaded, Arc<Grants>)>,
 }
 
 impl Worker {
     fn obey(&mut self, order: Order, descriptor: Option<OwnedFd>) {
         match order {
-            Order::Begin { .. } => std::process::exit(LOST),
-            Order::Load { digest } => {
-                let code = descriptor.and_then(|d| whole(&File::from(d)));
-                // SAFETY: the engine sends only code that it compiled itself and kept where
-                // nobody else can write.
-                let component = code.and_then(|code| unsafe { self.machine.revive(&code) });
+            Order::Load if self.ready.is_none() => {
+                let component = descriptor.and_then(|d| {
+                    let file = File::from(d);
+                    // SAFETY: the engine sends only code that it compiled itself and kept where
+                    // nobody else can write; a file once kept is replaced, and not written to.
+                    let mapped = unsafe { self.machine.revive_mapped(&file, end(&file).ok()?) };
+                    // SAFETY: the same.
+                    mapped.or_else(|| unsafe { self.machine.revive(&whole(&file)?) })
+                });
                 let Some(component) = component else { return self.line.say(&Word::Damaged) };
                 let linked = self.machine.link(&component);
-                let loaded = self.shelve(digest, linked);
-                self.line.say(&Word::Loaded(loaded));
+                let linked = self.shelve(linked);
+                self.line.say(&Word::Linked(linked));
             }
-            Order::Compile { digest, component } => {
+            Order::Compile { component } if self.ready.is_none() => {
                 let compiled = match self.machine.compile(&component) {
                     Ok((component, code)) => self.machine.link(&component).map(|l| (l, code)),
                     Err(flaw) => Err(vec![flaw]),
                 };
-                let word = match compiled {
-                    Ok((loaded, code)) => match self.shelve(digest, Ok(loaded)) {
-                        Ok(imports) => {
-                            Word::Compiled { imports, code: code.map(serde_bytes::ByteBuf::from) }
-                        }
-                        Err(fault) => Word::Loaded(Err(fault)),
-                    },
-                    Err(fault) => Word::Loaded(Err(fault)),
-                };
-                self.line.say(&word);
+                match compiled {
+                    Ok((loaded, code)) => {
+                        let linked = self.shelve(Ok(loaded));
+                        self.line.say(&Word::Linked(linked));
+                        self.line.say(&Word::Code(code.map(serde_bytes::ByteBuf::from)));
+                    }
+                    Err(flaws) => self.line.say(&Word::Linked(Err(flaws))),
+                }
             }
-            Order::Grant { digest, description } => self.grant(&digest, &description),
-            Order::Call { digest, call, seen } => {
-                let Some((loaded, grants)) = self.ready.get(&digest) else {
-                    std::process::exit(LOST)
-                };
+            Order::Grant { description } => self.grant(&description),
+            Order::Call { call, seen } => {
+                let Some((loaded, grants)) = &self.ready else { std::process::exit(LOST) };
                 let seen = seen.map(|seen| self.seen(seen, descriptor));
                 let world = Box::new(Far(self.line.clone()));
                 let (result, _) = self.machine.call(loaded, &call, grants.clone(), seen, world);
-                let word = Word::Ended(result.map(|reply| reply.map(Draft::from)));
-                if self.line.channel().send(&word, None).is_err() {
-                    // What it reports is too long even to be said.
-                    let cause = "its report is too long".to_owned();
-                    let trace = Vec::new();
-                    self.line.say(&Word::Ended(Err(Ended::Fault { cause, trace })));
-                }
+                self.report(result);
             }
+            // One component to a process, and one beginning.
+            Order::Begin { .. } | Order::Load | Order::Compile { .. } => std::process::exit(LOST),
         }
     }
 
-    fn shelve(
-        &mut self,
-        digest: String,
-        linked: Result<Loaded, Vec<Flaw>>,
-    ) -> Result<Vec<String>, Vec<Flaw>> {
-        let loaded = linked?;
-        let imports = loaded.imports.clone();
-        self.ready.insert(digest, (loaded, Arc::default()));
-        Ok(imports)
+    /// Says how a call ended; a plan step by step before that.
+    fn report(&self, result: Result<Reply<Planned>, Ended>) {
+        let told = match result {
+            Ok(Reply::Planned(planned)) => {
+                let (steps, end) = drafted(planned);
+                let (mut some, mut weight) = (Vec::new(), 0);
+                for step in steps {
+                    weight += step.weight();
+                    some.push(step);
+                    if some.len() >= STEPS_AT_ONCE || weight >= BYTES_AT_ONCE {
+                        self.line.say(&Word::Steps(std::mem::take(&mut some)));
+                        weight = 0;
+                    }
+                }
+                if !some.is_empty() {
+                    self.line.say(&Word::Steps(some));
+                }
+                Ok(Reply::Planned(end))
+            }
+            Ok(other) => other.try_map(|_| {
+                let cause = "it planned in another call".to_owned();
+                Err(Ended::Fault { cause, trace: Vec::new() })
+            }),
+            Err(ended) => Err(ended),
+        };
+        if self.line.channel().send(&Word::Ended(told), FRAME_MAX).is_err() {
+            // What it reports is too long even to be said.
+            let cause = "its report is too long".to_owned();
+            let trace = Vec::new();
+            self.line.say(&Word::Ended(Err(Ended::Fault { cause, trace })));
+        }
     }
 
-    fn grant(&mut self, digest: &str, description: &Description) {
+    fn shelve(&mut self, loaded: Result<Loaded, Vec<Flaw>>) -> Result<Linked, Vec<Flaw>> {
+        let loaded = loaded?;
+        let linked = loaded.linked.clone();
+        self.ready = Some((loaded, Arc::default()));
+        Ok(linked)
+    }
+
+    fn grant(&mut self, description: &Description) {
         // The engine checks it too, and tells what is wrong; here it means: nothing is granted.
         let grants = effective(description).unwrap_or_default();
-        if let Some((_, mine)) = self.ready.get_mut(digest) {
+        if let Some((_, mine)) = &mut self.ready {
             *mine = Arc::new(grants);
         }
     }
@@ -185,28 +215,19 @@ impl Worker {
             _ => PlaceKind::Directory,
         };
         let Ok(place) = Place::parse(kind, &there.place) else { std::process::exit(LOST) };
-        let disk: Option<Arc<dyn Disk>> = match (there.disk, descriptor) {
-            (DiskThere::Descriptor, Some(descriptor)) => {
-                let name = std::path::Path::new(&there.place);
-                match FileDisk::of_descriptor(File::from(descriptor), name) {
-                    Ok(disk) => Some(Arc::new(disk)),
-                    Err(_) => std::process::exit(LOST),
-                }
-            }
-            (DiskThere::Socket, _) => {
-                Some(Arc::new(FarDisk { line: self.line.clone(), name: there.place }))
-            }
+        let source = match (there.disk, descriptor) {
+            (DiskThere::Descriptor, Some(descriptor)) => Some(Source::File(File::from(descriptor))),
+            (DiskThere::Socket, _) => Some(Source::Socket(self.line.clone())),
             _ => None,
         };
+        let name = there.place;
+        let disk = source.map(|source| Arc::new(Image { name, source }) as Arc<dyn Disk>);
         Seen { place, disk }
     }
 }
 
 fn whole(file: &File) -> Option<Vec<u8>> {
-    let size = file.metadata().ok()?.len();
-    if size > CODE_MAX {
-        return None;
-    }
+    let size = end(file).ok().filter(|size| *size <= CODE_MAX)?;
     let mut code = vec![0; usize::try_from(size).ok()?];
     file.read_exact_at(&mut code, 0).ok()?;
     Some(code)
@@ -216,7 +237,7 @@ fn whole(file: &File) -> Option<Vec<u8>> {
 struct Far(Line);
 
 /// An answer to something else than was asked.
-fn confused() -> Failure {
+pub(super) fn confused() -> Failure {
     Failure::new(FailureKind::Io, "confused", "the engine answered something else")
 }
 
@@ -250,70 +271,5 @@ impl World for Far {
     fn lines(&mut self) -> Vec<String> {
         // They are on the other side.
         Vec::new()
-    }
-}
-
-/// An image that is no file: read over the socket.
-struct FarDisk {
-    line: Line,
-    name: String,
-}
-
-impl FarDisk {
-    fn failed(&self, words: String) -> DiskError {
-        DiskError::io(self.name.clone(), Doing::Read, std::io::Error::other(words))
-    }
-
-    fn never(&self) -> DiskError {
-        let what = std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem);
-        DiskError::io(self.name.clone(), Doing::Write, what)
-    }
-}
-
-impl Disk for FarDisk {
-    fn size(&self) -> Result<u64, DiskError> {
-        match self.line.ask(&Word::Size) {
-            Told::Size(size) => size.map_err(|e| self.failed(e)),
-            _ => Err(self.failed(confused().message)),
-        }
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
-        let length = u32::try_from(buf.len())
-            .map_err(|_| self.failed("more than four gibibytes at once".to_owned()))?;
-        match self.line.ask(&Word::Read { offset, length }) {
-            Told::Bytes(Ok(bytes)) if bytes.len() == buf.len() => {
-                buf.copy_from_slice(&bytes);
-                Ok(())
-            }
-            Told::Bytes(Err(ReadFault::Outside { size })) => Err(DiskError::OutOfBounds {
-                name: self.name.clone(),
-                size,
-                offset,
-                length: u64::from(length),
-            }),
-            Told::Bytes(Err(ReadFault::Failed(words))) => Err(self.failed(words)),
-            _ => Err(self.failed(confused().message)),
-        }
-    }
-
-    fn write_at(&self, _: u64, _: &[u8]) -> Result<(), DiskError> {
-        Err(self.never())
-    }
-
-    fn extend(&self, _: u64) -> Result<(), DiskError> {
-        Err(self.never())
-    }
-
-    fn reserve(&self, _: &[Range]) -> Result<bool, DiskError> {
-        Ok(false)
-    }
-
-    fn release_reserve(&self) -> Result<(), DiskError> {
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<(), DiskError> {
-        Err(self.never())
     }
 }

@@ -7,22 +7,32 @@
 //! commands are made anew from grants, plans are built anew step by step, lists are bounded.
 //!
 //! ```text
-//! engine ── parent.rs ──(socket, wire.rs)── child.rs ── machine.rs ── wasm
-//!              │                                │
-//!    commands, copies, log, journal     images, read-only (sandbox.rs)
+//! engine ── workers.rs, parent.rs ──(socket: wire.rs, frames.rs)── child.rs ── machine.rs ── wasm
+//!                    │                                                │
+//!          commands, copies, log, journal             images, read-only (seen.rs, sandbox.rs)
 //! ```
 //!
+//! There is one process for each component: what got out of one plugin's wasm finds nothing of another's.
 //! Images that are files are read there directly; what is no file (an image seen through a plan) is read
 //! over the socket.
 
 mod child;
+mod frames;
+mod judge;
 mod parent;
 mod sandbox;
+mod seen;
+#[cfg(test)]
+mod tests;
 mod wire;
+mod workers;
 
 pub use child::serve;
-pub(crate) use parent::{Apart, Component};
-pub use sandbox::{Confinement, give_up_all};
+pub use judge::{Judged, judge_words};
+pub(crate) use parent::Component;
+pub use sandbox::{Confinement, Most, give_up_all, give_up_files, give_up_rights};
+pub(crate) use workers::Apart;
+pub use workers::start_early;
 
 /// The argument by which a program that uses this crate is told to be that process.
 pub const ARGUMENT: &str = "__plugins";

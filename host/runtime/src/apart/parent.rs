@@ -1,56 +1,43 @@
-//! The engine's end: starts the process, hands in what a call may see, answers what it asks, and
-//! believes nothing it says.
+//! The engine's end of one process: hands in what a call may see, answers what it asks, and believes
+//! nothing it says.
 //!
-//! The process is started before it is needed and readies itself meanwhile. If it dies or falls silent
-//! the call at hand fails as the plugin's fault, and the next call gets a new process.
+//! Whatever comes from there is bounded before it is taken in (`frames.rs`), and checked as if its sender
+//! wished us ill: words out of turn end the process, the plan is made here step by step, and a call has an
+//! end, however much there is still to be said.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
+use std::sync::Arc;
+use std::time::Instant;
 
+use snapslot_capture::Plan;
 use snapslot_command::PlaceKind;
-use snapslot_disk::{Disk, DiskError};
+use snapslot_disk::Disk;
 
+use super::frames::{FRAME_MAX, Wary};
 use super::sandbox::Confinement;
-use super::wire::{Channel, DiskThere, Order, ReadFault, SeenThere, Told, Word};
-use crate::bindings::types::Description;
+use super::wire::{DiskThere, Order, SeenThere, Told, Word};
+use crate::bindings::types::{Description, Role};
 use crate::cache::Cache;
-use crate::call::{Call, Draft, Ended, Reply};
-use crate::flaw::{Flaw, in_words};
+use crate::call::{Building, Call, Ended, Reply};
+use crate::code::CODE_MAX;
+use crate::flaw::Flaw;
 use crate::host::Sight;
-use crate::outside::{Outside, World};
+use crate::limits::Limits;
+use crate::machine::Linked;
+use crate::outside::{Grants, Outside, World};
+use crate::read_fault::ReadFault;
+use crate::shown::plain;
 
-/// How long the process may be silent beyond what a plugin may compute: slow storage answers
-/// within that, or the call has failed.
-const SILENCE_MAX: Duration = Duration::from_secs(600);
-/// How long compiling may take: a component with a language's whole runtime takes some twenty seconds.
-const COMPILING_MAX: Duration = Duration::from_secs(120);
+/// Frames in which nothing long is said.
+const SHORT_MAX: usize = 1 << 20;
+/// Words of one call. The longest plans look at some million tables through the socket, one by one.
+const WORDS_MAX: usize = 1 << 24;
 /// The largest read a plugin can ask for in one.
 const READ_MAX: u32 = 8 << 20;
-
-/// The process, if there is one.
-pub(crate) struct Apart {
-    program: PathBuf,
-    own_time_max: Duration,
-    worker: Mutex<Option<Worker>>,
-}
-
-struct Worker {
-    child: Child,
-    channel: Channel,
-    ready: Option<(u64, Confinement)>,
-    /// By digest, what each component that is ready imports.
-    loaded: HashMap<String, Vec<String>>,
-    /// Whether code of a plugin's has run in it.
-    called: bool,
-}
 
 /// A component, and what is granted to it: enough to make it ready in a new process.
 pub(crate) struct Component {
@@ -59,175 +46,148 @@ pub(crate) struct Component {
     pub(crate) granted: Option<Description>,
 }
 
-impl Apart {
-    /// Starts the process. `program` serves when called with [`ARGUMENT`](super::ARGUMENT).
-    pub(crate) fn start(program: PathBuf, own_time_max: Duration) -> io::Result<Apart> {
-        let worker = Worker::start(&program, own_time_max)?;
-        Ok(Apart { program, own_time_max, worker: Mutex::new(Some(worker)) })
-    }
+/// How a process was lost.
+#[derive(Debug)]
+pub(super) enum Lost {
+    /// It did not answer in time.
+    Late,
+    /// It said what no such process says.
+    Nonsense(String),
+    /// It is gone.
+    Gone(io::Error),
+    /// It is not held as it must be.
+    Free(Confinement),
+}
 
-    /// What it gave up.
-    pub(crate) fn confinement(&self) -> Result<Confinement, String> {
-        self.with(|worker| worker.ready().map(|(_, confinement)| confinement))
-    }
-
-    /// Makes a component ready, and gives what it imports.
-    pub(crate) fn load(
-        &self,
-        component: &Component,
-        cache: &Cache,
-    ) -> Result<Result<Vec<String>, Vec<Flaw>>, String> {
-        self.with(|worker| {
-            let (key, _) = worker.ready()?;
-            if worker.called && cache.keeps() && cache.find(&component.digest, key).is_none() {
-                // What is compiled here is kept, and is run as it is from then on. So it is never
-                // made where a plugin has run: one that got out of wasm could make it its own.
-                let fresh = Worker::start(&self.program, self.own_time_max)?;
-                std::mem::replace(worker, fresh).stop();
-            }
-            worker.load(component, cache)
-        })
-    }
-
-    /// Tells what is granted to it.
-    pub(crate) fn grant(&self, component: &Component) -> Result<(), String> {
-        self.with(|worker| worker.grant(component))
-    }
-
-    /// Calls it.
-    pub(crate) fn call(
-        &self,
-        component: &Component,
-        cache: &Cache,
-        call: &Call,
-        sight: Option<&Sight>,
-        outside: &mut Outside,
-    ) -> Result<Reply<Draft>, Ended> {
-        let lost = |cause| Ended::Fault { cause, trace: Vec::new() };
-        let patience = self.own_time_max + SILENCE_MAX;
-        let called = self.with(|worker| {
-            if !worker.loaded.contains_key(&component.digest)
-                && let Err(flaws) = worker.load(component, cache)?
-            {
-                return Ok(Err(lost(format!(
-                    "it cannot be loaded any more: {}",
-                    in_words(&flaws)
-                ))));
-            }
-            worker.call(component, call, sight, outside, patience)
-        });
-        called.unwrap_or_else(|cause| Err(lost(cause)))
-    }
-
-    /// Does something with the process; starts one if there is none. The error says in words how
-    /// it was lost.
-    fn with<T>(&self, f: impl FnOnce(&mut Worker) -> io::Result<T>) -> Result<T, String> {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = match &mut *worker {
-            Some(there) => there,
-            none => {
-                let new = Worker::start(&self.program, self.own_time_max)
-                    .map_err(|e| format!("the process for plugins cannot be started: {e}"))?;
-                none.insert(new)
-            }
-        };
-        f(there).map_err(|error| match worker.take() {
-            Some(lost) => lost.end(&error),
-            None => error.to_string(),
-        })
+impl From<io::Error> for Lost {
+    fn from(error: io::Error) -> Lost {
+        match error.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Lost::Late,
+            io::ErrorKind::InvalidData => Lost::Nonsense(error.to_string()),
+            _ => Lost::Gone(error),
+        }
     }
 }
 
+fn out_of_turn() -> Lost {
+    Lost::Nonsense("a word out of turn".to_owned())
+}
+
+/// One process.
+pub(super) struct Worker {
+    /// None where a test plays it.
+    child: Option<Child>,
+    channel: Wary,
+    limits: Limits,
+    /// Whether it must be held by all there is.
+    strict: bool,
+    ready: Option<(u64, Confinement)>,
+    /// What was seen of its component, once that is ready.
+    linked: Option<Linked>,
+    granted: Option<Description>,
+}
+
 impl Worker {
-    fn start(program: &PathBuf, own_time_max: Duration) -> io::Result<Worker> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let child = Command::new(program)
-            .arg0("snapslot")
-            .arg(super::ARGUMENT)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .env_clear()
-            .current_dir("/")
-            // Ctrl-C is for the engine, which ends in order.
-            .process_group(0)
-            .spawn()?;
-        let mut channel = Channel::new(ours);
-        channel.send(&Order::Begin { own_time_max }, None)?;
-        Ok(Worker { child, channel, ready: None, loaded: HashMap::new(), called: false })
+    pub(super) fn begin(
+        child: Option<Child>,
+        channel: Wary,
+        limits: Limits,
+        strict: bool,
+    ) -> io::Result<Worker> {
+        let (ready, linked, granted) = (None, None, None);
+        let mut worker = Worker { child, channel, limits, strict, ready, linked, granted };
+        let until = worker.soon();
+        worker.channel.send(&Order::Begin { limits }, None, until)?;
+        Ok(worker)
     }
 
-    fn ready(&mut self) -> io::Result<(u64, Confinement)> {
+    /// When it must have done what costs no more than compiling.
+    fn soon(&self) -> Instant {
+        Instant::now() + self.limits.compiling
+    }
+
+    pub(super) fn ready(&mut self) -> Result<(u64, Confinement), Lost> {
         if let Some(ready) = self.ready {
             return Ok(ready);
         }
-        let (Word::Ready { key, confinement }, _) = self.channel.receive(Some(COMPILING_MAX))?
-        else {
-            return Err(confused());
+        let Word::Ready { key, confinement } = self.channel.receive(SHORT_MAX, self.soon())? else {
+            return Err(out_of_turn());
         };
+        if self.strict && !confinement.is_whole() {
+            return Err(Lost::Free(confinement));
+        }
         Ok(*self.ready.insert((key, confinement)))
     }
 
-    fn load(
+    /// Makes the component ready, and gives what was seen of it.
+    pub(super) fn load(
         &mut self,
         component: &Component,
         cache: &Cache,
-    ) -> io::Result<Result<Vec<String>, Vec<Flaw>>> {
-        if let Some(imports) = self.loaded.get(&component.digest).cloned() {
-            self.grant(component)?;
-            return Ok(Ok(imports));
+    ) -> Result<Result<Linked, Vec<Flaw>>, Lost> {
+        if let Some(linked) = &self.linked {
+            return Ok(Ok(linked.clone()));
         }
         let (key, _) = self.ready()?;
-        let digest = || component.digest.clone();
+        let until = self.soon();
         if let Some(kept) = cache.find(&component.digest, key) {
-            self.channel.send(&Order::Load { digest: digest() }, Some(kept.as_fd()))?;
-            match self.channel.receive(Some(COMPILING_MAX))?.0 {
-                Word::Loaded(result) => return self.loaded(component, result),
+            self.channel.send(&Order::Load, Some(kept.as_fd()), until)?;
+            match self.channel.receive(SHORT_MAX, until)? {
+                Word::Linked(result) => return Ok(self.linked(result)),
                 Word::Damaged => {}
-                _ => return Err(confused()),
+                _ => return Err(out_of_turn()),
             }
         }
-        let order = Order::Compile { digest: digest(), component: component.bytes.to_vec() };
-        self.channel.send(&order, None)?;
-        match self.channel.receive(Some(COMPILING_MAX))?.0 {
-            Word::Compiled { imports, code } => {
-                if let Some(code) = code.filter(|_| !self.called) {
+        // What is compiled here is kept, and is run as it is from then on. No plugin has run here yet: one
+        // that got out of wasm could make it its own.
+        let order = Order::Compile { component: component.bytes.to_vec() };
+        self.channel.send(&order, None, until)?;
+        match self.channel.receive(SHORT_MAX, until)? {
+            Word::Linked(Ok(linked)) => {
+                let most = usize::try_from(CODE_MAX).unwrap_or(usize::MAX);
+                let Word::Code(code) = self.channel.receive(most, until)? else {
+                    return Err(out_of_turn());
+                };
+                if let Some(code) = code {
                     cache.keep(&component.digest, key, &code);
                 }
-                self.loaded(component, Ok(imports))
+                Ok(self.linked(Ok(linked)))
             }
-            Word::Loaded(Err(fault)) => Ok(Err(fault)),
-            _ => Err(confused()),
+            Word::Linked(Err(flaws)) => Ok(self.linked(Err(flaws))),
+            _ => Err(out_of_turn()),
         }
     }
 
-    fn loaded(
-        &mut self,
-        component: &Component,
-        result: Result<Vec<String>, Vec<Flaw>>,
-    ) -> io::Result<Result<Vec<String>, Vec<Flaw>>> {
-        if let Ok(imports) = &result {
-            self.loaded.insert(component.digest.clone(), imports.clone());
-            self.grant(component)?;
-        }
-        Ok(result)
+    fn linked(&mut self, result: Result<Linked, Vec<Flaw>>) -> Result<Linked, Vec<Flaw>> {
+        let result = result?;
+        let linked = Linked {
+            imports: result.imports.iter().map(|import| plain(import, 256)).collect(),
+            contract: plain(&result.contract, 64),
+        };
+        self.linked = Some(linked.clone());
+        Ok(linked)
     }
 
-    fn grant(&mut self, component: &Component) -> io::Result<()> {
-        let Some(description) = component.granted.clone() else { return Ok(()) };
-        let digest = component.digest.clone();
-        self.channel.send(&Order::Grant { digest, description }, None)
-    }
-
-    fn call(
+    /// Calls it.
+    pub(super) fn call(
         &mut self,
         component: &Component,
         call: &Call,
         sight: Option<&Sight>,
+        grants: &Grants,
         outside: &mut Outside,
-        patience: Duration,
-    ) -> io::Result<Result<Reply<Draft>, Ended>> {
-        let granted = component.granted.as_ref().is_some_and(|d| !d.images.is_empty());
+    ) -> Result<Result<Reply<Plan>, Ended>, Lost> {
+        let mut until = Instant::now() + self.limits.of_a_call();
+        if self.granted != component.granted
+            && let Some(description) = component.granted.clone()
+        {
+            let order = Order::Grant { description: description.clone() };
+            self.channel.send(&order, None, until)?;
+            self.granted = Some(description);
+        }
+        // What is not granted is not even at hand there.
+        let sees = |d: &Description| d.images.iter().any(|image| image.role == Role::Disk);
+        let granted = component.granted.as_ref().is_some_and(sees);
         let disk = sight.and_then(|s| s.disk.as_deref()).filter(|_| granted);
         let image = disk.and_then(|disk| disk.descriptor()).and_then(read_only);
         let seen = sight.map(|sight| SeenThere {
@@ -244,12 +204,19 @@ impl Worker {
                 (Some(_), None) => DiskThere::Socket,
             },
         });
-        self.called = true;
-        let order = Order::Call { digest: component.digest.clone(), call: call.clone(), seen };
-        self.channel.send(&order, image.as_ref().map(AsFd::as_fd))?;
-        loop {
-            let told = match self.channel.receive(Some(patience))?.0 {
-                Word::Ask { query, arguments } => Told::Answer(outside.ask(&query, &arguments)),
+        let order = Order::Call { call: call.clone(), seen };
+        self.channel.send(&order, image.as_ref().map(AsFd::as_fd), until)?;
+        let place = sight.map(|s| &s.place).filter(|_| matches!(call, Call::Plan(_)));
+        let mut plan = Building::new(grants, place);
+        for _ in 0..WORDS_MAX {
+            let told = match self.channel.receive(FRAME_MAX, until)? {
+                Word::Ask { query, arguments } => {
+                    let begun = Instant::now();
+                    let answer = outside.ask(&query, &arguments);
+                    // A command has a deadline of its own.
+                    until += begun.elapsed();
+                    Told::Answer(answer)
+                }
                 Word::Copies => Told::Copies(outside.copies()),
                 Word::Saving => Told::Saving(outside.saving()),
                 Word::Log { loud, message } => {
@@ -257,78 +224,87 @@ impl Worker {
                     continue;
                 }
                 Word::Size => Told::Size(match disk {
-                    Some(disk) => disk.size().map_err(|e| e.to_string()),
-                    None => Err("there is no image".to_owned()),
+                    Some(disk) => disk.size().map_err(|e| ReadFault::from(&e)),
+                    None => Err(ReadFault::of_words("there is no image")),
                 }),
                 Word::Read { offset, length } => Told::Bytes(read(disk, offset, length)),
-                Word::Ended(result) => return Ok(result),
-                _ => return Err(confused()),
+                Word::Steps(steps) => {
+                    for step in steps {
+                        plan.add(step).map_err(|e| Lost::Nonsense(e.to_string()))?;
+                    }
+                    continue;
+                }
+                Word::Ended(Err(ended)) => return Ok(Err(ended)),
+                Word::Ended(Ok(reply)) => {
+                    return reply
+                        .try_map(|end| plan.end(end))
+                        .map(Ok)
+                        .map_err(|e| Lost::Nonsense(e.to_string()));
+                }
+                _ => return Err(out_of_turn()),
             };
-            self.channel.send(&told, None)?;
+            self.channel.send(&told, None, until)?;
         }
-    }
-
-    /// Ends the process. It holds nothing: there is nothing to end in order.
-    fn stop(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Err(Lost::Nonsense("more words than any plugin has reason to".to_owned()))
     }
 
     /// Ends the process for good, and says how it was lost.
-    fn end(mut self, error: &io::Error) -> String {
-        let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-        // It may be gone already, which is as good.
-        let ended = match silent {
-            true => None,
-            false => self.child.try_wait().ok().flatten(),
+    pub(super) fn end(mut self, lost: Lost) -> String {
+        let words = match lost {
+            Lost::Late => "did not answer in time and was ended".to_owned(),
+            Lost::Nonsense(why) => {
+                format!("said what makes no sense and was ended: {}", plain(&why, 512))
+            }
+            Lost::Free(held) => {
+                return format!("plugins cannot be confined: {}", held.in_words());
+            }
+            Lost::Gone(error) => match self.stop() {
+                Some(status) => how(status),
+                None => format!("is gone: {error}"),
+            },
         };
-        let _ = self.child.kill();
-        let last = self.child.wait().ok();
-        match ended.or(last).filter(|_| !silent) {
-            Some(status) => format!("the process in which it ran {}", how(status)),
-            None => "the process in which it ran fell silent and was ended".to_owned(),
+        format!("the process in which it ran {words}")
+    }
+
+    /// Has the process end; dropping takes note of it.
+    pub(super) fn end_soon(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
         }
+    }
+
+    /// Ends the process. It holds nothing: there is nothing to end in order. One that is ending
+    /// already ends as it was about to.
+    fn stop(&mut self) -> Option<ExitStatus> {
+        let mut child = self.child.take()?;
+        let _ = child.kill();
+        child.wait().ok()
     }
 }
 
-impl Apart {
-    /// Ends the process, and takes note of its end: nobody else may be there to do it.
-    pub(crate) fn end(&self) {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mut worker) = worker.take() {
-            // It holds nothing: there is nothing to end in order.
-            let _ = worker.child.kill();
-            let _ = worker.child.wait();
-        }
-    }
-}
-
-impl Drop for Apart {
+impl Drop for Worker {
+    /// Nobody else may be there to take note of its end.
     fn drop(&mut self) {
-        self.end();
+        self.stop();
     }
 }
 
 fn how(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
-        // A failed allocation would say so on standard error, and that call is one it has given up.
-        (Some(31), _) => {
-            "used up its memory, or made a system call that no plugin has reason to make, and was ended"
-                .to_owned()
-        }
+        (Some(6), _) => "used up its memory, or broke down, and was ended".to_owned(),
         (Some(24), _) => "ran out of processor time and was ended".to_owned(),
+        (Some(31), _) => {
+            "made a system call that no plugin has reason to make and was ended".to_owned()
+        }
+        (Some(9), _) => "closed its socket, or was ended by the system".to_owned(),
         (Some(signal), _) => format!("was ended by signal {signal}"),
         (None, code) => format!("ended by itself with code {}", code.unwrap_or(-1)),
     }
 }
 
-fn confused() -> io::Error {
-    io::Error::other("the process for plugins said something that makes no sense")
-}
-
 /// The same file opened anew, for reading only, whatever the engine may do with it. Without `/proc` it
 /// is read over the socket.
-fn read_only(descriptor: std::os::fd::BorrowedFd<'_>) -> Option<File> {
+fn read_only(descriptor: BorrowedFd<'_>) -> Option<File> {
     File::open(format!("/proc/self/fd/{}", descriptor.as_raw_fd())).ok()
 }
 
@@ -337,16 +313,13 @@ fn read(
     offset: u64,
     length: u32,
 ) -> Result<serde_bytes::ByteBuf, ReadFault> {
-    let Some(disk) = disk else {
-        return Err(ReadFault::Failed("there is no image".to_owned()));
-    };
+    let Some(disk) = disk else { return Err(ReadFault::of_words("there is no image")) };
     if length > READ_MAX {
-        return Err(ReadFault::Failed(format!("more than {READ_MAX} bytes at once")));
+        return Err(ReadFault::of_words(format!("more than {READ_MAX} bytes at once")));
     }
     let mut bytes = Vec::with_capacity(length as usize);
     match disk.read_append(offset, length as usize, &mut bytes) {
         Ok(()) => Ok(serde_bytes::ByteBuf::from(bytes)),
-        Err(DiskError::OutOfBounds { size, .. }) => Err(ReadFault::Outside { size }),
-        Err(error) => Err(ReadFault::Failed(error.to_string())),
+        Err(error) => Err(ReadFault::from(&error)),
     }
 }

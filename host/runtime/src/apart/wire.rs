@@ -1,44 +1,35 @@
-//! Words on the socket between the engine and the process that runs plugins.
+//! What the engine and the process that runs plugins say to each other.
 //!
-//! A frame is its length (32 bits, little endian) and that many bytes of postcard; a descriptor may
-//! come with it. Both sides bound what they take in before they take it in.
+//! A process serves one component: `Begin`, then `Load` or `Compile`, then `Grant` and `Call` as often as
+//! it takes. All but `Grant` are answered; during a call the process asks and the engine answers.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
-
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::sandbox::Confinement;
 use crate::bindings::types::{Answer, Argument, Description, Failure, SavedCopy, Saving};
-use crate::call::{Call, Draft, Ended, Reply};
+use crate::call::{Call, DraftEnd, DraftStep, Ended, Reply};
 use crate::flaw::Flaw;
+use crate::limits::Limits;
+use crate::machine::Linked;
 use crate::outside::Loud;
-
-/// The largest frame: a plan with all its data, and what it takes to write it down.
-const FRAME_MAX: u64 = (1 << 30) + (256 << 20);
+use crate::read_fault::ReadFault;
 
 /// To the process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// First of all: how long a call may compute.
-    Begin { own_time_max: Duration },
+    /// First of all: how long things may take.
+    Begin { limits: Limits },
     /// Make ready what was compiled before: its code is the file that comes with this.
-    Load { digest: String },
+    Load,
     /// Compile and make ready.
     Compile {
-        digest: String,
         #[serde(with = "serde_bytes")]
         component: Vec<u8>,
     },
-    /// What this one may see and plan: its own description, narrowed to what was approved.
-    Grant { digest: String, description: Description },
+    /// What it may see and plan: its own description, narrowed to what was approved.
+    Grant { description: Description },
     /// Call it. A descriptor that comes with this is the volume's image.
-    Call { digest: String, call: Call, seen: Option<SeenThere> },
+    Call { call: Call, seen: Option<SeenThere> },
 }
 
 /// A volume as the process is told of it.
@@ -67,13 +58,11 @@ pub(super) enum Word {
         key: u64,
         confinement: Confinement,
     },
-    Loaded(Result<Vec<String>, Vec<Flaw>>),
+    Linked(Result<Linked, Vec<Flaw>>),
     /// The kept code is damaged.
     Damaged,
-    Compiled {
-        imports: Vec<String>,
-        code: Option<serde_bytes::ByteBuf>,
-    },
+    /// After `Linked`, where it was compiled: its code, if it can be kept.
+    Code(Option<serde_bytes::ByteBuf>),
     Ask {
         query: String,
         arguments: Vec<Argument>,
@@ -89,7 +78,10 @@ pub(super) enum Word {
         offset: u64,
         length: u32,
     },
-    Ended(Result<Reply<Draft>, Ended>),
+    /// Steps of the plan, in order: those of a long one come in many frames, and each is checked as it
+    /// comes.
+    Steps(Vec<DraftStep>),
+    Ended(Result<Reply<DraftEnd>, Ended>),
 }
 
 /// What the engine says to a word that asks.
@@ -98,99 +90,6 @@ pub(super) enum Told {
     Answer(Result<Answer, Failure>),
     Copies(Result<Vec<SavedCopy>, Failure>),
     Saving(Result<Saving, Failure>),
-    Size(Result<u64, String>),
+    Size(Result<u64, ReadFault>),
     Bytes(Result<serde_bytes::ByteBuf, ReadFault>),
-}
-
-/// A read that failed.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum ReadFault {
-    Outside { size: u64 },
-    Failed(String),
-}
-
-/// One end of the socket.
-#[derive(Debug)]
-pub(super) struct Channel(UnixStream);
-
-impl Channel {
-    pub(super) fn new(socket: UnixStream) -> Channel {
-        Channel(socket)
-    }
-
-    pub(super) fn send<T: Serialize>(
-        &mut self,
-        words: &T,
-        descriptor: Option<BorrowedFd<'_>>,
-    ) -> io::Result<()> {
-        let mut frame = vec![0; 4];
-        frame = postcard::to_extend(words, frame).map_err(io::Error::other)?;
-        let length = u32::try_from(frame.len() - 4).map_err(io::Error::other)?;
-        frame[..4].copy_from_slice(&length.to_le_bytes());
-        let mut sent = 0;
-        if let Some(descriptor) = descriptor {
-            let raw = [descriptor.as_raw_fd()];
-            let with = [ControlMessage::ScmRights(&raw)];
-            let parts = [IoSlice::new(&frame)];
-            let flags = MsgFlags::MSG_NOSIGNAL;
-            sent = loop {
-                match sendmsg::<()>(self.0.as_raw_fd(), &parts, &with, flags, None) {
-                    Err(nix::errno::Errno::EINTR) => {}
-                    result => break result?,
-                }
-            };
-        }
-        self.0.write_all(&frame[sent..])
-    }
-
-    /// The next frame, and the descriptor that came with it. Waits at most this long for each
-    /// sign of life; none: for ever.
-    pub(super) fn receive<T: DeserializeOwned>(
-        &mut self,
-        patience: Option<Duration>,
-    ) -> io::Result<(T, Option<OwnedFd>)> {
-        self.0.set_read_timeout(patience)?;
-        let mut head = [0; 4];
-        let mut descriptor = None;
-        let mut have = 0;
-        while have < head.len() {
-            let mut space = cmsg_space!([i32; 1]);
-            let mut parts = [IoSliceMut::new(&mut head[have..])];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let got = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), flags);
-            let got = match got {
-                Err(nix::errno::Errno::EINTR) => continue,
-                got => got?,
-            };
-            for message in got.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(raws) = message {
-                    for raw in raws {
-                        // SAFETY: the kernel has just made this descriptor for us.
-                        descriptor = Some(unsafe { OwnedFd::from_raw_fd(raw) });
-                    }
-                }
-            }
-            if got.bytes == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            have += got.bytes;
-        }
-        let length = u64::from(u32::from_le_bytes(head));
-        if length > FRAME_MAX {
-            return Err(io::Error::other("a frame is longer than any has reason to be"));
-        }
-        // Grows with what arrives: a length alone makes nobody set memory aside.
-        let mut frame = Vec::new();
-        (&self.0).take(length).read_to_end(&mut frame)?;
-        if frame.len() as u64 != length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok((postcard::from_bytes(&frame).map_err(io::Error::other)?, descriptor))
-    }
-}
-
-impl AsFd for Channel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
 }

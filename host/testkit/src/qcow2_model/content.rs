@@ -115,7 +115,8 @@ impl Qcow2<'_> {
     ) -> Result<u128, String> {
         let mut all = u128::from(to - from);
         self.clusters(l1, entries, from, to, backing, &mut |at, bytes| {
-            let place = u128::from(at / 512 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+            let place =
+                u128::from(at / 512 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
             all = all.wrapping_add((digest(bytes) ^ place).wrapping_mul(place | 1));
         })?;
         Ok(all)

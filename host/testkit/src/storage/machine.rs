@@ -4,6 +4,7 @@
 //! The guest writes *generations*: every block gets a value of the same one, so that a judge sees
 //! at once whether content is of one moment or a mixture.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use snapslot_command::{Answer, Command, Executor, RunError};
@@ -11,7 +12,7 @@ use snapslot_command::{Answer, Command, Executor, RunError};
 use super::{When, lvm, zfs};
 
 /// Blocks that the guest writes.
-const BLOCKS: u64 = 6;
+pub(super) const BLOCKS: u64 = 6;
 
 /// A kind of volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,34 @@ impl Executor for Machine {
     }
 }
 
+/// Makes a logical volume of this kind and name in the group `vg`; a thin one in `pool` there.
+pub(super) fn put_on_lvm(model: &lvm::Lvm, kind: Kind, name: &str) {
+    match kind {
+        Kind::Thin => model.stage(&format!("lvcreate -y -V 64M --thinpool pool -n {name} vg")),
+        _ => model.stage(&format!("lvcreate -y -L 64M -n {name} vg")),
+    }
+}
+
+/// Makes a dataset of this kind and name in the pool `tank`.
+pub(super) fn put_on_zfs(model: &zfs::Model, kind: Kind, name: &str) {
+    match kind {
+        Kind::Zvol => model.must(&format!("zfs create -V 32M tank/{name}")),
+        _ => model.must(&format!("zfs create -o mountpoint=/mnt/{name} tank/{name}")),
+    };
+}
+
+/// The generation of this content; an error if it is a mixture or not there.
+pub(super) fn generation(content: Option<&BTreeMap<u64, u64>>) -> Result<u64, String> {
+    let content = content.ok_or("the volume is not there")?;
+    let mut generations: Vec<u64> =
+        (0..BLOCKS).map(|b| content.get(&b).copied().unwrap_or(0) / 100).collect();
+    generations.dedup();
+    match generations.as_slice() {
+        [one] => Ok(*one),
+        mixed => Err(format!("a mixture of {mixed:?}")),
+    }
+}
+
 impl Machine {
     /// A new one, whose guest has written generation 1.
     pub fn new(kind: Kind) -> Machine {
@@ -109,16 +138,13 @@ impl Machine {
                     model.stage(
                         "lvcreate -y --type thin-pool -L 256M --poolmetadatasize 4M -n pool vg",
                     );
-                    model.stage("lvcreate -y -V 64M --thinpool pool -n vm1 vg");
-                } else {
-                    model.stage("lvcreate -y -L 64M -n vm1 vg");
                 }
+                put_on_lvm(&model, kind, "vm1");
                 Model::Lvm(Arc::new(model))
             }
             Kind::Zvol | Kind::Dataset => {
                 let model = zfs::Model::with_tank(7);
-                let how = if kind == Kind::Zvol { "-V 32M" } else { "-o mountpoint=/mnt/vm1" };
-                model.must(&format!("zfs create {how} tank/vm1"));
+                put_on_zfs(&model, kind, "vm1");
                 Model::Zfs(Arc::new(model))
             }
         };
@@ -178,14 +204,7 @@ impl Machine {
             Model::Lvm(m) => m.content("vg/vm1"),
             Model::Zfs(m) => m.content("tank/vm1"),
         };
-        let content = content.ok_or("the volume is not there")?;
-        let mut generations: Vec<u64> =
-            (0..BLOCKS).map(|b| content.get(&b).copied().unwrap_or(0) / 100).collect();
-        generations.dedup();
-        match generations.as_slice() {
-            [one] => Ok(*one),
-            mixed => Err(format!("a mixture of {mixed:?}")),
-        }
+        generation(content.as_ref())
     }
 
     /// Names of what there is in the storage: volumes of the group, snapshots of the dataset.

@@ -14,7 +14,8 @@ impl<J: Judge> Trial<'_, J> {
         let mut here = (0, 0);
         let states = self.history.visit(&depth.states, |choice, crashed| {
             tally.states.distinct += 1;
-            let Some((did, world)) = self.judged(choice, &crashed, depth, |crashed| self.judge(crashed))?
+            let Some((did, world)) =
+                self.judged(choice, &crashed, depth, |crashed| self.judge(crashed))?
             else {
                 return Ok(());
             };
@@ -23,7 +24,11 @@ impl<J: Judge> Trial<'_, J> {
             if did == Recovered::Redone {
                 looks |= depth.opinion_every > 0 && tally.redone == 0;
                 tally.redone += 1;
-                here = if here.0 == choice.boundary { (here.0, here.1 + 1) } else { (choice.boundary, 1) };
+                here = if here.0 == choice.boundary {
+                    (here.0, here.1 + 1)
+                } else {
+                    (choice.boundary, 1)
+                };
                 if here.1 <= depth.nested_first || here.1 % depth.nested_every == 0 {
                     self.judged(choice, &crashed, depth, |crashed| {
                         self.inside_recovery(crashed, &world, depth, &mut tally)

@@ -103,7 +103,10 @@ impl<J: Judge> Trial<'_, J> {
                 let _ = self.planner.inspect(Arc::new(world.disk(IMAGE)));
                 // And a second time nothing new happens.
                 let once = world.contents();
-                if recover(&world).is_ok() && recover(&world).is_ok() && world.contents().len() > once.len() {
+                if recover(&world).is_ok()
+                    && recover(&world).is_ok()
+                    && world.contents().len() > once.len()
+                {
                     return Err("recovery leaves more with every time".to_owned());
                 }
                 Ok(())
@@ -134,7 +137,9 @@ impl<J: Judge> Trial<'_, J> {
                         world.mishap(None);
                         let how = if for_ever { " and all after it" } else { "" };
                         let tell = |e: String| {
-                            format!("after event {flush}, recovery with {upset:?} at its call {at}{how}: {e}")
+                            format!(
+                                "after event {flush}, recovery with {upset:?} at its call {at}{how}: {e}"
+                            )
                         };
                         let result = result.map_err(tell)?;
                         let judged = match upset.is_told() {

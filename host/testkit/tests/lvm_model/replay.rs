@@ -5,6 +5,9 @@
 //! `% run COMMAND`, `% open VOLUME`, `% close VOLUME`, `% write VOLUME MIB` (fresh content),
 //! `% write-fails VOLUME MIB`, `% digest VOLUME HASH`.
 //!
+//! Recordings of `tests/real/run --record` have no times, and say what was done beside by `@ COMMAND`,
+//! `* open PATH` and `* close`.
+//!
 //! UUIDs and hashes must match one to one over the whole recording, times only in form,
 //! percentages within [`TOLERANCE`]; all else must be the same, layout included.
 //!
@@ -13,8 +16,9 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use snapslot_testkit::storage::lvm::Lvm;
+use snapslot_testkit::storage::lvm::{GuestError, Lvm};
 
 /// By how many percentage points a share may differ: the model counts a pool's metadata and a
 /// file system's blocks only about right.
@@ -40,6 +44,8 @@ const SKIPPED: &[(&str, &str)] = &[
     (">/dev/null", "a redirection"),
     ("busybox su", "another user"),
     ("no_space_timeout", "a setting of the kernel"),
+    ("no_such_field", "a pipe"),
+    ("--nofield", "an option the model does not know is a panic"),
 ];
 
 /// What came of a replay.
@@ -66,6 +72,7 @@ struct Replay {
     /// What stands for what: recorded UUIDs and hashes, and the model's.
     pairs: BTreeMap<String, String>,
     mounted: Option<String>,
+    opened: Option<String>,
     files: BTreeMap<u64, String>,
     fresh: u64,
 }
@@ -73,9 +80,18 @@ struct Replay {
 /// Replays a recording of this name on a new model.
 pub fn replay(name: &str, text: &str) -> Counts {
     let lvm = Lvm::new(0x1af5_2026);
-    lvm.add_group("vg", 508 << 20);
-    let mut replay =
-        Replay { lvm, pairs: BTreeMap::new(), mounted: None, files: BTreeMap::new(), fresh: 1 };
+    // Some begin before there is a group.
+    if !text.contains("\n@ pvcreate ") {
+        lvm.add_group("vg", 508 << 20);
+    }
+    let mut replay = Replay {
+        lvm,
+        pairs: BTreeMap::new(),
+        mounted: None,
+        opened: None,
+        files: BTreeMap::new(),
+        fresh: 1,
+    };
     let mut counts = Counts::default();
     let lines: Vec<&str> = text.lines().collect();
     let mut at = 0;
@@ -86,9 +102,12 @@ pub fn replay(name: &str, text: &str) -> Counts {
         if let Some(aside) = line.strip_prefix("% ") {
             replay.aside(name, number, aside);
         }
+        if let Some(done) = line.strip_prefix("@ ").or_else(|| line.strip_prefix("* ")) {
+            replay.done(name, number, done);
+        }
         let Some(command) = line.strip_prefix("$ ") else { continue };
         let (command, rest) = command.rsplit_once("   -> rc=").expect("an exit code");
-        let (code, _) = rest.split_once(' ').expect("a time");
+        let code = rest.split(' ').next().unwrap_or_default();
         let mut wanted = Said { code: code.parse().expect("a number"), ..Said::default() };
         while let Some(line) = lines.get(at) {
             if let Some(line) = line.strip_prefix("   | ") {
@@ -104,7 +123,16 @@ pub fn replay(name: &str, text: &str) -> Counts {
             *counts.skipped.entry(why).or_default() += 1;
             continue;
         }
-        let said = replay.command(command, &wanted);
+        // What the model does not know it ends with words; the rest is compared all the same.
+        let ran = catch_unwind(AssertUnwindSafe(|| replay.command(command, &wanted)));
+        let said = match ran {
+            Ok(said) => said,
+            Err(why) => {
+                let why = why.downcast_ref::<String>().map_or("a panic", String::as_str);
+                counts.differences.push(format!("{name}.txt:{number}: {why}"));
+                continue;
+            }
+        };
         counts.compared += 1;
         if let Err(why) = replay.same(&wanted, &said) {
             counts.differences.push(format!(
@@ -133,6 +161,35 @@ impl Replay {
             ["digest", volume, hash] => {
                 let model = self.digest(volume);
                 self.pair(hash, &model).unwrap_or_else(|e| panic!("{name}.txt:{number}: {e}"));
+            }
+            _ => panic!("{name}.txt:{number}: what is `{text}`?"),
+        }
+    }
+
+    /// What was done beside, as it was typed.
+    fn done(&mut self, name: &str, number: usize, text: &str) {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let value = |key: &str| words.iter().find_map(|w| w.strip_prefix(key)).unwrap_or_default();
+        match words.as_slice() {
+            ["open", path] => {
+                let volume = path.strip_prefix("/dev/").expect("a device").to_owned();
+                self.lvm.open(&volume);
+                self.opened = Some(volume);
+            }
+            ["close"] => self.lvm.close(&self.opened.take().expect("something is open")),
+            ["dd", ..] if text.contains("of=/dev/ram") => {}
+            // A RAM disk of 256 MiB, of which LVM uses less than an extent for itself.
+            ["pvcreate", ..] => self.lvm.add_group("vg", 252 << 20),
+            ["vgremove", ..] => {}
+            ["dd", ..] => {
+                let volume = value("of=").strip_prefix("/dev/").expect("a device").to_owned();
+                let blocks = value("count=").parse::<u64>().expect("a count") * 16;
+                assert_eq!(value("bs="), "64K", "{name}.txt:{number}: {text}");
+                let wrote = (0..blocks).all(|block| {
+                    self.fresh += 1;
+                    self.lvm.guest_write(&volume, block, self.fresh).is_ok()
+                });
+                assert!(wrote, "{name}.txt:{number}: `{text}` failed");
             }
             _ => panic!("{name}.txt:{number}: what is `{text}`?"),
         }
@@ -194,6 +251,18 @@ impl Replay {
                         1
                     }
                 }
+            }
+            // Until there is no more room.
+            ["dd", "if=/dev/zero", to, "bs=64K", "oflag=direct", ..] => {
+                let path = &to["of=".len()..];
+                let volume = volume(path);
+                let full = (0..).find_map(|block| self.lvm.guest_write(&volume, block, 0).err());
+                let why = match full {
+                    Some(GuestError::PastEnd | GuestError::Io) => "No space left on device",
+                    other => panic!("{path}: {other:?}"),
+                };
+                said.err.push(format!("dd: error writing '{path}': {why}"));
+                1
             }
             ["dd", from, to, _, count, ..] => {
                 let path = &to["of=".len()..];

@@ -99,6 +99,7 @@ fn a_take_is_a_copy() {
         taken_seconds: 1,
         taken_nanoseconds: 2,
         room: None,
+        beside: 0,
         full_copy: false,
     };
     let mut plan = RecordedPlan::default();

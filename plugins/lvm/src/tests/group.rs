@@ -176,7 +176,10 @@ impl Group {
                 let mut made = self.volume(hole("own"), source.content, true);
                 made.origin = Some(source.uuid);
                 made.tags = vec![tag("new")];
-                made.active = action == "restore-make";
+                if action == "restore-make-inactive" {
+                    made.tags.push(tag("inactive"));
+                }
+                made.active = false;
                 self.add(made)?;
             }
             "restore-copy-read-only" => self.lv(hole("own"))?.read_only = true,

@@ -4,7 +4,7 @@
 
 use snapslot_plugin_sdk::{Backend, Goal};
 
-use super::{MARK, facts, held, plan, short, target, uuid, with_report};
+use super::{MARK, facts, held, plan, recorded_text, short, target, uuid, with_report};
 use crate::Lvm;
 
 fn settling(name: &str) -> Vec<String> {
@@ -79,12 +79,24 @@ fn thin_plans() {
             format!("restore-mark-old mark={MARK} uuid={volume}"),
             format!("restore-step-aside own=vm1_snapslot_old uuid={volume}"),
             "restore-step-in own=vm1_snapslot_new".to_owned(),
+            "activate".to_owned(),
             format!("remove own=vm1_snapslot_old uuid={volume}"),
             format!("unmark mark={MARK}"),
         ]
     );
     let delete = plan(&target("thin-held"), &Goal::Empty(snapshot.clone())).expect("a plan");
     assert_eq!(short(&delete), [format!("remove own={slot} uuid={snapshot}")]);
+
+    assert_eq!(restore.notes, Vec::<String>::new());
+    // What the volume-to-be will not have is told.
+    let auto = "\"lv_autoactivation\"";
+    let set = format!("\"lv_read_ahead\":\"1048576\", \"lv_minor\":\"77\", {auto}");
+    let text = recorded_text("thin-held").replace(auto, &set);
+    assert_ne!(text, recorded_text("thin-held"));
+    let goal = Goal::Restored(snapshot.clone());
+    let notes = plan(&with_report("vt", &text), &goal).expect("a plan").notes;
+    assert!(notes.iter().any(|n| n.contains("readahead") && n.contains("1048576")), "{notes:?}");
+    assert!(notes.iter().any(|n| n.contains("device number") && n.contains("77")), "{notes:?}");
 
     // Restored while inactive, read-only, skipped and not autoactivated: so is what comes back.
     let snapshot = uuid("thin-asleep", &slot);
@@ -108,6 +120,39 @@ fn thin_plans() {
             "unmark",
         ]
     );
+}
+
+#[test]
+fn an_external_origin_is_no_origin() {
+    // Story: a thin volume read from a volume outside of its pool. Once it had been restored, LVM showed
+    // that one as its snapshot's origin, and the slot was lost: the snapshot was taken for another's.
+    let held = recorded_text("thin-held");
+    let slot = slot();
+    let row = |name: &str| {
+        let wanted = format!("\"lv_name\":\"{name}\"");
+        held.lines().find(|line| line.contains(&wanted)).expect("a row").trim_end_matches(',')
+    };
+    let outside = row("pool")
+        .replace("\"lv_name\":\"pool\"", "\"lv_name\":\"base\"")
+        .replace(&uuid("thin-held", "pool"), "bbbbbb-bbbb-bbbb-bbbb-bbbb-bbbb-bbbbbb")
+        .replace("\"lv_layout\":\"thin,pool\"", "\"lv_layout\":\"linear\"")
+        .replace("\"lv_role\":\"private\"", "\"lv_role\":\"public,origin,extthinorigin\"");
+    let unlinked = row(&slot).replace("\"origin\":\"vm1\"", "\"origin\":\"base\"");
+    assert_ne!(unlinked, row(&slot));
+    let report = held.replace(row(&slot), &format!("{unlinked},\n{outside}"));
+    let facts = facts(&with_report("vt", &report)).expect("facts");
+    let marks: Vec<_> = facts.snapshots.iter().filter_map(|s| s.mark.as_deref()).collect();
+    assert_eq!(marks, [MARK]);
+    let goal = Goal::Restored(uuid("thin-held", &slot));
+    plan(&with_report("vt", &report), &goal).expect("a plan");
+    // One that is linked to another volume of its pool is that one's still.
+    let foreign = row(&slot).replace("\"origin\":\"vm1\"", "\"origin\":\"vm2\"");
+    let other = row("vm1")
+        .replace("\"lv_name\":\"vm1\"", "\"lv_name\":\"vm2\"")
+        .replace(&uuid("thin-held", "vm1"), "bbbbbb-bbbb-bbbb-bbbb-bbbb-bbbb-bbbbbb");
+    let report = held.replace(row(&slot), &format!("{foreign},\n{other}"));
+    let facts = super::facts(&with_report("vt", &report)).expect("facts");
+    assert!(facts.snapshots.iter().all(|s| s.mark.is_none()), "{:?}", facts.snapshots);
 }
 
 #[test]
@@ -163,7 +208,13 @@ fn thick_plans() {
 
     let snapshot = uuid("thick-held", &slot());
     let volume = uuid("thick-held", "vm1");
+    let consume = plan(&target("thick-held"), &Goal::Consumed(snapshot.clone())).expect("a plan");
     let restore = plan(&target("thick-held"), &Goal::Restored(snapshot.clone())).expect("a plan");
+    // What is not wanted afterwards is not made again.
+    let again = |line: &String| line.starts_with("take-thick");
+    let but_the_take: Vec<String> = short(&restore).into_iter().filter(|l| !again(l)).collect();
+    assert_eq!(short(&consume), but_the_take);
+    assert!(short(&restore).iter().any(again));
     assert_eq!(
         short(&restore),
         [
@@ -238,12 +289,14 @@ fn health_is_told() {
 
 #[test]
 fn change_is_measured_where_lvm_tells_it() {
-    let change = Lvm::measure(&target("thick-held"), &uuid("thick-held", &slot())).expect("told");
+    let change =
+        Lvm::measure(&target("thick-held"), &uuid("thick-held", &slot()), false).expect("told");
     // 6 MiB were written; LVM says 50.26 % of 12 MiB, tables included.
     assert!((6 << 20..(6 << 20) + (64 << 10)).contains(&change.changed_bytes), "{change:?}");
     assert_eq!(change.held_bytes, change.changed_bytes);
     for name in ["thin-held", "thick-asleep"] {
-        let failure = Lvm::measure(&target(name), &uuid(name, &slot())).expect_err("not told");
+        let failure =
+            Lvm::measure(&target(name), &uuid(name, &slot()), false).expect_err("not told");
         assert_eq!(failure.code, "no-measure", "{name}");
     }
 }

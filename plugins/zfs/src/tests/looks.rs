@@ -43,7 +43,8 @@ fn a_file_system_among_others() {
     let pool = facts(&seen("setup", "tank", 0));
     assert_eq!((pool.format.as_str(), pool.snapshots.len()), ("ZFS file system", 0));
     // A snapshot of a dataset whose name begins alike.
-    let alike = answering("tank/vm", said("zvol", "receive_resume_token", 0));
+    let alike = with_of("tank/vm1", said("zvol", "receive_resume_token", 0));
+    let alike = answering("tank/vm", alike);
     assert_eq!(Zfs::inspect(&alike).map_err(|f| f.code), Err("unknown-answer".to_owned()));
 }
 
@@ -94,6 +95,43 @@ fn an_inherited_mark_is_nobodys() {
     assert!(facts.snapshots.iter().all(|s| s.mark.is_none()));
     assert_eq!(facts.snapshots[0].taken_seconds, 1_795_445_712, "its creation");
     assert_eq!(codes(&facts), ["name-clash"]);
+}
+
+/// Story: `zfs send -R` takes user properties along. The replica's snapshot, and one that moved to a
+/// clone by `zfs promote`, was taken for the slot of the dataset it came to.
+#[test]
+fn a_snapshot_of_another_dataset_is_no_slot() {
+    let own = format!("tank/vm1@snapslot-{MARK}");
+    for of in ["-", "", "1", "170659919632531780520"] {
+        let target = changed(seen("zvol", "tank/vm1", 0), &own, "snapslot:of", of);
+        let facts = facts(&target);
+        assert_eq!(facts.snapshots[0].mark, None, "{of:?}");
+        assert_eq!(codes(&facts), ["name-clash"], "{of:?}");
+        assert!(facts.findings[0].message.contains("another dataset"), "{:?}", facts.findings);
+        let goal = restored(10574076448428932593);
+        assert_eq!(refused(&target, &goal).code, "renamed", "{of:?}");
+    }
+}
+
+#[test]
+fn a_dataset_that_is_gone_and_a_pool_that_is_not_there() {
+    let look = said("setup", "tank/nope", 0);
+    let asked = |pool: i32| MemoryTarget {
+        place: "tank/nope".to_owned(),
+        answers: vec![
+            (LOOK.to_owned(), look.clone()),
+            (
+                grants::POOL.to_owned(),
+                Answer { exit_code: pool, output: Vec::new(), errors: Vec::new() },
+            ),
+        ],
+        ..MemoryTarget::default()
+    };
+    let gone = Zfs::inspect(&asked(0)).expect_err("no such dataset");
+    assert_eq!((gone.kind, gone.code.as_str()), (FailureKind::NotFound, "no-volume"));
+    let away = Zfs::inspect(&asked(1)).expect_err("no such pool");
+    assert_eq!((away.kind, away.code.as_str()), (FailureKind::Io, "no-pool"));
+    assert!(away.message.contains("zpool import"), "{}", away.message);
 }
 
 /// ZFS takes tabs and line ends in user properties and prints them as they are.

@@ -22,6 +22,7 @@ fn a_take() {
         argument("mark", MARK),
         argument("seconds", "1795344146"),
         argument("nanoseconds", "5"),
+        argument("guid", "17065991963253178052"),
     ];
     assert_eq!(plan.steps, [Recorded::Act(TAKE.to_owned(), arguments)]);
     assert_eq!(plan.notes, Vec::<String>::new(), "its reservation covers it all");
@@ -127,7 +128,11 @@ fn a_restore() {
 #[test]
 fn a_restore_tells_what_else_changes() {
     let notes = planned(&seen("grow", "tank/vm1", 0), &restored(VM1)).expect("a plan").notes;
-    assert!(notes.len() == 1 && notes[0].contains("from 50331648 to 33554432"), "{notes:?}");
+    assert!(notes.len() == 2 && notes[0].contains("from 50331648 to 33554432"), "{notes:?}");
+    // A channel program leaves the reservation as it is; `zfs rollback` would have it follow.
+    assert!(notes[1].contains("stays 54001664 bytes"), "{notes:?}");
+    let sparse = changed(seen("grow", "tank/vm1", 0), "tank/vm1", "refreservation", "none");
+    assert_eq!(planned(&sparse, &restored(VM1)).expect("a plan").notes.len(), 1);
     let target = changed(seen("fs", "tank/ds", 3), "tank/ds", "refquota", "99999999");
     let notes = planned(&target, &restored(738753335253132100)).expect("a plan").notes;
     assert!(notes.len() == 1 && notes[0].contains("refquota stays"), "{notes:?}");
@@ -242,7 +247,8 @@ fn settled_is_nothing() {
 
 #[test]
 fn how_far_it_moved_away() {
-    let measured = |target: &MemoryTarget, guid: u64| Zfs::measure(target, &guid.to_string());
+    let measured =
+        |target: &MemoryTarget, guid: u64| Zfs::measure(target, &guid.to_string(), false);
     let fs = measured(&seen("fs", "tank/ds", 1), 14611376746204108196).expect("a measure");
     assert_eq!((fs.changed_bytes, fs.held_bytes), (61440, 61440));
     // With newer snapshots `written` of the dataset counts from the newest: it is asked anew.
@@ -262,8 +268,10 @@ fn how_far_it_moved_away() {
 
 #[test]
 fn a_look_that_fails_fails_the_plan() {
-    let target = answering("nopool/x", said("setup", "nopool/x", 0));
+    let mut target = answering("nopool/x", said("setup", "nopool/x", 0));
+    let pool = Answer { exit_code: 1, output: Vec::new(), errors: Vec::new() };
+    target.answers.push((grants::POOL.to_owned(), pool));
     for goal in [held(MARK), restored(1), empty(1)] {
-        is(&refused(&target, &goal), FailureKind::NotFound, "no-volume", "nopool/x");
+        is(&refused(&target, &goal), FailureKind::Io, "no-pool", "nopool");
     }
 }

@@ -3,6 +3,8 @@
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use snapslot_disk::{EngineLock, FileDisk, LockError};
+
 use super::super::*;
 use super::*;
 
@@ -249,18 +251,72 @@ fn a_disk_with_two_names_gets_no_snapshot_and_no_restore() {
     assert_eq!(listing(dir.path()).len(), 3);
 }
 
+/// A process that has a file as its input, and waits until it is ended.
+fn somebody(path: &Path) -> std::process::Child {
+    let input = std::fs::File::open(path).expect("the image");
+    let mut command = std::process::Command::new("tail");
+    command.args(["-f", "/dev/null"]).stdin(input).spawn().expect("tail, of coreutils")
+}
+
+#[test]
+fn a_disk_that_somebody_has_is_not_copied_whole() {
+    // Story: a block device that a machine was writing was copied whole: the copy was of no moment. A
+    // file's time of modification tells of that, and a device has none.
+    let (dir, path, mut copies) = image(&bytes(1, 5000));
+    let mut child = somebody(&path);
+    let before = copies.save(&save(true), QUIET);
+    child.kill().and_then(|()| child.wait()).expect("ended");
+    let error = before.expect_err("in use");
+    let pid = format!("(pid {})", child.id());
+    assert!(matches!(&error, CopyError::InUse { who, .. } if who.contains(&pid)), "{error}");
+    assert_eq!(listing(dir.path()).len(), 1, "{:?}", brief(&listing(dir.path())));
+    // And one who comes while it is copied.
+    let child = Arc::new(Mutex::new(None));
+    let (late, image) = (child.clone(), path.clone());
+    probed(&mut copies, move |event| {
+        if matches!(event, Event::Wrote(_)) {
+            *late.lock().expect("unpoisoned") = Some(somebody(&image));
+        }
+        Ok(())
+    });
+    let during = copies.save(&save(true), QUIET);
+    let mut child = child.lock().expect("unpoisoned").take().expect("somebody came");
+    child.kill().and_then(|()| child.wait()).expect("ended");
+    let error = during.expect_err("in use");
+    assert!(matches!(error, CopyError::InUse { .. }), "{error}");
+    assert_eq!(listing(dir.path()).len(), 1, "{:?}", brief(&listing(dir.path())));
+    copies.pretend = Pretend::default();
+    copies.save(&save(true), QUIET).expect("saved when they are gone");
+}
+
+#[test]
+fn the_lock_goes_with_the_name() {
+    // Story: a restore gave the name to a file without a lock. Another engine came in between that and the
+    // end, took a snapshot, and the first one's record was of neither.
+    let (_dir, path, copies) = image(&bytes(1, 5000));
+    copies.save(&save(true), QUIET).expect("saved");
+    let disk = || FileDisk::open_writable(&path).expect("the image");
+    let old = disk();
+    let lock = EngineLock::take(&old).expect("nobody has it");
+    copies.put_back(MARK, QUIET).expect("put back");
+    let new = disk();
+    assert_ne!(new.id(), old.id());
+    assert!(
+        matches!(EngineLock::take(&new), Err(LockError::Held { .. })),
+        "nobody has the new one"
+    );
+    drop(lock);
+    assert!(matches!(EngineLock::take(&new), Err(LockError::Held { .. })), "it is the copies'");
+    drop(copies);
+    EngineLock::take(&new).expect("free");
+}
+
 #[test]
 fn a_disk_that_another_process_has_open_is_not_replaced() {
     let (_dir, path, copies) = image(&bytes(1, 5000));
     copies.save(&save(true), QUIET).expect("saved");
     std::fs::write(&path, bytes(2, 5000)).expect("a change");
-    // A process that has it as its input, and waits until it is ended.
-    let input = std::fs::File::open(&path).expect("the image");
-    let mut child = std::process::Command::new("tail")
-        .args(["-f", "/dev/null"])
-        .stdin(input)
-        .spawn()
-        .expect("tail, of coreutils");
+    let mut child = somebody(&path);
     let result = copies.put_back(MARK, QUIET);
     child.kill().expect("ended");
     child.wait().expect("ended");

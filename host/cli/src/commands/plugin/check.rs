@@ -36,14 +36,17 @@ pub fn check(engine: &Engine, output: Output, file: &Path) -> Result<ExitCode, F
         words.push_str(&grants(description, &[]));
     }
     let sound = checked.flaws.is_empty();
+    let contract = checked.contract.as_ref().map(|version| format!("snapslot:backend {version}"));
     if sound {
-        words.push_str(
-            "It speaks snapslot:backend 0.1, as this host does. Nothing is wrong with it.\n",
-        );
+        let speaks = contract.as_deref().unwrap_or("snapslot:backend");
+        let _ = writeln!(words, "It speaks {speaks}, as this host does. Nothing is wrong with it.");
     } else {
         words.push_str("This host cannot use it:\n");
         for flaw in &checked.flaws {
             let _ = writeln!(words, "  {flaw}\n    {}", flaw.advice());
+            for line in flaw.log() {
+                let _ = writeln!(words, "    | {line}");
+            }
         }
     }
     let flaws: Vec<_> = (checked.flaws.iter())
@@ -53,7 +56,7 @@ pub fn check(engine: &Engine, output: Output, file: &Path) -> Result<ExitCode, F
         json!({
             "file": file, "size": checked.size, "digest": checked.digest,
             "imports": checked.imports, "description": checked.description,
-            "contract": "snapslot:backend 0.1", "flaws": flaws, "sound": sound,
+            "contract": contract, "flaws": flaws, "sound": sound,
         }),
         &words,
     );

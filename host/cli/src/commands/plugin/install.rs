@@ -1,7 +1,6 @@
 //! Adding, removing and verifying plugins of third parties.
 
 use std::fmt::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -9,40 +8,35 @@ use snapslot_engine::{Candidate, Engine};
 
 use super::AT_FAULT;
 use super::words::grants;
+use crate::args::AddArgs;
 use crate::ask::{Answer, confirm};
 use crate::output::{Failed, Output};
 use crate::words::quoted;
 
-pub fn add(
-    engine: &Engine,
-    output: Output,
-    file: &Path,
-    without: &[String],
-    yes: bool,
-    dry_run: bool,
-) -> Result<ExitCode, Failed> {
+pub fn add(engine: &Engine, output: Output, args: &AddArgs) -> Result<ExitCode, Failed> {
+    let AddArgs { file, without, with, yes, dry_run } = args;
     let candidate = engine.consider(file)?;
-    candidate.check_denied(without)?;
-    let shown = in_words(&candidate, without);
+    let denied = &candidate.denied(without, with)?;
+    let shown = in_words(&candidate, denied);
     let data = json!({
         "name": candidate.description.name, "version": candidate.description.version,
-        "digest": candidate.digest, "contract": "snapslot:backend 0.1",
+        "digest": candidate.digest, "contract": format!("snapslot:backend {}", candidate.contract),
         "grants": candidate.description.grant_names(), "new-grants": candidate.news(),
-        "denied": without, "description": candidate.description,
+        "denied": denied, "description": candidate.description,
         "replaces": candidate.replaces.as_ref().map(|p| &p.digest),
     });
     let name = candidate.description.name.clone();
-    if dry_run {
+    if *dry_run {
         let words = format!("{shown}Nothing was added.\n");
         return finished(output, data, "added", false, &words);
     }
-    let same = candidate.replaces.as_ref().is_some_and(|p| p.approved.denied == without);
+    let same = candidate.replaces.as_ref().is_some_and(|p| p.approved.denied == *denied);
     if candidate.is_there() && same {
         let words = format!("{name} is installed already, with this digest and these grants.\n");
         return finished(output, data, "added", false, &words);
     }
     // Nobody approves what they did not see: with `--json` too, where standard output is not theirs.
-    if !yes {
+    if !*yes {
         eprint!("{shown}");
         match confirm(&format!("Give {name} these grants?")) {
             Answer::Yes => {}
@@ -58,14 +52,14 @@ pub fn add(
     }
     let replaced = candidate.replaces.is_some();
     let place = candidate.description.place.word();
-    let plugin = engine.install(candidate, without)?;
+    let plugin = engine.install(candidate, denied)?;
     let did = if replaced { "now has the new component" } else { "is installed" };
     let example = match place {
         "lvm-volume" => "vg0/vm1",
         "zfs-dataset" => "tank/vm1",
         _ => "/srv/vm1",
     };
-    let seen = if yes { shown.as_str() } else { "" };
+    let seen = if *yes { shown.as_str() } else { "" };
     let words = format!(
         "{seen}{name} {did} (sha256 {}).\nIts volumes are {name}:PLACE, as in `snapslot take {name}:{example}`; \
          `snapslot plugin show {name}` shows what it may do.\n",
@@ -89,7 +83,7 @@ fn finished(
 fn in_words(candidate: &Candidate, without: &[String]) -> String {
     let mut words = grants(&candidate.description, without);
     let _ = writeln!(words, "Digest: sha256 {}", candidate.digest);
-    let _ = writeln!(words, "Speaks: snapslot:backend 0.1");
+    let _ = writeln!(words, "Speaks: snapslot:backend {}", candidate.contract);
     if let Some(before) = &candidate.replaces {
         let _ = writeln!(
             words,
@@ -101,8 +95,12 @@ fn in_words(candidate: &Candidate, without: &[String]) -> String {
             true => writeln!(words, "It asks for no more than that one."),
             false => writeln!(words, "NEW, not asked for before: {}", news.join(", ")),
         };
-        for denied in before.approved.denied.iter().filter(|d| !without.contains(d)) {
-            let _ = writeln!(words, "Denied before, and approved now: {denied}");
+        let asked = candidate.description.grant_names();
+        for name in before.approved.denied.iter().filter(|name| asked.contains(name)) {
+            let _ = match without.contains(name) {
+                true => writeln!(words, "Denied before, and still: {name} (`--with` gives it)"),
+                false => writeln!(words, "Denied before, and approved now: {name}"),
+            };
         }
     }
     words

@@ -22,11 +22,12 @@ macro_rules! of_tree {
 }
 
 /// The SDK and the contract, by their path below `snapslot/`.
-const SDK: [(&str, &str); 5] = [
+const SDK: [(&str, &str); 6] = [
     ("wit/backend/backend.wit", of_tree!("wit/backend/backend.wit")),
     ("plugins/sdk/src/lib.rs", of_tree!("plugins/sdk/src/lib.rs")),
     ("plugins/sdk/src/guest.rs", of_tree!("plugins/sdk/src/guest.rs")),
     ("plugins/sdk/src/copies.rs", of_tree!("plugins/sdk/src/copies.rs")),
+    ("plugins/sdk/src/declared.rs", of_tree!("plugins/sdk/src/declared.rs")),
     ("plugins/sdk/src/double.rs", of_tree!("plugins/sdk/src/double.rs")),
 ];
 

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use snapslot_engine::{Engine, EngineError, read_recording};
+use snapslot_engine::{Engine, EngineError, plain, read_recording};
 
-use super::{AT_FAULT, component};
+use super::{AT_FAULT, component, component_here};
 use crate::output::{Failed, Output};
 
 /// Of an answer, what is shown where two differ.
@@ -24,15 +24,28 @@ pub fn replay(
     let mut components = HashMap::new();
     for call in &calls {
         let name = other.unwrap_or(&call.plugin);
-        if !components.contains_key(name) {
-            components.insert(name.to_owned(), component(engine, name)?.0);
+        if components.contains_key(name) {
+            continue;
         }
+        let found = match other {
+            Some(named) => Some(component(engine, named)?),
+            // A recording comes from somebody else: it does not say which file is opened.
+            None => component_here(engine, name)?,
+        };
+        let Some((bytes, _)) = found else {
+            return Err(EngineError::Usage(format!(
+                "{} is of the plugin {name}, which is not here; name its component with --plugin FILE",
+                file.display()
+            ))
+            .into());
+        };
+        components.insert(name.to_owned(), bytes);
     }
     let (mut words, mut rows, mut differing) = (String::new(), Vec::new(), 0);
     let mut strangers = Vec::new();
     for call in &calls {
         let name = other.unwrap_or(&call.plugin);
-        let plugin = engine.load_component(name, &components[name])?;
+        let plugin = engine.load_component(name, &components[name], &call.denied)?;
         if plugin.digest() != call.digest && !strangers.contains(&name) {
             strangers.push(name);
             let _ = writeln!(
@@ -49,9 +62,13 @@ pub fn replay(
         let _ = writeln!(words, "{:9} {place}: {verdict}: {}", call.call, gist(&now));
         if !same {
             let _ = writeln!(words, "    then {}\n    now  {}", shown(&call.result), shown(&now));
+            for line in &call.log {
+                let _ = writeln!(words, "    then it logged: {line}");
+            }
         }
         rows.push(json!({
             "call": call.call, "place": call.place, "same": same, "then": call.result, "now": now,
+            "log": call.log,
         }));
     }
     let _ = writeln!(words, "{} calls, {differing} answered otherwise", calls.len());
@@ -61,7 +78,7 @@ pub fn replay(
 
 /// An answer in a few words.
 fn gist(answer: &Value) -> String {
-    let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
+    let text = |v: &Value| plain(v.as_str().unwrap_or("-"), SHOWN_MAX);
     if let Some(facts) = answer.get("facts") {
         let count = facts["snapshots"].as_array().map_or(0, Vec::len);
         return format!("{}, {count} snapshots", text(&facts["format"]));
@@ -77,6 +94,9 @@ fn gist(answer: &Value) -> String {
     if let Some(cause) = answer.get("fault") {
         return format!("it breaks down: {}", text(cause));
     }
+    if let Some(description) = answer.get("description") {
+        return format!("{} {}", text(&description["name"]), text(&description["version"]));
+    }
     if let Some(count) = answer.get("extents") {
         return format!("{count} extents");
     }
@@ -84,5 +104,5 @@ fn gist(answer: &Value) -> String {
 }
 
 fn shown(answer: &Value) -> String {
-    answer.to_string().chars().filter(|c| !c.is_control()).take(SHOWN_MAX).collect()
+    plain(&answer.to_string(), SHOWN_MAX)
 }

@@ -173,14 +173,15 @@ impl State {
         }
     }
 
-    /// Before each command: merges that somebody waits for go on.
+    /// Before each command: merges go on, and those that somebody waits for end.
     pub(super) fn look_at_merges(&mut self) {
         let all: Vec<Id> = self.lvs.keys().copied().collect();
         for id in all {
             let Kind::Cow(cow) = &mut self.lv_mut(id).kind else { continue };
             match &mut cow.merge {
                 Some(Merge::Running { waited_for: true, looks: 0 }) => self.drop_lv(id),
-                Some(Merge::Running { waited_for: true, looks }) => *looks -= 1,
+                // The kernel goes on, whether or not somebody waits for it.
+                Some(Merge::Running { looks, .. }) => *looks = looks.saturating_sub(1),
                 _ => {}
             }
         }

@@ -60,6 +60,8 @@ const FIELDS: &[(&str, &str, usize, Side)] = &[
     ("discards", "Discards", 8, Left),
     ("zero", "Zero", 7, Left),
     ("seg_monitor", "Monitor", 7, Left),
+    ("lv_read_ahead", "Rahead", 6, Left),
+    ("lv_minor", "Min", 3, Right),
 ];
 
 const LVS_DEFAULT: &str = "lv_name,vg_name,lv_attr,lv_size,pool_lv,origin,data_percent,\

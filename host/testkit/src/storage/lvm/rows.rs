@@ -147,6 +147,8 @@ impl State {
                 None => set(thin.is_none(), "unknown"),
             },
             "seg_monitor" => String::new(),
+            "lv_read_ahead" => lv.read_ahead.map_or("auto".to_owned(), |bytes| bytes.to_string()),
+            "lv_minor" => "-1".to_owned(),
             _ => return None,
         };
         Some(Value::Text(text))
@@ -159,13 +161,22 @@ impl State {
         self.lv(merging).cow().is_some_and(|c| running(c.merge)).then_some(merging)
     }
 
+    /// How much of a merge is left: nothing once the kernel has copied all.
+    fn left_to_merge(&self, id: Id) -> &'static str {
+        let merging = self.running_into(id).and_then(|m| self.lv(m).cow());
+        match merging.and_then(|c| c.merge) {
+            Some(Merge::Running { looks: 0, .. }) => "0.00",
+            _ => "50.00",
+        }
+    }
+
     fn data_percent(&self, id: Id) -> String {
         let lv = self.lv(id);
         if !lv.active {
             return String::new();
         }
         match &lv.kind {
-            Kind::Linear(_) if self.running_into(id).is_some() => "50.00".to_owned(),
+            Kind::Linear(_) if self.running_into(id).is_some() => self.left_to_merge(id).to_owned(),
             Kind::Linear(_) => String::new(),
             Kind::Cow(cow) if cow.invalid => "100.00".to_owned(),
             // The header and an empty list do not count.
@@ -296,6 +307,8 @@ impl State {
             "lv_permissions" => "writeable".to_owned(),
             "lv_time" => time(pool.map_or(self.clock, |id| self.lv(id).created), epoch),
             "lv_active" => if active { "active" } else { "" }.to_owned(),
+            "lv_read_ahead" => "auto".to_owned(),
+            "lv_minor" => "-1".to_owned(),
             "lv_device_open" => if active { "open" } else { "unknown" }.to_owned(),
             "lv_autoactivation" => "enabled".to_owned(),
             "lv_snapshot_invalid" | "lv_merge_failed" | "lv_check_needed" => "unknown".to_owned(),

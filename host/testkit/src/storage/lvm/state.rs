@@ -34,8 +34,9 @@ pub(super) struct Group {
 pub(super) enum Merge {
     /// It waits for the origin's next activation.
     Pending,
-    /// The kernel does it, and the origin shows its outcome already. While somebody waits for the
-    /// end, it comes after so many looks; otherwise only the next refresh or activation sees it.
+    /// The kernel does it, and the origin shows its outcome already. It has copied all after so many
+    /// looks; the snapshot goes then if somebody waits for that, and otherwise with the next refresh or
+    /// activation.
     Running { waited_for: bool, looks: u32 },
 }
 
@@ -102,6 +103,8 @@ pub(super) struct Lv {
     pub(super) active: bool,
     pub(super) skip: bool,
     pub(super) auto: bool,
+    /// Bytes read ahead, where that was set.
+    pub(super) read_ahead: Option<u64>,
     /// Its device is suspended: all that reads or writes it hangs.
     pub(super) suspended: bool,
     /// Openers in the order they came: whether it is a mount.
@@ -222,6 +225,7 @@ impl State {
             active: true,
             skip: false,
             auto: true,
+            read_ahead: None,
             suspended: false,
             openers: Vec::new(),
             bytes,

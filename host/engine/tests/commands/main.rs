@@ -6,11 +6,18 @@
 //! and everything after it fails as if the engine had died there. Then a new engine recovers.
 //! The judge knows only the content the machine had, what was taken, and the storage's own view.
 
+mod committed;
+mod edges;
+mod machines;
+mod truth;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use snapslot_engine::{Asked, Depth, Done, Engine, EngineError, Settings, Tools, Verb};
-use snapslot_slot::State;
+use snapslot_command::Executor;
+use snapslot_engine::{Asked, Depth, Done, Engine, EngineError, Measure, Settings, Tools, Verb};
+use snapslot_slot::{Consistency, State};
+use snapslot_testkit::qemu::Bench;
 use snapslot_testkit::storage::When;
 use snapslot_testkit::storage::machine::{Kind, Machine as Storage, Trouble};
 
@@ -20,7 +27,7 @@ const KINDS: [Kind; 5] = Kind::ALL;
 struct Machine {
     storage: Storage,
     kind: Kind,
-    scratch: tempfile::TempDir,
+    scratch: Bench,
 }
 
 impl std::ops::Deref for Machine {
@@ -33,7 +40,7 @@ impl std::ops::Deref for Machine {
 
 impl Machine {
     fn new(kind: Kind) -> Machine {
-        let scratch = tempfile::tempdir().expect("a directory");
+        let scratch = Bench::in_memory();
         Machine { storage: Storage::new(kind), kind, scratch }
     }
 
@@ -45,16 +52,19 @@ impl Machine {
     }
 
     fn engine(&self) -> Engine {
-        engine(self.scratch.path(), self.storage.clone())
+        engine(self.scratch.directory(), self.storage.clone())
     }
 
     fn run(&self, verb: Verb, asked: &Asked) -> Result<Done, EngineError> {
         self.engine().operate(self.volume(), verb, asked, &|_, _, _| ())
     }
 
+    fn slot(&self) -> State {
+        self.engine().status(self.volume(), Measure::Wholly).expect("a status").slot
+    }
+
     fn mark(&self) -> Option<String> {
-        let slot = self.engine().status(self.volume()).expect("a status").slot;
-        slot.occupant().map(|o| o.mark.clone())
+        self.slot().occupant().map(|o| o.mark.clone())
     }
 
     fn lines(&self) -> Vec<String> {
@@ -66,7 +76,7 @@ impl Machine {
     }
 }
 
-fn engine(scratch: &Path, storage: Storage) -> Engine {
+fn engine(scratch: &Path, storage: impl Executor + 'static) -> Engine {
     Engine::open(Settings {
         state_dir: scratch.join("state"),
         // One for all tests: compiling the plugins takes a while.
@@ -77,7 +87,7 @@ fn engine(scratch: &Path, storage: Storage) -> Engine {
         plugin_time_max: None,
         confine: snapslot_engine::Confine::Here,
         record: None,
-        tools: Some(Tools(Arc::new(storage))),
+        tools: Some(Tools(Arc::new(committed::Committed::new(storage, scratch)))),
     })
     .expect("an engine")
 }
@@ -108,8 +118,9 @@ impl Act {
 /// A machine that is ready for this act: it sees generation 2; a slot that is held holds 1.
 fn ready(kind: Kind, act: Act) -> (Machine, Option<String>) {
     let machine = Machine::new(kind);
+    let asked = Asked { note: Some("before".to_owned()), ..Asked::default() };
     let mark = (act != Act::Take).then(|| {
-        machine.run(Verb::Take, &Asked::default()).expect("a take");
+        machine.run(Verb::Take, &asked).expect("a take");
         machine.mark().expect("held")
     });
     machine.write(2);
@@ -234,6 +245,11 @@ fn a_crash_at_every_command_leaves_then_or_now() {
     assert!(states >= 100, "only {states} crashes were tried");
 }
 
+/// Whether a restore uses the snapshot up before it is made again.
+fn merges(kind: Kind) -> bool {
+    matches!(kind, Kind::Thick | Kind::ThickInactive)
+}
+
 /// What must hold after recovery.
 fn judge(machine: &Machine, act: Act, mark: Option<&String>, at: &str) {
     let told = |what: String| -> ! { panic!("{at}: {what}\n  {}", machine.log()) };
@@ -242,7 +258,18 @@ fn judge(machine: &Machine, act: Act, mark: Option<&String>, at: &str) {
         told(format!("recovery fails: {e}"));
     }
     let sees = machine.sees().unwrap_or_else(|e| told(e));
+    let slot = machine.slot();
+    if !matches!(slot, State::Held { .. } | State::Empty | State::Disabled) {
+        told(format!("the slot is {slot:?}"));
+    }
     let now = machine.mark();
+    // What was known of it is known still.
+    if let (State::Held { occupant }, true) = (&slot, now.is_some() && now.as_ref() == mark) {
+        let known = (occupant.note.as_deref(), occupant.consistency);
+        if known != (Some("before"), Consistency::Offline) {
+            told(format!("of the snapshot {known:?} is known"));
+        }
+    }
     // The snapshot that was held, the one that took its place, or none.
     match act {
         Act::Take if sees != 2 => told(format!("a take changed the content to {sees}")),
@@ -252,6 +279,13 @@ fn judge(machine: &Machine, act: Act, mark: Option<&String>, at: &str) {
         Act::Delete if sees != 2 => told(format!("a delete changed the content to {sees}")),
         Act::Restore | Act::Consume if sees != 1 && sees != 2 => {
             told(format!("a restore left {sees}"));
+        }
+        // Only a merge uses its snapshot up.
+        Act::Restore if now.as_ref() != mark && (now.is_some() || !merges(machine.kind)) => {
+            told(format!("a restore lost the slot: {now:?}"));
+        }
+        Act::Take | Act::Delete if now.is_some() && act == Act::Delete && now.as_ref() != mark => {
+            told(format!("a delete left {now:?}"));
         }
         // The content of then is never lost: it is in the slot or on the disk.
         Act::Restore | Act::Consume if sees == 2 && now.as_ref() != mark => {
@@ -316,7 +350,7 @@ fn a_crash_in_recovery_is_recovered_from() {
 }
 
 #[test]
-fn a_command_that_fails_changes_nothing() {
+fn a_command_that_fails_changes_nothing_or_is_ended() {
     let mut tried = 0;
     for kind in KINDS {
         for act in Act::ALL {

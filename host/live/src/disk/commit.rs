@@ -1,0 +1,142 @@
+//! The commit: what waits is saved, and overwritten. The order is at the head of the module above.
+
+use std::sync::atomic::Ordering;
+
+use snapslot_disk::DiskError;
+
+use super::{Held, LiveDisk, LiveError, OnFull, RUN_MAX, Slot, lock};
+use crate::blocks::{BLOCK, runs};
+use crate::store::{SEGMENT_MAX, Tail};
+
+impl LiveDisk {
+    /// Saves what waits to be overwritten, and overwrites it.
+    pub fn commit(&self) -> Result<(), LiveError> {
+        // A commit under way may have what a flush is about; and what one that failed left is going still, so
+        // that nothing waits does not mean that there is nothing to do.
+        let mut slot = lock(&self.slot);
+        if self.waiting.load(Ordering::Acquire) + self.going.load(Ordering::Acquire) == 0 {
+            return self.check_sound();
+        }
+        let result = self.commit_with(&mut slot);
+        self.note(&slot);
+        drop(slot);
+        let _order = lock(&self.wanted);
+        self.ended.notify_all();
+        result
+    }
+
+    fn commit_with(&self, slot: &mut Slot) -> Result<(), LiveError> {
+        self.check_sound()?;
+        if slot.held.is_none() {
+            // The snapshot went, and what waited could not be brought to the disk then.
+            return self.end_waiting();
+        }
+        let blocks = self.gather();
+        let fresh: Vec<u64> = blocks.iter().copied().filter(|b| !self.is_saved(*b)).collect();
+        if let Some(held) = &mut slot.held {
+            match self.save(held, &fresh) {
+                Ok(()) => {}
+                Err(e) if e.is_no_space() && self.knobs.on_full == OnFull::FailWrites => {
+                    let why = format!("{e}, and writes are to fail before the snapshot is lost");
+                    return self.stuck(Err(LiveError::Stuck { why, no_space: true }));
+                }
+                Err(e) => {
+                    self.lose(slot, &e.to_string())?;
+                    // There is nothing left to keep the old content for.
+                    return self.end_waiting();
+                }
+            }
+        }
+        // From here on the old content is durable.
+        self.stuck(self.overwrite(&blocks).map_err(LiveError::from))
+    }
+
+    /// Takes note of whether commits get on: where they do not, first writes fail instead of waiting.
+    pub(super) fn stuck<T>(&self, result: Result<T, LiveError>) -> Result<T, LiveError> {
+        let why = result.as_ref().err().map(|e| (e.to_string(), e.is_no_space()));
+        self.is_stuck.store(why.is_some(), Ordering::Release);
+        *lock(&self.stuck) = why;
+        result
+    }
+
+    /// Has all that waits go; gives the blocks, ascending. What a commit could not end is among them.
+    pub(super) fn gather(&self) -> Vec<u64> {
+        let mut blocks: Vec<u64> = Vec::new();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let shard = &mut *shard;
+            for (block, bytes) in shard.waiting.drain() {
+                if shard.going.insert(block, bytes).is_none() {
+                    self.going.fetch_add(1, Ordering::AcqRel);
+                }
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+            }
+            blocks.extend(shard.going.keys());
+        }
+        blocks.sort_unstable();
+        blocks
+    }
+
+    /// Appends blocks as the disk has them, and flushes the store.
+    fn save(&self, held: &mut Held, blocks: &[u64]) -> Result<(), LiveError> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let needed: u64 = blocks.chunks(SEGMENT_MAX).map(|some| Tail::bytes_of(some.len())).sum();
+        if held.tail.at.saturating_add(needed) > self.knobs.store_max {
+            return Err(LiveError::Full);
+        }
+        let mut buf = lock(&self.buf);
+        for some in blocks.chunks(SEGMENT_MAX) {
+            let mut fill = |out: &mut [u8]| {
+                let mut at = 0;
+                for (first, n) in runs(some, RUN_MAX) {
+                    let end = ((first + n as u64) * BLOCK).min(self.size);
+                    let length = (end - first * BLOCK) as usize;
+                    let into = &mut out[at..at + n * BLOCK as usize];
+                    into[length..].fill(0);
+                    self.disk.read_at(first * BLOCK, &mut into[..length])?;
+                    at += n * BLOCK as usize;
+                }
+                Ok(())
+            };
+            let at = held.tail.append(&*held.store, some, &mut fill, &mut buf)?;
+            // Before the next segment is begun: only the last one may be torn.
+            held.store.flush()?;
+            for (i, block) in some.iter().enumerate() {
+                held.places.insert(*block, at + i as u64 * BLOCK);
+                self.mark_saved(*block);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is going to the disk. Gone from memory only when it is there. What cannot be written, as where
+    /// a hole of a full file system would have to be filled, does not keep the rest from being written.
+    pub(super) fn overwrite(&self, blocks: &[u64]) -> Result<(), DiskError> {
+        let mut buf = lock(&self.buf);
+        let mut failed = None;
+        for (first, n) in runs(blocks, RUN_MAX) {
+            let room = buf.len().max(n * BLOCK as usize);
+            buf.resize(room, 0);
+            for i in 0..n {
+                let block = first + i as u64;
+                if let Some(bytes) = lock(self.shard(block)).going.get(&block) {
+                    buf[i * BLOCK as usize..(i + 1) * BLOCK as usize].copy_from_slice(&bytes[..]);
+                }
+            }
+            let end = ((first + n as u64) * BLOCK).min(self.size);
+            let length = (end - first * BLOCK) as usize;
+            if let Err(e) = self.disk.write_at(first * BLOCK, &buf[..length]) {
+                failed.get_or_insert(e);
+                continue;
+            }
+            for block in first..first + n as u64 {
+                if lock(self.shard(block)).going.remove(&block).is_some() {
+                    self.going.fetch_sub(1, Ordering::AcqRel);
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
