@@ -91,7 +91,9 @@ pub fn plan(target: &dyn Target, goal: &Goal, plan: &mut dyn Plan) -> Result<(),
     };
     let mark = match goal {
         Goal::Held(new) => new.mark.clone(),
-        Goal::Restored(identity) => return plan.act("rollback", &own(&mark_of(identity)?)),
+        Goal::Restored(identity) | Goal::Consumed(identity) => {
+            return plan.act("rollback", &own(&mark_of(identity)?));
+        }
         Goal::Empty(identity) => return plan.act("drop", &own(&mark_of(identity)?)),
         Goal::Settled => return Ok(()),
     };

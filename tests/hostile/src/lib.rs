@@ -192,7 +192,7 @@ impl Backend for Hostile {
         }
         let told = told(target);
         match goal {
-            Goal::Restored(_) => return restored(&told, plan),
+            Goal::Restored(_) | Goal::Consumed(_) => return restored(&told, plan),
             Goal::Empty(_) => emptied(&told, plan)?,
             Goal::Held(_) | Goal::Settled => {}
         }
