@@ -160,7 +160,7 @@ fn verbs<J: Judge>(
         steps.push(Step::telling(name("/failing"), move || {
             let before = image.borrow().clone();
             let goal = goal_of(bench, verb, &before)?;
-            let tally = faults(planner, judge, &before, &goal, depth.states.seed)?;
+            let tally = faults(planner, judge, &before, &goal, depth)?;
             Ok(Some(format!(
                 "{} runs that failed, {} states after them",
                 tally.faults, tally.after_faults

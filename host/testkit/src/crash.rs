@@ -45,7 +45,7 @@ pub const STATES: &str = "SNAPSLOT_CRASH_STATES";
 pub const SEED: &str = "SNAPSLOT_CRASH_SEED";
 
 impl Options {
-    /// All subsets of up to ten pending events, else a thousand, or as many as the environment asks for.
+    /// All subsets of up to ten pending events, else four hundred, or as many as the environment asks for.
     ///
     /// # Panics
     /// If a variable is set and not a number.
@@ -56,7 +56,7 @@ impl Options {
             })
         };
         Options {
-            seeded: number(STATES).map_or(1000, |n| n as usize),
+            seeded: number(STATES).map_or(400, |n| n as usize),
             exhaustive: 10,
             singles: usize::MAX,
             tears: true,

@@ -143,7 +143,7 @@ impl<'a> Story<'a> {
         };
         self.tally += trial.power_cuts(&self.depth)?;
         if self.faults && !trial.plan().is_empty() {
-            self.tally += trial.upsets(self.depth.states.seed)?;
+            self.tally += trial.upsets(&self.depth)?;
         }
         self.image = trial.after();
         self.reached(act, active)?;

@@ -61,6 +61,8 @@ pub struct Depth {
     pub nested_first: usize,
     /// and of the others one in so many.
     pub nested_every: usize,
+    /// One call in so many goes wrong in every way.
+    pub upset_every: usize,
     /// One state in so many, and the first whose plan is redone, gets a second opinion; 0: none.
     pub opinion_every: usize,
 }
@@ -69,7 +71,14 @@ impl Depth {
     /// The usual depth for this list of states.
     pub fn new(states: Options) -> Self {
         let nested = Options { seeded: 1, exhaustive: 1, singles: 1, tears: false, ..states };
-        Depth { states, nested, nested_first: 12, nested_every: 32, opinion_every: 1000 }
+        Depth {
+            states,
+            nested,
+            nested_first: 12,
+            nested_every: 32,
+            upset_every: 1,
+            opinion_every: 1000,
+        }
     }
 }
 
@@ -380,10 +389,10 @@ pub fn faults<J: Judge>(
     judge: &J,
     before: &[u8],
     goal: &Goal,
-    seed: u64,
+    depth: &Depth,
 ) -> Result<Tally, String> {
     match Trial::begin(planner, judge, before, goal)? {
-        Ok(trial) => trial.upsets(seed),
+        Ok(trial) => trial.upsets(depth),
         Err(refusal) => Err(refusal.to_string()),
     }
 }

@@ -34,7 +34,7 @@ fn life<const FAULT: u8>(with_faults: bool) -> Result<Tally, String> {
             .map_err(|e| e.to_string())?;
         tally += outcome.tally;
         if with_faults {
-            tally += faults(&native::<Toy<FAULT>>(), &ToyJudge, &now, &goal, 3)?;
+            tally += faults(&native::<Toy<FAULT>>(), &ToyJudge, &now, &goal, &depth)?;
         }
         now = outcome.after;
     }

@@ -11,17 +11,18 @@ use std::sync::Arc;
 use snapslot_disk::sim::upset::{Mishap, Upset};
 use snapslot_disk::sim::{Event, Fate, Files, World};
 
-use super::{Judge, Tally, Trial};
+use super::{Depth, Judge, Tally, Trial};
 use crate::crash::{Choice, History};
 use crate::rng::Rng;
 use crate::sim_host::{IMAGE, carry_out, prepare, recover};
 
 impl<J: Judge> Trial<'_, J> {
     /// Makes every call go wrong.
-    pub fn upsets(&self, seed: u64) -> Result<Tally, String> {
+    pub fn upsets(&self, depth: &Depth) -> Result<Tally, String> {
+        let seed = depth.states.seed;
         let mut tally = Tally::default();
         let mut rng = Rng::new(seed);
-        for at in 0..self.calls {
+        for at in (0..self.calls).step_by(depth.upset_every) {
             for upset in Upset::ALL {
                 for for_ever in [false, true] {
                     let (world, result) = self.upset(Mishap { at, for_ever, upset });
@@ -48,7 +49,7 @@ impl<J: Judge> Trial<'_, J> {
                 }
             }
         }
-        self.upset_recovery(&mut rng, &mut tally)?;
+        self.upset_recovery(depth, &mut rng, &mut tally)?;
         Ok(tally)
     }
 
@@ -116,7 +117,12 @@ impl<J: Judge> Trial<'_, J> {
     }
 
     /// Recovery that goes wrong at each of its calls, and is then done again.
-    fn upset_recovery(&self, rng: &mut Rng, tally: &mut Tally) -> Result<(), String> {
+    fn upset_recovery(
+        &self,
+        depth: &Depth,
+        rng: &mut Rng,
+        tally: &mut Tally,
+    ) -> Result<(), String> {
         let log = self.history.log();
         let flushes: Vec<usize> = (0..log.len())
             .filter(|i| matches!(&log[*i], Event::Flush { file } if file == IMAGE))
@@ -125,7 +131,7 @@ impl<J: Judge> Trial<'_, J> {
             let crashed = self.history.state(&Choice { boundary: flush + 1, pending: Vec::new() });
             let whole = World::of(crashed.clone());
             recover(&whole)?;
-            for at in 0..whole.calls() {
+            for at in (0..whole.calls()).step_by(depth.upset_every) {
                 for upset in Upset::ALL {
                     for for_ever in [false, true] {
                         let world = World::of(crashed.clone());
