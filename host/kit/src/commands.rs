@@ -1,5 +1,7 @@
 //! Storage that is changed by commands: a crash, or trouble, at every one.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::time::Instant;
 
 use snapslot_engine::{Asked, EngineError, Verb};
@@ -11,7 +13,10 @@ use crate::cases::Cases;
 use crate::machine::{Live, StorageMachine, mark, operate};
 use snapslot_testkit::troubled::Trouble;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was found sound: after which act, with what held before, in which state of everything.
+type Known = RefCell<HashSet<(Act, Option<String>, u128)>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Act {
     Take,
     Replace,
@@ -67,6 +72,7 @@ const COMMANDS_MAX: u64 = 64;
 
 /// A crash before, inside and after every command.
 pub fn crashes(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
+    let known = Known::default();
     for act in Act::ALL {
         let prefix = format!("crash/{kind:?}/{}", act.word());
         for n in 1..=COMMANDS_MAX {
@@ -90,7 +96,7 @@ pub fn crashes(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
                     let result = operate(&live, verb, asked);
                     reached = live.storage.restart();
                     let rest = match reached {
-                        true => judged(&live, act, held.as_ref()),
+                        true => judged(&live, act, held.as_ref(), &known),
                         false => result.map(|_| ()).map_err(|e| e.to_string()),
                     };
                     rest.map(|()| None).map_err(|e| told(&live, e))
@@ -104,12 +110,12 @@ pub fn crashes(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
                 break;
             }
         }
-        inside_recovery(bench, kind, act, cases);
+        inside_recovery(bench, kind, act, &known, cases);
     }
 }
 
 /// A crash at a command, and another one in the recovery from it.
-fn inside_recovery(bench: &Bench<'_>, kind: Kind, act: Act, cases: &mut Cases<'_>) {
+fn inside_recovery(bench: &Bench<'_>, kind: Kind, act: Act, known: &Known, cases: &mut Cases<'_>) {
     cases.run_telling(&format!("crash/{kind:?}/{}/inside-recovery", act.word()), || {
         let mut crashes = 0;
         for n in 1..=COMMANDS_MAX {
@@ -131,7 +137,7 @@ fn inside_recovery(bench: &Bench<'_>, kind: Kind, act: Act, cases: &mut Cases<'_
                     let engine = live.engine().map_err(|e| e.to_string())?;
                     let _ = engine.recover(&live.volume());
                     let reached = live.storage.restart();
-                    judged(&live, act, held.as_ref()).map_err(|e| {
+                    judged(&live, act, held.as_ref(), known).map_err(|e| {
                         told(
                             &live,
                             format!("crashed at {n} {first:?}, and at {second} {then:?} in recovery: {e}"),
@@ -150,6 +156,7 @@ fn inside_recovery(bench: &Bench<'_>, kind: Kind, act: Act, cases: &mut Cases<'_
 
 /// Trouble with every command, looks too: with that one, or with it and all after it.
 pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
+    let known = Known::default();
     for act in Act::ALL {
         for trouble in Trouble::ALL {
             for for_ever in [false, true] {
@@ -172,8 +179,8 @@ pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
                         let result = operate(&live, verb, asked);
                         // Beyond its last command nothing is disturbed any more.
                         came = live.trouble.over();
-                        let rest =
-                            said(&result, trouble).and_then(|()| judged(&live, act, held.as_ref()));
+                        let rest = said(&result, trouble)
+                            .and_then(|()| judged(&live, act, held.as_ref(), &known));
                         rest.map(|()| None).map_err(|e| told(&live, e))
                     });
                     if !came && outcome.0 == crate::Outcome::Held {
@@ -210,7 +217,24 @@ fn told(live: &StorageMachine<'_>, what: String) -> String {
 }
 
 /// What must hold after recovery.
-fn judged(live: &StorageMachine<'_>, act: Act, held: Option<&String>) -> Result<(), String> {
+///
+/// Most disturbances lead to one of a few states. What comes of a state is looked at once: one that was found
+/// sound is not gone through again.
+fn judged(
+    live: &StorageMachine<'_>,
+    act: Act,
+    held: Option<&String>,
+    known: &Known,
+) -> Result<(), String> {
+    let state = (act, held.cloned(), live.everything()?);
+    if !known.borrow().contains(&state) {
+        judged_anew(live, act, held)?;
+        known.borrow_mut().insert(state);
+    }
+    Ok(())
+}
+
+fn judged_anew(live: &StorageMachine<'_>, act: Act, held: Option<&String>) -> Result<(), String> {
     let engine = |what: &str| live.engine().map_err(|e| format!("{what}: {e}"));
     engine("recovery")?.recover(&live.volume()).map_err(|e| format!("recovery fails: {e}"))?;
     let sees = live.storage.sees()?;

@@ -254,6 +254,7 @@ fn on_storage(kind: Kind, parts: &mut Vec<Part<'_>>) {
         if let Some(live) = begun(machine, &prefix, cases) {
             life::what_others_took(&prefix, &live, cases);
         }
+        life::clock_jumps(&prefix, machine, cases);
         sequences::undisturbed(bench, kind, cases);
     });
     part("plan", |bench, kind, cases| {
@@ -303,6 +304,7 @@ fn on_sample<'a>(sample: &'a Sample, parts: &mut Vec<Part<'a>>) {
         if let Some(live) = begun(machine, &prefix, cases) {
             life::what_others_took(&prefix, &live, cases);
         }
+        life::clock_jumps(&prefix, machine, cases);
     });
     part("plan", |bench, sample, cases| {
         let prefix = format!("plan/{}", sample.name);

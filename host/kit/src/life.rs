@@ -6,6 +6,7 @@ use snapslot_engine::{Asked, Done, EngineError, Verb};
 use snapslot_slot::State;
 
 use crate::cases::{Cases, Step};
+use crate::clock::EPOCH;
 use crate::machine::{Live, mark, operate};
 use crate::tools::Beyond;
 
@@ -166,6 +167,59 @@ pub fn what_others_delete(prefix: &str, live: &dyn Live, cases: &mut Cases<'_>) 
         same(&live.sees()?, &sees)?;
         done(live, Verb::Delete, Asked::default()).map(|_| ())
     });
+}
+
+/// Where a clock jumps to: what comes of it, as a name, and the moment.
+const JUMPS: [(&str, i64); 8] = [
+    ("a-second-back", EPOCH - 1),
+    ("a-second-on", EPOCH + 3),
+    ("a-day-back", EPOCH - 86_400),
+    ("a-day-on", EPOCH + 86_400),
+    ("to-the-epoch", 0),
+    ("to-2038", i32::MAX as i64),
+    ("past-2038", i32::MAX as i64 + 1),
+    ("past-2106", u32::MAX as i64 + 1),
+];
+
+/// The clock jumps before a take, in the midst of it, or after it: the slot is as with any other clock.
+pub fn clock_jumps<L: Live>(
+    prefix: &str,
+    machine: impl Fn() -> Result<L, String>,
+    cases: &mut Cases<'_>,
+) {
+    for (what, to) in JUMPS {
+        cases.run_telling(&format!("{prefix}/the-clock-jumps/{what}"), || {
+            for looks in 0..LOOKS {
+                let live = machine()?;
+                let at = |e: String| format!("after {looks} looks at the clock: {e}");
+                jumped(&live, looks, to).map_err(at)?;
+            }
+            Ok(Some(format!("at each of {LOOKS} looks")))
+        });
+    }
+}
+
+/// More looks at the clock than a take needs: then it jumps in what comes after.
+const LOOKS: u32 = 5;
+
+fn jumped(live: &dyn Live, looks: u32, to: i64) -> Result<(), String> {
+    live.clock().jumps(looks, to);
+    let then = live.sees()?;
+    done(live, Verb::Take, Asked::default())?;
+    let held = mark(live)?.ok_or("a take leaves an empty slot")?;
+    live.write(2)?;
+    refused(operate(live, Verb::Take, Asked::default()), 3)?;
+    done(live, Verb::Restore, Asked::default())?;
+    same(&live.sees()?, &then)?;
+    if mark(live)?.as_ref() != Some(&held) {
+        return Err("after a restore another snapshot is held".to_owned());
+    }
+    done(live, Verb::Delete, Asked::default())?;
+    same(&live.sees()?, &then)?;
+    match live.left().as_slice() {
+        [] => Ok(()),
+        left => Err(format!("left behind: {}", left.join(", "))),
+    }
 }
 
 /// Somebody else's snapshot is as it was, whatever is done with ours.

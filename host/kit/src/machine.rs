@@ -1,9 +1,11 @@
 //! Virtual machines with one volume, as the parts of the kit see them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use snapslot_engine::{Asked, Done, Engine, EngineError, Measure, Verb};
 use snapslot_runtime::Sight;
+use snapslot_testkit::rng::digest;
 use snapslot_testkit::storage::machine::{Kind, Machine};
 
 use crate::bench::{Bench, Directory};
@@ -40,6 +42,7 @@ pub trait Live {
 /// Runs a verb; copies may be whole ones.
 pub fn operate(live: &dyn Live, verb: Verb, asked: Asked) -> Result<Done, EngineError> {
     let asked = Asked { full_copy: true, ..asked };
+    live.clock().goes_on();
     live.engine()?.operate(&live.volume(), verb, &asked, &|_, _, _| ())
 }
 
@@ -73,6 +76,20 @@ impl<'a> StorageMachine<'a> {
             clock: Arc::new(KitClock::new(bench.options.seed, &format!("{kind:?}"))),
             state: bench.directory()?,
         })
+    }
+
+    /// All that what comes next depends on: two machines of which this is the same go on alike.
+    pub fn everything(&self) -> Result<u128, String> {
+        let engine = self.engine().map_err(|e| e.to_string())?;
+        let failed = |e: snapslot_engine::StoreError| e.to_string();
+        let mut all = format!("{}\n{:?}\n", self.storage.all(), self.clock.state());
+        for machine in engine.store().machines().map_err(failed)? {
+            let running = engine.store().running(&machine.name).map_err(failed)?;
+            all.push_str(&format!("{machine:?}, {running:?}\n"));
+        }
+        // What else is recorded is journals; the database itself holds history too.
+        files(self.state.path(), &mut all).map_err(|e| e.to_string())?;
+        Ok(digest(all.as_bytes()))
     }
 
     fn tools(&self) -> KitTools {
@@ -152,4 +169,21 @@ impl Live for StorageMachine<'_> {
             copies: None,
         })
     }
+}
+
+/// The files in a directory and below it, by name, with what is in them; without databases.
+fn files(directory: &Path, all: &mut String) -> std::io::Result<()> {
+    let mut paths = std::fs::read_dir(directory)?
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            files(&path, all)?;
+        } else if !name.starts_with("record.sqlite") {
+            all.push_str(&format!("{name}: {:032x}\n", digest(&std::fs::read(&path)?)));
+        }
+    }
+    Ok(())
 }
