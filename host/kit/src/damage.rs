@@ -147,8 +147,9 @@ pub fn structure(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
 }
 
 /// A verb on a damaged image is refused, or does no harm: what could be read of the disk before reads the same (after a
-/// restore as the snapshot did), and where an independent reader found no error it finds none now. Gives whether it was
-/// done.
+/// restore as the snapshot did), and an independent reader finds no error now. That is asked where it found none
+/// before: where a cluster that is in use is counted as free, or is a table and content in one, whoever writes to the
+/// image harms it, and no plan can be held to more than to leave an image. Gives whether it was done.
 fn harmless(bench: &Bench<'_>, verb: &str, image: &[u8]) -> Result<bool, String> {
     let Ok(goal) = goal_of(bench, verb, image) else { return Ok(false) };
     let planner = Component::new(bench.plugin, bench);
@@ -157,6 +158,10 @@ fn harmless(bench: &Bench<'_>, verb: &str, image: &[u8]) -> Result<bool, String>
     let Ok(before) = Qcow2::read(image) else {
         return Err("it was done on what cannot be read as an image".to_owned());
     };
+    if !before.judge().errors.is_empty() {
+        Qcow2::read(&after).map_err(|e| format!("it left no image: {e}"))?;
+        return Ok(true);
+    }
     let ours = |q: &Qcow2<'_>| {
         let mut found = q.snapshots().iter().filter(|s| s.name.starts_with("snapslot-"));
         found.next().map(|s| q.snapshot_digest(s, &[]))
@@ -174,7 +179,7 @@ fn harmless(bench: &Bench<'_>, verb: &str, image: &[u8]) -> Result<bool, String>
         Err(e) => return Err(format!("the guest sees nothing afterwards: {e}")),
     }
     let verdict = now.judge();
-    match before.judge().errors.is_empty() && !verdict.errors.is_empty() {
+    match !verdict.errors.is_empty() {
         true => Err(format!("it left errors where there were none: {verdict}")),
         false => Ok(true),
     }

@@ -67,3 +67,30 @@ impl Executor for KitTools {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Goal: whoever asks for a program is told that it is missing, even where this machine has it; and the kit
+    //! knows that something was asked for that it could not try.
+
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn no_program_is_run() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let planted = scratch.path().join("planted");
+        let beyond = Beyond::default();
+        let command = Command {
+            program: "touch".to_owned(),
+            arguments: vec![planted.display().to_string()],
+            input: None,
+            deadline: Duration::from_secs(10),
+        };
+        let answer = KitTools::none(&beyond).run(&command);
+        assert!(matches!(answer, Err(RunError::Missing { .. })), "{answer:?}");
+        assert!(!planted.exists());
+        assert!(beyond.take().is_some_and(|why| why.contains("touch")));
+    }
+}

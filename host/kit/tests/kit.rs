@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 
 use snapslot_engine::{Confine, PLUGINS_ARGUMENT, serve_plugins};
 use snapslot_kit::{Options, Outcome, Report, Subject, Verdict};
-use snapslot_test_broken::{Base, How, component_planting, component_with, faults, sound};
+use snapslot_test_broken::{Base, How, component_planting, component_with, faults};
+use snapslot_testkit::crash::STATES;
 use snapslot_testkit::qemu;
 
 /// Is the process that runs plugins, where this program was started as that; otherwise nothing.
@@ -63,7 +64,11 @@ const ALL: Asked<'_> = Asked { only: None, fail_fast: false, seed: 1, states: 20
 
 fn run(component: Vec<u8>, images: &[PathBuf], asked: &Asked<'_>) -> Report {
     let subject = Subject { component, images: images.to_vec() };
-    let options = Options {
+    snapslot_kit::run(&subject, &options(asked)).expect("the kit works")
+}
+
+fn options<'a>(asked: &Asked<'_>) -> Options<'a> {
+    Options {
         seed: asked.seed,
         states: asked.states,
         only: asked.only.map(str::to_owned),
@@ -72,8 +77,7 @@ fn run(component: Vec<u8>, images: &[PathBuf], asked: &Asked<'_>) -> Report {
         cache_dir: Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugin-cache"),
         confine: Confine::Here,
         progress: &|_| (),
-    };
-    snapslot_kit::run(&subject, &options).expect("the kit works")
+    }
 }
 
 /// The cases that failed, each with why.
@@ -99,21 +103,17 @@ fn no_command_of_a_plugin_is_run_on_this_machine() {
     let scratch = tempfile::tempdir().expect("a directory");
     let planted = format!("/tmp/snapslot-broken-planted-{:011}", std::process::id());
     let bad = component_with(component(), number("it has commands run beside an image"));
-    let report = run(component_planting(&bad, &planted), &[sample(scratch.path())], &ALL);
+    let subject = Subject {
+        component: component_planting(&bad, &planted),
+        images: vec![sample(scratch.path())],
+    };
+    let refused = snapslot_kit::run(&subject, &options(&ALL));
     let there = Path::new(&planted).exists();
     let _ = std::fs::remove_file(&planted);
     assert!(!there, "the plugin's command was run: {planted} was made");
-    // And what could not be tried is told as that: the command, and that the kit has no model of it.
-    assert_eq!(report.verdict, Verdict::Incomplete, "{:?}", failed(&report));
-    let take = "life/sample.qcow2/a-take-fills-the-slot-and-changes-nothing: ";
-    let told = report.missing.iter().find_map(|m| m.strip_prefix(take)).expect("the take");
-    assert!(told.contains("btrfs") && told.contains("no program of this machine"), "{told}");
-    assert!(!told.contains("swapfile is not"), "a program of this machine answered: {told}");
-}
-
-/// A report in which nothing failed.
-fn is_clean(report: &Report) {
-    assert!(failed(report).is_empty(), "{:#?}", failed(report));
+    // Today such a plugin is not even loaded; that none of its commands would be run is tested with the tools.
+    let told = refused.err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(told.contains("no plugin of images is given commands"), "{told}");
 }
 
 /// What is run on a base: LVM and ZFS are modelled, images begin with a sample.
@@ -134,6 +134,12 @@ fn each_planted_fault_is_found() {
         if matches!(fault.how, How::Sound) || fault.what == "it has commands run beside an image" {
             continue;
         }
+        // Each is a component of its own to compile. What is wrong in a plan is found natively too, every one of them,
+        // so that here one in four does.
+        let in_a_plan = matches!(fault.how, How::Steps(..) | How::Commands(_));
+        if in_a_plan && number % 4 != 0 && std::env::var_os(STATES).is_none() {
+            continue;
+        }
         let asked = Asked { fail_fast: true, ..ALL };
         let begun = std::time::Instant::now();
         let report = run(component_with(component(), number), &images(fault.base, &sample), &asked);
@@ -148,6 +154,5 @@ fn each_planted_fault_is_found() {
         }
     }
     println!("{found} planted faults found");
-    assert!(missed.is_empty(), "not found: {missed:#?}");
-    let _ = (sound, is_clean);
+    assert!(missed.is_empty() && found >= 25, "not found: {missed:#?}");
 }

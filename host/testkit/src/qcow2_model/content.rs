@@ -99,7 +99,8 @@ impl Qcow2<'_> {
 
     /// VM state lies behind the last L1 entry that describes the disk.
     fn vm_state(&self, s: &Snapshot, size: u64) -> Result<u128, String> {
-        let start = size.div_ceil(self.header().l2_reach()) * self.header().l2_reach();
+        let start = size.checked_next_multiple_of(self.header().l2_reach());
+        let start = start.ok_or("a disk that ends past 2^64")?;
         let end = start.checked_add(s.vm_state_size).ok_or("VM state past 2^64")?;
         self.digest(s.l1_table_offset, s.l1_size, start, end, &[])
     }
