@@ -328,11 +328,20 @@ into the state directory: what happens to FILE afterwards does not matter.")]
         file: PathBuf,
     },
     /// Try a plugin on simulated storage: every verb, every crash, every fault
+    ///
+    /// No real storage is touched and no program of this machine is run for the plugin.
     #[command(after_help = "Examples:
   snapslot plugin test ./x.wasm
   snapslot plugin test ./vhd.wasm --image sample.vhd
   snapslot plugin test lvm --report report.html --report report.xml
-  snapslot plugin test qcow2 --states 1000             # a deeper look")]
+  snapslot plugin test ./x.wasm --fail-fast            # while it is being written
+  snapslot plugin test ./x.wasm --only crash/Thin/restore/3/Inside
+
+Exit codes:
+  0  sound: everything was tried, and holds
+  7  something does not hold, or the component is no plugin
+  9  incomplete: nothing failed, but not everything could be tried; it says what and why
+  2  no such case, or a report of no known kind")]
     Test(TestArgs),
     /// Ask a plugin again what it was asked in a recording, without the storage
     #[command(after_help = "Examples:
@@ -391,12 +400,15 @@ pub struct TestArgs {
     /// Seed of all choices
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Random states at each boundary of a crash, besides those listed in full
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100_000).map(|n| n as usize))]
+    /// Random states at each boundary of a crash with so much pending that not all can be listed
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=100_000).map(|n| n as usize))]
     pub states: usize,
-    /// Only cases whose names begin so
+    /// Only the case of this name, and those below it
     #[arg(long, value_name = "NAME")]
     pub only: Option<String>,
+    /// End at the first case that fails
+    #[arg(long)]
+    pub fail_fast: bool,
     /// Write a report; .json, .xml (JUnit) or .html; repeat for several
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,

@@ -11,11 +11,22 @@
 //!
 //! Simplification, told: a flush is all-or-nothing (it covers every earlier write of its file),
 //! as `fdatasync` promises. A flush made to fail leaves its writes pending.
+//!
+//! Besides, any call can go wrong in other ways, reads too ([`World::mishap`], [`upset`]): disks lie.
+
+mod paged;
+pub mod upset;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+pub use paged::{Flat, PAGE, Paged};
+use upset::{Call, Mishap, Outcome};
+
 use crate::{Companion, Disk, DiskError, Doing, Range};
+
+/// The files of a machine.
+pub type Files = BTreeMap<String, Paged>;
 
 /// Sector size, the unit in which a write can be torn.
 pub const SECTOR: usize = 512;
@@ -59,27 +70,20 @@ pub enum Event {
 }
 
 impl Event {
-    fn apply(&self, files: &mut BTreeMap<String, Vec<u8>>) {
+    fn apply(&self, files: &mut Files) {
         match self {
             Event::Write { file, offset, data } => {
                 if let Some(bytes) = files.get_mut(file) {
-                    let start = *offset as usize;
-                    let end = start + data.len();
-                    if bytes.len() < end {
-                        bytes.resize(end, 0);
-                    }
-                    bytes[start..end].copy_from_slice(data);
+                    bytes.write(*offset, data);
                 }
             }
             Event::Extend { file, size } => {
-                if let Some(bytes) = files.get_mut(file)
-                    && (bytes.len() as u64) < *size
-                {
-                    bytes.resize(*size as usize, 0);
+                if let Some(bytes) = files.get_mut(file) {
+                    bytes.grow(*size as usize);
                 }
             }
             Event::Create { file } => {
-                files.insert(file.clone(), Vec::new());
+                files.insert(file.clone(), Paged::default());
             }
             Event::Remove { file } => {
                 files.remove(file);
@@ -124,11 +128,16 @@ pub struct Fault {
 
 #[derive(Default)]
 struct State {
-    start: BTreeMap<String, Vec<u8>>,
-    now: BTreeMap<String, Vec<u8>>,
+    start: Files,
+    now: Files,
+    /// What was there before the last write to each file: where, and these bytes.
+    stale: BTreeMap<String, (u64, Vec<u8>)>,
     log: Vec<Event>,
     attempts: usize,
     fault: Option<Fault>,
+    calls: usize,
+    mishap: Option<Mishap>,
+    upsets: usize,
     flush_failed: BTreeMap<String, bool>,
 }
 
@@ -139,6 +148,11 @@ pub struct World(Arc<Mutex<State>>);
 impl World {
     /// A world with these files, all durable.
     pub fn new(files: BTreeMap<String, Vec<u8>>) -> Self {
+        World::of(files.into_iter().map(|(name, bytes)| (name, bytes.into())).collect())
+    }
+
+    /// The same, of files that others may share.
+    pub fn of(files: Files) -> Self {
         World(Arc::new(Mutex::new(State { now: files.clone(), start: files, ..State::default() })))
     }
 
@@ -158,11 +172,16 @@ impl World {
 
     /// What is in a file now, crash or not.
     pub fn bytes(&self, file: &str) -> Option<Vec<u8>> {
-        self.state().now.get(file).cloned()
+        self.state().now.get(file).map(Paged::to_vec)
+    }
+
+    /// All files now, each in one piece.
+    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        self.state().now.iter().map(|(name, bytes)| (name.clone(), bytes.to_vec())).collect()
     }
 
     /// All files now.
-    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+    pub fn contents(&self) -> Files {
         self.state().now.clone()
     }
 
@@ -174,6 +193,21 @@ impl World {
     /// How many events were attempted.
     pub fn attempts(&self) -> usize {
         self.state().attempts
+    }
+
+    /// How many calls were made: events, and reads and looks besides.
+    pub fn calls(&self) -> usize {
+        self.state().calls
+    }
+
+    /// Makes a call go wrong as told, or all from one on.
+    pub fn mishap(&self, mishap: Option<Mishap>) {
+        self.state().mishap = mishap;
+    }
+
+    /// How many calls went wrong by a mishap.
+    pub fn upsets(&self) -> usize {
+        self.state().upsets
     }
 
     /// Makes events fail from now on as told.
@@ -216,11 +250,22 @@ impl World {
                 (Fate::Torn(_) | Fate::Lost, _) => {}
             }
         }
-        World::new(files)
+        World::of(files)
     }
 
     fn happen(&self, event: Event) -> Result<(), DiskError> {
         let mut state = self.state();
+        let (event, upset) = match state.upset(&Call::Event(&event)) {
+            None => (event, None),
+            Some(Outcome::Fails(error)) => {
+                if let Event::Flush { file } = &event {
+                    state.flush_failed.insert(file.clone(), true);
+                }
+                return Err(error);
+            }
+            Some(Outcome::Instead(other, error)) => (other, error),
+            Some(Outcome::Answer(_)) => (event, None),
+        };
         let n = state.attempts;
         state.attempts += 1;
         if let Some(fault) = state.fault
@@ -239,9 +284,30 @@ impl World {
             let source = std::io::Error::from_raw_os_error(fault.errno);
             return Err(DiskError::io(name, doing, source));
         }
+        if let Event::Write { file, offset, data } = &event
+            && let Some(bytes) = state.now.get(file)
+        {
+            // Past the end there was nothing.
+            let mut old = vec![0; data.len()];
+            if bytes.read(*offset, &mut old) {
+                state.stale.insert(file.clone(), (*offset, old));
+            }
+        }
         event.apply(&mut state.now);
         state.log.push(event);
-        Ok(())
+        upset.map_or(Ok(()), Err)
+    }
+}
+
+impl State {
+    /// What becomes of a call that a mishap may befall.
+    fn upset(&mut self, call: &Call<'_>) -> Option<Outcome> {
+        let n = self.calls;
+        self.calls += 1;
+        let mishap = self.mishap.filter(|m| n == m.at || (m.for_ever && n > m.at))?;
+        let outcome = mishap.upset.befalls(call, &self.now, &self.stale, n)?;
+        self.upsets += 1;
+        Some(outcome)
     }
 }
 
@@ -253,13 +319,24 @@ pub struct SimDisk {
 }
 
 impl SimDisk {
-    fn with<T>(&self, f: impl FnOnce(&Vec<u8>) -> T) -> Result<T, DiskError> {
-        let state = self.world.state();
+    /// Looks at the file, as a call that can go wrong.
+    fn look<T>(
+        &self,
+        doing: Doing,
+        read: Option<(u64, usize)>,
+        answer: impl FnOnce(Option<Vec<u8>>, &Paged) -> Result<T, DiskError>,
+    ) -> Result<T, DiskError> {
+        let mut state = self.world.state();
+        let instead = match state.upset(&Call::Look { file: &self.file, doing, read }) {
+            Some(Outcome::Fails(error)) => return Err(error),
+            Some(Outcome::Answer(bytes)) => Some(bytes),
+            Some(Outcome::Instead(..)) | None => None,
+        };
         let Some(bytes) = state.now.get(&self.file) else {
             let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(DiskError::io(self.file.clone(), Doing::Open, gone));
         };
-        Ok(f(bytes))
+        answer(instead, bytes)
     }
 
     fn refuse_after_failed_flush(&self) -> Result<(), DiskError> {
@@ -272,28 +349,26 @@ impl SimDisk {
 
 impl Disk for SimDisk {
     fn size(&self) -> Result<u64, DiskError> {
-        self.with(|b| b.len() as u64)
+        self.look(Doing::Stat, None, |_, bytes| Ok(bytes.len() as u64))
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
-        self.with(|bytes| {
-            let range = usize::try_from(offset)
-                .ok()
-                .and_then(|start| Some(start..start.checked_add(buf.len())?))
-                .and_then(|range| bytes.get(range));
-            match range {
-                Some(found) => {
-                    buf.copy_from_slice(found);
-                    Ok(())
-                }
-                None => Err(DiskError::OutOfBounds {
+        let length = buf.len();
+        self.look(Doing::Read, Some((offset, length)), |instead, bytes| {
+            if let Some(instead) = instead {
+                buf.copy_from_slice(&instead);
+                return Ok(());
+            }
+            match bytes.read(offset, buf) {
+                true => Ok(()),
+                false => Err(DiskError::OutOfBounds {
                     name: self.file.clone(),
                     size: bytes.len() as u64,
                     offset,
-                    length: buf.len() as u64,
+                    length: length as u64,
                 }),
             }
-        })?
+        })
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
@@ -341,6 +416,18 @@ pub struct SimCompanion {
     file: String,
 }
 
+impl SimCompanion {
+    /// Whether the file is there, as a call that can go wrong.
+    fn there(&self) -> Result<bool, DiskError> {
+        let mut state = self.world.state();
+        let look = Call::Look { file: &self.file, doing: Doing::Open, read: None };
+        match state.upset(&look) {
+            Some(Outcome::Fails(error)) => Err(error),
+            _ => Ok(state.now.contains_key(&self.file)),
+        }
+    }
+}
+
 impl Companion for SimCompanion {
     fn create(&self) -> Result<Box<dyn Disk>, DiskError> {
         if self.world.state().now.contains_key(&self.file) {
@@ -352,8 +439,7 @@ impl Companion for SimCompanion {
     }
 
     fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
-        let there = self.world.state().now.contains_key(&self.file);
-        Ok(there.then(|| Box::new(self.world.disk(&self.file)) as Box<dyn Disk>))
+        Ok(self.there()?.then(|| Box::new(self.world.disk(&self.file)) as Box<dyn Disk>))
     }
 
     fn reopen(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {

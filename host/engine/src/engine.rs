@@ -3,13 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use snapslot_command::{Executor, PlaceKind, Runner};
 use snapslot_disk::EngineLock;
 use snapslot_runtime::{Confine, Confinement, Plugin, Recording, Runtime};
 use snapslot_slot::{Moment, Refusal};
 
+use crate::clock::{Clock, OfThisMachine};
 use crate::error::EngineError;
 use crate::installed::{Installed, Shelf};
 use crate::locator::{Known, Locator, LocatorError, is_machine_name};
@@ -36,7 +37,8 @@ pub struct Settings {
     pub rehearsal: Depth,
     /// Whether a take enables a bare volume on the way.
     pub enable_on_take: bool,
-    /// Plugins beside the built-in ones: what is known of them, and the component.
+    /// Plugins beside the built-in ones, and in place of those of the same name: what is known of
+    /// them, and the component.
     pub more_plugins: Vec<(Known, Vec<u8>)>,
     /// How long one call of a plugin may compute; none: the contract's limit.
     pub plugin_time_max: Option<Duration>,
@@ -65,6 +67,7 @@ pub struct Engine {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) commands: Arc<dyn Executor>,
     pub(crate) shelf: Shelf,
+    clock: Arc<dyn Clock>,
     pub(crate) patience: Duration,
     known: Vec<Known>,
     installed: Vec<Installed>,
@@ -120,10 +123,12 @@ impl Engine {
         let unreadable = read.is_err();
         let mut installed = read.unwrap_or_default();
         installed.retain(|p| !is_built_in(&p.name));
-        let known = (snapslot_builtin::PLUGINS.iter().map(builtin))
-            .chain(settings.more_plugins.iter().map(|(known, _)| known.clone()))
-            .chain(installed.iter().map(plugins::known))
+        let given = |name: &str| settings.more_plugins.iter().any(|(known, _)| known.name == name);
+        let known = (settings.more_plugins.iter().map(|(known, _)| known.clone()))
+            .chain(snapslot_builtin::PLUGINS.iter().map(builtin).filter(|b| !given(&b.name)))
+            .chain(installed.iter().map(plugins::known).filter(|p| !given(&p.name)))
             .collect();
+        let clock = Arc::new(OfThisMachine);
         let patience = LEFT_OVER_MAX;
         Ok(Engine {
             settings,
@@ -131,12 +136,33 @@ impl Engine {
             runtime,
             commands,
             shelf,
+            clock,
             patience,
             known,
             installed,
             unreadable,
             one_command: false,
         })
+    }
+
+    /// Takes moments and marks from there and not from this machine: for tests.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Engine {
+        self.clock = clock;
+        self
+    }
+
+    /// The present moment.
+    pub(crate) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    /// A mark that no other snapshot has.
+    pub(crate) fn new_mark(&self) -> Result<String, EngineError> {
+        let bytes = self.clock.chance();
+        let bytes =
+            bytes.map_err(|e| EngineError::Usage(format!("the system has no randomness: {e}")))?;
+        Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
     }
 
     /// The same, for one command: the plugins' process ends as soon as nothing more is asked of it, and is
@@ -214,14 +240,15 @@ impl Engine {
 
     /// The plugin of this name.
     pub fn plugin(&self, name: &str) -> Result<Plugin<'_>, EngineError> {
+        if let Some((_, component)) = self.given(name) {
+            return self.runtime.load(component).map_err(|e| EngineError::load(name, &e));
+        }
         if let Some(plugin) = self.installed_plugin(name) {
             return self.load_installed(plugin);
         }
-        let more = self.settings.more_plugins.iter().find(|(known, _)| known.name == name);
-        let loaded = match (built_in(name), more) {
-            (Some(b), _) => self.runtime.load_known(b.component, b.digest),
-            (None, Some((_, bytes))) => self.runtime.load(bytes),
-            (None, None) => {
+        let loaded = match built_in(name) {
+            Some(b) => self.runtime.load_known(b.component, b.digest),
+            None => {
                 if self.unreadable {
                     self.shelf.read()?;
                 }
@@ -231,9 +258,15 @@ impl Engine {
         loaded.map_err(|e| EngineError::load(name, &e))
     }
 
+    /// The plugin of this name that the settings bring along. It comes before all others: whoever
+    /// tries a plugin must not be answered by another one of its name.
+    fn given(&self, name: &str) -> Option<&(Known, Vec<u8>)> {
+        self.settings.more_plugins.iter().find(|(known, _)| known.name == name)
+    }
+
     /// How deep plans of this plugin are rehearsed: in full where it is not one of ours.
     pub(crate) fn rehearsal_of(&self, name: &str) -> Depth {
-        match is_built_in(name) {
+        match is_built_in(name) && self.given(name).is_none() {
             true => self.settings.rehearsal,
             false => Depth::Full,
         }
@@ -342,7 +375,7 @@ impl Engine {
             }
             return Err(refused(name, Refusal::AlreadyEnabled));
         }
-        let now = now();
+        let now = self.now();
         let operation = self.store.begin(name, "enable", now)?;
         self.store.end(operation, now, "done")?;
         Ok(Machine {
@@ -410,13 +443,4 @@ pub(crate) fn refused(machine: &str, refusal: Refusal) -> EngineError {
         Refusal::AlreadyEnabled | Refusal::Busy { .. } | Refusal::Policy { .. } => String::new(),
     };
     EngineError::Refused { machine: machine.to_owned(), refusal: Box::new(refusal), advice }
-}
-
-/// The present moment, by the host's clock. A clock before 1970 counts as 1970.
-pub(crate) fn now() -> Moment {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Moment {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanoseconds: since.subsec_nanos(),
-    }
 }

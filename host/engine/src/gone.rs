@@ -2,7 +2,7 @@
 
 use snapslot_slot::{Refusal, Request, State, decide};
 
-use crate::engine::{Engine, now, refused, share};
+use crate::engine::{Engine, refused, share};
 use crate::error::EngineError;
 use crate::operate::{Asked, Done};
 use crate::status::Measure;
@@ -32,7 +32,7 @@ impl Engine {
         };
         decide(&state, Request::Disable).map_err(|r| refused(&machine.name, r))?;
         self.store.disable(&machine.name)?;
-        let now = now();
+        let now = self.now();
         let operation = self.store.begin(&machine.name, "disable", now)?;
         self.store.end(operation, now, "done")?;
         Ok(machine)

@@ -14,7 +14,7 @@ use snapslot_content::{Content, ContentError, Watch};
 use snapslot_disk::{FileDisk, Users};
 use snapslot_runtime::View;
 
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::operate::{Context, lock_images};
 use crate::view::{image, reading_all, sight_of};
@@ -100,7 +100,7 @@ impl Engine {
             if image.id() == disk.id() {
                 return Err(EngineError::Usage(format!("{from} is the disk itself")));
             }
-            let operation = self.store.begin(&machine.name, "import", now())?;
+            let operation = self.store.begin(&machine.name, "import", self.now())?;
             let dress = |file: &std::fs::File| {
                 let refuse = |why| ContentError::Target { name: volume.locator.to_string(), why };
                 copies.dress(file).map_err(|e| refuse(e.to_string()))?;
@@ -113,7 +113,7 @@ impl Engine {
             let done = replace(&**content, path, format, watch, &dress)
                 .map_err(|e| EngineError::content(&volume.locator, e));
             let outcome = done.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
-            self.store.end(operation, now(), &outcome)?;
+            self.store.end(operation, self.now(), &outcome)?;
             done
         })?;
         if known {

@@ -9,6 +9,7 @@
 //! for one command at a time. It knows no format: what a volume is, plugins say.
 
 mod carry;
+mod clock;
 mod decide;
 mod engine;
 mod error;
@@ -34,6 +35,7 @@ mod target;
 mod view;
 mod volume;
 
+pub use clock::Clock;
 pub use engine::{Engine, Settings, Tools};
 pub use error::EngineError;
 pub use import::Imported;

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 use snapslot_runtime::{Goal, NewSnapshot};
 use snapslot_slot::{Moment, Occupant, Running};
 
-use crate::engine::now;
 use crate::operate::Verb;
 use crate::store::Machine;
 
@@ -37,6 +36,7 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub fn new(
+        started: Moment,
         machine: &Machine,
         verb: Verb,
         occupant: Option<Occupant>,
@@ -46,7 +46,7 @@ impl Meta {
             verb: verb.word().to_owned(),
             machine: machine.name.clone(),
             volumes: machine.volumes.clone(),
-            started: now(),
+            started,
             process: std::process::id(),
             occupant,
             then_remove,
@@ -60,8 +60,8 @@ impl Meta {
 
     /// The removal of a mark's snapshots, as the operation itself or its second half: the same verb, nothing
     /// after it.
-    pub fn removal(&self, mark: &str) -> Meta {
-        Meta { then_remove: None, started: now(), mark: Some(mark.to_owned()), ..self.clone() }
+    pub fn removal(&self, started: Moment, mark: &str) -> Meta {
+        Meta { then_remove: None, started, mark: Some(mark.to_owned()), ..self.clone() }
     }
 
     pub fn write(

@@ -10,7 +10,7 @@ use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
 use crate::carry::Planned;
-use crate::engine::{Engine, now, refused};
+use crate::engine::{Engine, refused};
 use crate::error::EngineError;
 use crate::meta::Meta;
 use crate::rehearse::Depth;
@@ -259,7 +259,7 @@ impl Engine {
         done.enabled = enable && !asked.dry_run;
         if !asked.dry_run {
             // From here on others are told what is going on, and since when.
-            context.begun.set(Some(self.store.begin(&machine.name, verb.word(), now())?));
+            context.begun.set(Some(self.store.begin(&machine.name, verb.word(), self.now())?));
         }
         let result = context.run(&machine, &state, verb, asked, facts, enable, &mut done);
         context.end_unused(&result);
@@ -489,7 +489,7 @@ impl<'e> Context<'e> {
     /// Ends an operation in the history. What was done is what counts: a history that cannot be written is
     /// told by its gap.
     pub fn end(&self, operation: u64, outcome: &str) {
-        if let Err(error) = self.engine.store.end(operation, now(), outcome) {
+        if let Err(error) = self.engine.store.end(operation, self.engine.now(), outcome) {
             tracing::warn!(%error, "the history could not be written");
         }
     }
@@ -525,7 +525,7 @@ impl<'e> Context<'e> {
         let occupant = state.occupant();
         match verb {
             Verb::Take => {
-                let new = new_occupant(asked, self.consistency()?)?;
+                let new = self.new_occupant(asked)?;
                 let sizes: Vec<u64> = facts.iter().map(|f| f.virtual_size).collect();
                 let goal = |(at, size): (usize, &u64)| {
                     Goal::Held(NewSnapshot {
@@ -548,7 +548,13 @@ impl<'e> Context<'e> {
                     // The second half must be possible before the first is begun.
                     self.plan_removal(facts, old)?;
                 }
-                let meta = Meta::new(machine, verb, Some(new.clone()), replaced.clone());
+                let meta = Meta::new(
+                    self.engine.now(),
+                    machine,
+                    verb,
+                    Some(new.clone()),
+                    replaced.clone(),
+                );
                 let after = self.carry_out(machine, &planned, &meta, done)?;
                 if replaced.is_none() {
                     self.engine.plugins_have_done();
@@ -597,7 +603,13 @@ impl<'e> Context<'e> {
                     // What is still to go afterwards must have a place in the record.
                     self.enable(machine)?;
                 }
-                let meta = Meta::new(machine, verb, Some(occupant.clone()), consumed.clone());
+                let meta = Meta::new(
+                    self.engine.now(),
+                    machine,
+                    verb,
+                    Some(occupant.clone()),
+                    consumed.clone(),
+                );
                 let after = self.carry_out(machine, &planned, &meta, done)?;
                 if consumed.is_none() {
                     self.engine.plugins_have_done();
@@ -638,7 +650,7 @@ impl<'e> Context<'e> {
                     }
                     return Ok(());
                 }
-                let meta = Meta::new(machine, verb, None, None);
+                let meta = Meta::new(self.engine.now(), machine, verb, None, None);
                 let (mut before, mut after) = (Some(facts), Vec::new());
                 for mark in &marks {
                     let seen = match before.take() {
@@ -712,6 +724,17 @@ impl<'e> Context<'e> {
         Ok(Consistency::Offline)
     }
 
+    fn new_occupant(&self, asked: &Asked) -> Result<Occupant, EngineError> {
+        let consistency = self.consistency()?;
+        Ok(Occupant {
+            mark: self.engine.new_mark()?,
+            taken: self.engine.now(),
+            note: asked.note.clone(),
+            consistency,
+            parts: Vec::new(),
+        })
+    }
+
     /// Puts the machine into the record.
     fn enable(&self, machine: &Machine) -> Result<(), EngineError> {
         let unrecorded = |source| EngineError::Unrecorded { machine: machine.name.clone(), source };
@@ -744,7 +767,7 @@ impl<'e> Context<'e> {
         done: &mut Done,
     ) -> Result<Vec<Facts>, EngineError> {
         let planned = self.plan_removal(facts, mark)?;
-        let meta = of.removal(mark);
+        let meta = of.removal(self.engine.now(), mark);
         let after = self.carry_out(machine, &planned, &meta, done)?;
         if of.verb == Verb::Delete.word() {
             self.record(machine, None, None)?;
@@ -798,18 +821,4 @@ fn identities(facts: &[Facts], mark: &str) -> Vec<Option<Snapshot>> {
     (facts.iter())
         .map(|f| f.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark)).cloned())
         .collect()
-}
-
-fn new_occupant(asked: &Asked, consistency: Consistency) -> Result<Occupant, EngineError> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random)
-        .map_err(|e| EngineError::Usage(format!("the system has no randomness: {e}")))?;
-    let taken: Moment = now();
-    Ok(Occupant {
-        mark: random.iter().map(|b| format!("{b:02x}")).collect(),
-        taken,
-        note: asked.note.clone(),
-        consistency,
-        parts: Vec::new(),
-    })
 }

@@ -8,7 +8,7 @@ use nix::fcntl::OFlag;
 use serde::Serialize;
 use snapslot_runtime::{Approved, COMPONENT_MAX, Description, Flaw, LoadError, Plugin};
 
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::installed::{InstallError, Installed, Keeping, digest, read_bounded};
 use crate::locator::{Known, Locator};
@@ -259,7 +259,7 @@ impl Engine {
             name: candidate.description.name.clone(),
             digest: candidate.digest,
             approved: Approved { declared: candidate.description, denied: denied.to_vec() },
-            added: now(),
+            added: self.now(),
             user: nix::unistd::Uid::current().as_raw(),
         };
         changing.add(plugin.clone(), &candidate.component)?;

@@ -38,7 +38,7 @@ use snapslot_runtime::{Facts, Goal, Snapshot};
 use snapslot_slot::{Occupant, State};
 
 use crate::decide::{self, Aim, Direction, Progress};
-use crate::engine::{Engine, now};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::locator::Locator;
 use crate::meta::Meta;
@@ -266,7 +266,7 @@ impl Engine {
         self.follow(machine, context, first, went_on)?;
         if let Some(left) = self.store.running(&machine.name)? {
             let outcome = if went_on { "recovered" } else { "never-began" };
-            self.store.end(left.operation, now(), outcome)?;
+            self.store.end(left.operation, self.now(), outcome)?;
         }
         if went_on && restores && !left.is_empty() {
             return Err(EngineError::Mixed { machine: machine.name.clone(), left });
@@ -308,8 +308,8 @@ impl Engine {
         let Some(known) = self.store.machine(&machine.name)? else { return Ok(()) };
         let Some(mark) = &known.pending else { return Ok(()) };
         let mut done = Done::nothing(&machine.name);
-        let meta = meta.unwrap_or_else(|| Meta::new(machine, Verb::Delete, None, None));
-        let second = Meta { verb: "recover".to_owned(), ..meta.removal(mark) };
+        let meta = meta.unwrap_or_else(|| Meta::new(self.now(), machine, Verb::Delete, None, None));
+        let second = Meta { verb: "recover".to_owned(), ..meta.removal(self.now(), mark) };
         let facts = look_at(context.volumes, context.plugins)?;
         context.remove_mark(machine, facts, mark, &second, &mut done)?;
         let kept = known.occupant.filter(|o| o.mark != *mark);

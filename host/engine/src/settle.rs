@@ -13,7 +13,6 @@ use snapslot_runtime::{Facts, Goal, Plugin};
 use snapslot_slot::Moment;
 
 use crate::carry::{Planned, StepError};
-use crate::engine::now;
 use crate::error::EngineError;
 use crate::meta::Meta;
 use crate::operate::Context;
@@ -128,7 +127,8 @@ impl Planned<'_> {
         let failed = |source| EngineError::Journal { volume: name.clone(), source };
         // One that is there is of a recovery that was killed.
         place.remove().map_err(|e| failed(e.into()))?;
-        let text = Meta::of_rest(&name, now()).write(&name, None, &self.goal, Vec::new());
+        let text =
+            Meta::of_rest(&name, context.engine.now()).write(&name, None, &self.goal, Vec::new());
         journal::commit(&place, &text, &self.plan).map_err(failed)?;
         let result = self.run(&|_, _, _| ());
         if let Err(error) = place.remove() {

@@ -1,15 +1,22 @@
 //! Storage that is changed by commands: a crash, or trouble, at every one.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::time::Instant;
 
-use snapslot_engine::{Asked, Verb};
+use snapslot_engine::{Asked, EngineError, Verb};
 use snapslot_testkit::storage::When;
-use snapslot_testkit::storage::machine::{Kind, Trouble};
+use snapslot_testkit::storage::machine::Kind;
 
-use crate::life::{Live, StorageMachine, mark, operate};
-use crate::{Bench, Cases};
+use crate::bench::Bench;
+use crate::cases::Cases;
+use crate::machine::{Live, StorageMachine, mark, operate};
+use snapslot_testkit::troubled::Trouble;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was found sound: after which act, with what held before, in which state of everything.
+type Known = RefCell<HashSet<(Act, Option<String>, u128)>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Act {
     Take,
     Replace,
@@ -63,115 +70,145 @@ fn ready<'a>(
 /// The longest list of commands that a plan is tried with.
 const COMMANDS_MAX: u64 = 64;
 
+/// A crash before, inside and after every command.
 pub fn crashes(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
+    let known = Known::default();
     for act in Act::ALL {
+        let prefix = format!("crash/{kind:?}/{}", act.word());
         for n in 1..=COMMANDS_MAX {
+            if !cases.may_want(&prefix) {
+                break;
+            }
+            // A command that no case is wanted of may be there or not.
             let mut any = false;
             for when in [When::Before, When::Inside, When::After] {
-                let name = format!("crash/{kind:?}/{}/{n}/{when:?}", act.word());
+                let name = format!("{prefix}/{n}/{when:?}");
+                if !cases.wants(&name) {
+                    any = true;
+                    continue;
+                }
                 let mut reached = false;
-                let mut tried = || -> Result<(), String> {
+                let begun = Instant::now();
+                let outcome = cases.guarded(|| {
                     let (live, held) = ready(bench, kind, act)?;
                     let (verb, asked) = act.verb();
                     live.storage.crash_at(n, when);
                     let result = operate(&live, verb, asked);
                     reached = live.storage.restart();
-                    if !reached {
-                        return result.map(|_| ()).map_err(|e| told(&live, e.to_string()));
-                    }
-                    judged(&live, act, held.as_ref()).map_err(|e| told(&live, e))
-                };
-                if !cases.wants(&name) {
-                    // Whether there is such a command has to be known all the same.
-                    any = true;
-                    continue;
-                }
-                let begun = Instant::now();
-                let outcome = tried();
-                if reached || outcome.is_err() {
+                    let rest = match reached {
+                        true => judged(&live, act, held.as_ref(), &known),
+                        false => result.map(|_| ()).map_err(|e| e.to_string()),
+                    };
+                    rest.map(|()| None).map_err(|e| told(&live, e))
+                });
+                if reached || outcome.0 != crate::Outcome::Held {
                     cases.ran(&name, outcome, begun.elapsed());
                     any |= reached;
                 }
             }
-            if !any || cases.options.only.is_some() && n > 30 {
+            if !any {
                 break;
             }
         }
-    }
-    if cases.options.only.is_none() {
-        inside_recovery(bench, kind, cases);
+        inside_recovery(bench, kind, act, &known, cases);
     }
 }
 
 /// A crash at a command, and another one in the recovery from it.
-fn inside_recovery(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
-    for act in Act::ALL {
-        cases.run(&format!("crash/{kind:?}/{}/inside-recovery", act.word()), || {
-            for n in 1..=COMMANDS_MAX {
+fn inside_recovery(bench: &Bench<'_>, kind: Kind, act: Act, known: &Known, cases: &mut Cases<'_>) {
+    cases.run_telling(&format!("crash/{kind:?}/{}/inside-recovery", act.word()), || {
+        let mut crashes = 0;
+        for n in 1..=COMMANDS_MAX {
+            for (first, then) in [
+                (When::After, When::Before),
+                (When::After, When::Inside),
+                (When::After, When::After),
+                (When::Inside, When::Inside),
+            ] {
                 for second in 1..=COMMANDS_MAX {
                     let (live, held) = ready(bench, kind, act)?;
                     let (verb, asked) = act.verb();
-                    live.storage.crash_at(n, When::After);
+                    live.storage.crash_at(n, first);
                     let _ = operate(&live, verb, asked);
                     if !live.storage.restart() {
-                        return Ok(());
+                        return Ok(Some(format!("{crashes} crashes in recovery")));
                     }
-                    live.storage.crash_at(second, When::Inside);
+                    live.storage.crash_at(second, then);
                     let engine = live.engine().map_err(|e| e.to_string())?;
                     let _ = engine.recover(&live.volume());
                     let reached = live.storage.restart();
-                    judged(&live, act, held.as_ref()).map_err(|e| {
-                        told(&live, format!("crashed at {n}, and at {second} in recovery: {e}"))
+                    judged(&live, act, held.as_ref(), known).map_err(|e| {
+                        told(
+                            &live,
+                            format!("crashed at {n} {first:?}, and at {second} {then:?} in recovery: {e}"),
+                        )
                     })?;
                     if !reached {
                         break;
                     }
+                    crashes += 1;
                 }
             }
-            Ok(())
-        });
+        }
+        Ok(Some(format!("{crashes} crashes in recovery")))
+    });
+}
+
+/// Trouble with every command, looks too: with that one, or with it and all after it.
+pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
+    let known = Known::default();
+    for act in Act::ALL {
+        for trouble in Trouble::ALL {
+            for for_ever in [false, true] {
+                let word = if for_ever { "-for-ever" } else { "" };
+                let prefix = format!("trouble/{kind:?}/{}/{trouble:?}{word}", act.word());
+                for n in 1..=COMMANDS_MAX {
+                    if !cases.may_want(&prefix) {
+                        break;
+                    }
+                    let name = format!("{prefix}/{n}");
+                    if !cases.wants(&name) {
+                        continue;
+                    }
+                    let mut came = false;
+                    let begun = Instant::now();
+                    let outcome = cases.guarded(|| {
+                        let (live, held) = ready(bench, kind, act)?;
+                        let (verb, asked) = act.verb();
+                        live.trouble.at(n, for_ever, trouble);
+                        let result = operate(&live, verb, asked);
+                        // Beyond its last command nothing is disturbed any more.
+                        came = live.trouble.over();
+                        let rest = said(&result, trouble)
+                            .and_then(|()| judged(&live, act, held.as_ref(), &known));
+                        rest.map(|()| None).map_err(|e| told(&live, e))
+                    });
+                    if !came && outcome.0 == crate::Outcome::Held {
+                        break;
+                    }
+                    cases.ran(&name, outcome, begun.elapsed());
+                }
+            }
+        }
     }
 }
 
-pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
-    for act in Act::ALL {
-        for trouble in Trouble::ALL {
-            for n in 1..=COMMANDS_MAX {
-                let name = format!("trouble/{kind:?}/{}/{trouble:?}/{n}", act.word());
-                if !cases.wants(&name) {
-                    break;
-                }
-                let mut failed = false;
-                let mut tried = || -> Result<(), String> {
-                    let (live, held) = ready(bench, kind, act)?;
-                    let (verb, asked) = act.verb();
-                    let before = live.storage.log().len();
-                    live.storage.trouble_at(n, trouble);
-                    let result = operate(&live, verb, asked);
-                    // Beyond its last command nothing is disturbed any more.
-                    failed = (live.storage.log().len() - before) as u64 >= n;
-                    live.storage.restart();
-                    if let Err(error) = &result {
-                        if error.code() == "plugin-fault" {
-                            return Err(told(&live, format!("the plugin breaks down: {error}")));
-                        }
-                        let words = error.to_string();
-                        if words.chars().any(char::is_control) {
-                            return Err(format!(
-                                "control characters reach the terminal: {words:?}"
-                            ));
-                        }
-                    }
-                    judged(&live, act, held.as_ref()).map_err(|e| told(&live, e))
-                };
-                let begun = Instant::now();
-                let outcome = tried();
-                if !failed && outcome.is_ok() {
-                    break;
-                }
-                cases.ran(&name, outcome, begun.elapsed());
-            }
-        }
+/// What is said of a failure is said of the storage or of the plugin's refusal, in words fit for a terminal.
+fn said<T>(result: &Result<T, EngineError>, trouble: Trouble) -> Result<(), String> {
+    let Err(error) = result else { return Ok(()) };
+    let words = error.to_string();
+    if error.code() == "plugin-fault" {
+        return Err(format!("the plugin breaks down: {words}"));
+    }
+    if words.chars().any(char::is_control) {
+        return Err(format!("control characters reach the terminal: {words:?}"));
+    }
+    // The exit codes of the contract's kinds: trouble of the storage is 1, what it says of itself may make it
+    // unsupported (6) or in use (5), what is half done needs a person (8). Never the plugin's own fault (7),
+    // and never the slot's rule (3, 4): the slot's state is not what a troubled command says it is.
+    match error.exit() {
+        1 | 5 | 6 | 8 => Ok(()),
+        exit => Err(format!("{trouble:?} of a command ends with exit code {exit}: {words}")),
     }
 }
 
@@ -180,7 +217,24 @@ fn told(live: &StorageMachine<'_>, what: String) -> String {
 }
 
 /// What must hold after recovery.
-fn judged(live: &StorageMachine<'_>, act: Act, held: Option<&String>) -> Result<(), String> {
+///
+/// Most disturbances lead to one of a few states. What comes of a state is looked at once: one that was found
+/// sound is not gone through again.
+fn judged(
+    live: &StorageMachine<'_>,
+    act: Act,
+    held: Option<&String>,
+    known: &Known,
+) -> Result<(), String> {
+    let state = (act, held.cloned(), live.everything()?);
+    if !known.borrow().contains(&state) {
+        judged_anew(live, act, held)?;
+        known.borrow_mut().insert(state);
+    }
+    Ok(())
+}
+
+fn judged_anew(live: &StorageMachine<'_>, act: Act, held: Option<&String>) -> Result<(), String> {
     let engine = |what: &str| live.engine().map_err(|e| format!("{what}: {e}"));
     engine("recovery")?.recover(&live.volume()).map_err(|e| format!("recovery fails: {e}"))?;
     let sees = live.storage.sees()?;
@@ -213,6 +267,11 @@ fn judged(live: &StorageMachine<'_>, act: Act, held: Option<&String>) -> Result<
         }
         operate(live, Verb::Delete, Asked::default())
             .map_err(|e| format!("a delete after it: {e}"))?;
+    }
+    // Neither a snapshot nor half of one is left.
+    let left = live.left();
+    if !left.is_empty() {
+        return Err(format!("left behind: {}", left.join(", ")));
     }
     live.storage.write(9);
     operate(live, Verb::Take, Asked::default()).map_err(|e| format!("a take after it: {e}"))?;

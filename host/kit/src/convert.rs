@@ -4,28 +4,36 @@
 use std::sync::Arc;
 
 use snapslot_capture::Plan;
-use snapslot_command::Place;
 use snapslot_disk::Disk;
 use snapslot_plugin_sdk as sdk;
 use snapslot_runtime::{CallError, Facts, Failure, FailureKind, Goal, NewSnapshot, Plugin, Sight};
 use snapslot_testkit::sim_host::Planner;
 
-/// A component that plans for a simulated disk.
-pub struct Component<'a>(pub &'a Plugin<'a>);
+use crate::bench::Bench;
 
-/// A sight of nothing but this disk.
-pub fn sight(disk: Arc<dyn Disk>) -> Sight {
-    let place = Place::Image("/simulated/disk".into());
-    Sight { place, disk: Some(disk), commands: None, copies: None }
+/// A component that plans for a simulated disk.
+pub struct Component<'a> {
+    plugin: &'a Plugin<'a>,
+    bench: &'a Bench<'a>,
+}
+
+impl<'a> Component<'a> {
+    pub fn new(plugin: &'a Plugin<'a>, bench: &'a Bench<'a>) -> Self {
+        Component { plugin, bench }
+    }
+
+    fn sight(&self, disk: Arc<dyn Disk>) -> Sight {
+        self.bench.sight(disk)
+    }
 }
 
 impl Planner for Component<'_> {
     fn inspect(&self, disk: Arc<dyn Disk>) -> Result<sdk::Facts, sdk::Failure> {
-        self.0.inspect(&sight(disk)).map(facts).map_err(failure)
+        self.plugin.inspect(&self.sight(disk)).map(facts).map_err(failure)
     }
 
     fn plan(&self, disk: Arc<dyn Disk>, wanted: &sdk::Goal) -> Result<Plan, sdk::Failure> {
-        self.0.plan(&sight(disk), &goal(wanted)).map_err(failure)
+        self.plugin.plan(&self.sight(disk), &goal(wanted)).map_err(failure)
     }
 }
 

@@ -1,30 +1,49 @@
 //! Volumes that are files: samples, a guest that writes to them, and what it sees.
 
-use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
+use snapslot_capture::Copies;
 use snapslot_disk::{Disk, FileDisk};
 use snapslot_engine::{Engine, EngineError};
-use snapslot_runtime::{Content, Plugin, Sight, View};
+use snapslot_runtime::{CopiesView, Failure, FailureKind, SavedCopy, Saving, Sight, View};
 use snapslot_testkit::qemu;
 use snapslot_testkit::rng::digest;
 
-use crate::Bench;
-use crate::life::{Live, image_in};
+use crate::bench::{Bench, Directory};
+use crate::clock::KitClock;
+use crate::content::{content, guest_writes};
+use crate::machine::Live;
+use crate::tools::KitTools;
 
 /// Larger samples are not read.
 const SAMPLE_MAX: u64 = 256 << 20;
-/// Content is compared in blocks of so many bytes.
-const BLOCK: u64 = 4096;
 
 /// An image to begin with.
 pub struct Sample {
     /// Its name in cases.
     pub name: String,
+    /// The name of its file, as endings may matter to the plugin.
+    pub file: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
+    /// Whether it is in QEMU's format. The kit knows that one by itself: a judge of its own, QEMU as the
+    /// guest, damage to every field.
+    pub qcow2: bool,
+}
+
+impl Sample {
+    fn new(name: String, file: String, bytes: Vec<u8>) -> Sample {
+        let qcow2 = bytes.starts_with(b"QFI\xfb");
+        Sample { name, file, bytes, qcow2 }
+    }
+
+    /// Whether QEMU itself can write to it, as the guest.
+    pub fn qemu_writes(&self) -> bool {
+        self.qcow2 && qemu_is_there()
+    }
 }
 
 /// Whether QEMU's tools are there.
@@ -33,18 +52,24 @@ pub fn qemu_is_there() -> bool {
 }
 
 /// Those the author gave, or some that the kit makes.
-pub fn samples(bench: &Bench<'_>) -> Result<Vec<Sample>, String> {
-    let mut samples = Vec::new();
-    for path in &bench.subject.images {
+pub fn samples(images: &[PathBuf], plugin: &str) -> Result<Vec<Sample>, String> {
+    let mut samples: Vec<Sample> = Vec::new();
+    for path in images {
         let told = |e: std::io::Error| format!("{}: {e}", path.display());
         let meta = std::fs::metadata(path).map_err(told)?;
         if !meta.is_file() || meta.len() > SAMPLE_MAX {
             return Err(format!("{}: a sample is a file of at most 256 MiB", path.display()));
         }
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("sample").replace('/', "-");
-        samples.push(Sample { name, bytes: std::fs::read(path).map_err(told)? });
+        let file = path.file_name().and_then(|n| n.to_str()).unwrap_or("sample").to_owned();
+        let mut name = file.clone();
+        let mut n = 1;
+        while samples.iter().any(|s| s.name == name) {
+            n += 1;
+            name = format!("{file}-{n}");
+        }
+        samples.push(Sample::new(name, file, std::fs::read(path).map_err(told)?));
     }
-    if samples.is_empty() && bench.name() == "qcow2" && qemu_is_there() {
+    if samples.is_empty() && plugin == "qcow2" && qemu_is_there() {
         for (name, options) in [
             ("64k", "cluster_size=65536"),
             ("512", "cluster_size=512"),
@@ -53,12 +78,13 @@ pub fn samples(bench: &Bench<'_>) -> Result<Vec<Sample>, String> {
             let tools = qemu::Bench::new();
             tools.img(&["create", "-q", "-f", "qcow2", "-o", options, "a", "1M"]);
             tools.io("a", &["write -q -P 1 0 200k", "write -q -z 64k 8k"]);
-            samples.push(Sample { name: name.to_owned(), bytes: tools.read("a") });
+            let file = "disk.qcow2".to_owned();
+            samples.push(Sample::new(name.to_owned(), file, tools.read("a")));
         }
     }
     if samples.is_empty() {
         let bytes = (0..1_u32 << 20).map(|i| (i / 4096 % 251) as u8 + 1).collect();
-        samples.push(Sample { name: "plain-bytes".to_owned(), bytes });
+        samples.push(Sample::new("plain-bytes".to_owned(), "disk.img".to_owned(), bytes));
     }
     Ok(samples)
 }
@@ -66,28 +92,54 @@ pub fn samples(bench: &Bench<'_>) -> Result<Vec<Sample>, String> {
 /// A machine whose volume is a file.
 pub struct FileMachine<'a> {
     bench: &'a Bench<'a>,
-    directory: tempfile::TempDir,
-    state: tempfile::TempDir,
+    sample: &'a Sample,
+    clock: Arc<KitClock>,
+    directory: Directory,
+    state: Directory,
 }
 
 impl<'a> FileMachine<'a> {
-    pub fn new(bench: &'a Bench<'a>, sample: &Sample) -> Result<Self, String> {
-        let machine =
-            FileMachine { bench, directory: bench.directory()?, state: bench.directory()? };
+    pub fn new(bench: &'a Bench<'a>, sample: &'a Sample) -> Result<Self, String> {
+        let machine = FileMachine {
+            bench,
+            sample,
+            clock: Arc::new(KitClock::new(bench.options.seed, &sample.name)),
+            directory: bench.directory()?,
+            state: bench.directory()?,
+        };
         std::fs::write(machine.path(), &sample.bytes).map_err(|e| e.to_string())?;
-        bench.plugin.inspect(&machine.sight()?).map_err(|e| {
-            format!("the plugin does not take the sample ({e}); give one of its own with --image")
-        })?;
         Ok(machine)
     }
 
-    fn path(&self) -> PathBuf {
-        image_in(&self.directory)
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join(&self.sample.file)
     }
 
     fn disk(&self) -> Result<Arc<dyn Disk>, String> {
         let disk = FileDisk::open_read_only(&self.path()).map_err(|e| e.to_string())?;
         Ok(Arc::new(disk))
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, String> {
+        std::fs::read(self.path()).map_err(|e| e.to_string())
+    }
+
+    fn qemu(&self, program: &str, words: &[&str]) -> Result<(), String> {
+        let ran = Command::new(program).args(words).arg(self.path()).output();
+        match ran {
+            Ok(out) if out.status.success() => Ok(()),
+            Ok(out) => {
+                let said = String::from_utf8_lossy(&out.stderr).into_owned();
+                Err(format!("{program} {}: {said}", words.join(" ")))
+            }
+            Err(e) => Err(format!("{program}: {e}")),
+        }
+    }
+
+    /// The names of our snapshots, as the plugin tells them.
+    fn ours(&self) -> Result<Vec<String>, String> {
+        let facts = self.bench.plugin.inspect(&self.sight()?).map_err(|e| e.to_string())?;
+        Ok(facts.snapshots.into_iter().filter(|s| s.mark.is_some()).map(|s| s.name).collect())
     }
 }
 
@@ -97,170 +149,129 @@ impl Live for FileMachine<'_> {
     }
 
     fn engine(&self) -> Result<Engine, EngineError> {
-        self.bench.engine(self.state.path(), None)
+        self.bench.engine(self.state.path(), KitTools::none(&self.bench.beyond), &self.clock)
+    }
+
+    fn clock(&self) -> &KitClock {
+        &self.clock
     }
 
     fn write(&self, generation: u64) -> Result<bool, String> {
         let pattern = generation as u8;
-        if self.bench.name() == "qcow2" && qemu_is_there() {
-            let wrote = Command::new("qemu-io")
-                .args(["-f", "qcow2", "-c", &format!("write -q -P {pattern} 4k 100k")])
-                .args(["-c", &format!("write -q -P {pattern} 700k 3k")])
-                .arg(self.path())
-                .output();
-            return match wrote {
-                Ok(out) if out.status.success() => Ok(true),
-                Ok(out) => Err(String::from_utf8_lossy(&out.stderr).into_owned()),
-                Err(e) => Err(e.to_string()),
-            };
+        if self.sample.qemu_writes() {
+            let writes = [
+                format!("write -q -P {pattern} 4k 100k"),
+                format!("write -q -P {pattern} 700k 3k"),
+            ];
+            self.qemu("qemu-io", &["-f", "qcow2", "-c", &writes[0], "-c", &writes[1]])?;
+            return Ok(true);
         }
-        if !self.bench.lists_extents(&self.sight()?) {
-            // Where content lies is not known: a sample of one's own keeps the middle free of what
-            // the format needs, as the kit's sample does.
-            let file = std::fs::OpenOptions::new().write(true).open(self.path());
-            let size = std::fs::metadata(self.path()).map_err(|e| e.to_string())?.len();
-            let bytes = vec![pattern; (size / 4).min(BLOCK) as usize];
-            let wrote =
-                file.and_then(|f| std::os::unix::fs::FileExt::write_all_at(&f, &bytes, size / 2));
-            return wrote.map(|()| true).map_err(|e| e.to_string());
+        let writes = guest_writes(self.bench, &self.sight()?, pattern)?;
+        let file = std::fs::OpenOptions::new().write(true).open(self.path());
+        let file = file.map_err(|e| e.to_string())?;
+        for (at, bytes) in &writes {
+            file.write_all_at(bytes, *at).map_err(|e| e.to_string())?;
         }
-        write_in_place(self.bench.plugin, self.disk()?, &self.path(), pattern)
+        Ok(!writes.is_empty())
     }
 
     fn sees(&self) -> Result<String, String> {
-        if !self.bench.lists_extents(&self.sight()?) {
-            let bytes = std::fs::read(self.path()).map_err(|e| e.to_string())?;
-            return Ok(format!("bytes {:032x}", digest(&bytes)));
+        let sight = self.sight()?;
+        if !self.bench.lists_extents(&sight) {
+            return Ok(format!("bytes {:032x}", digest(&self.bytes()?)));
         }
-        let content = content(self.bench.plugin, &sight_of(self.disk()?), &View::Current)?;
-        Ok(format!("content {:032x}", content.digest()))
+        let facts = self.bench.plugin.inspect(&sight).map_err(|e| e.to_string())?;
+        let content = content(self.bench, &sight, &View::Current, facts.virtual_size)?;
+        Ok(format!("content {:032x} of {}", content.digest(), facts.virtual_size))
+    }
+
+    fn all(&self) -> Result<String, String> {
+        Ok(format!("{:032x}, {}", digest(&self.bytes()?), self.left().join(", ")))
     }
 
     fn left(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.directory.path()).map(|all| {
             all.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
         });
-        entries.unwrap_or_default().into_iter().filter(|n| n != "disk.img").collect()
+        let mut left = entries.unwrap_or_default();
+        left.retain(|name| *name != self.sample.file);
+        left.sort();
+        left
+    }
+
+    fn others_delete(&self) -> Result<(), String> {
+        if self.sample.qemu_writes() {
+            for name in self.ours()? {
+                self.qemu("qemu-img", &["snapshot", "-q", "-d", &name])?;
+            }
+            return Ok(());
+        }
+        for name in self.left() {
+            std::fs::remove_file(self.directory.path().join(name)).map_err(|e| e.to_string())?;
+        }
+        if self.bench.changes_images() {
+            // Somebody puts the image back as it once was.
+            let file = std::fs::OpenOptions::new().write(true).truncate(true).open(self.path());
+            file.and_then(|f| f.write_all_at(&self.sample.bytes, 0)).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn others_take(&self) -> Result<bool, String> {
+        if !self.sample.qemu_writes() {
+            return Ok(false);
+        }
+        self.qemu("qemu-img", &["snapshot", "-q", "-c", "foreign"])?;
+        Ok(true)
+    }
+
+    fn of_others(&self) -> Result<String, String> {
+        let sight = self.sight()?;
+        let facts = self.bench.plugin.inspect(&sight).map_err(|e| e.to_string())?;
+        let mut all = String::new();
+        for foreign in facts.snapshots.iter().filter(|s| s.mark.is_none()) {
+            let view = View::Snapshot(foreign.identity.clone());
+            let seen = content(self.bench, &sight, &view, foreign.virtual_size)?;
+            all.push_str(&format!("{foreign:?} of {:032x}\n", seen.digest()));
+        }
+        Ok(all)
     }
 
     fn sight(&self) -> Result<Sight, String> {
-        let place = snapslot_command::Place::Image(self.path());
         Ok(Sight {
-            place,
+            place: snapslot_command::Place::Image(self.path()),
             disk: Some(self.disk()?),
-            commands: None,
-            copies: Some(Arc::new(NoCopies)),
+            commands: Some(Arc::new(KitTools::none(&self.bench.beyond))),
+            copies: Some(Arc::new(Kept(Copies::beside(&self.path())))),
         })
     }
 }
 
-/// A shelf without copies, for plugins that look whether there are any.
-pub struct NoCopies;
+/// The copies that lie beside an image, for a plugin to see.
+struct Kept(Copies);
 
-impl snapslot_runtime::CopiesView for NoCopies {
-    fn list(&self) -> Result<Vec<snapslot_runtime::SavedCopy>, snapslot_runtime::Failure> {
-        Ok(Vec::new())
-    }
-
-    fn saving(&self) -> Result<snapslot_runtime::Saving, snapslot_runtime::Failure> {
-        Ok(snapslot_runtime::Saving { shares: true, bytes: 0, available: 1 << 40 })
-    }
+fn failure(error: &snapslot_capture::CopyError) -> Failure {
+    Failure::new(FailureKind::Io, error.code(), error.to_string())
 }
 
-fn sight_of(disk: Arc<dyn Disk>) -> Sight {
-    Sight { copies: Some(Arc::new(NoCopies)), ..crate::convert::sight(disk) }
-}
+impl CopiesView for Kept {
+    fn list(&self) -> Result<Vec<SavedCopy>, Failure> {
+        let found = self.0.list().map_err(|e| failure(&e))?;
+        let in_contract = |c: snapslot_capture::SavedCopy| SavedCopy {
+            mark: c.mark,
+            identity: c.identity,
+            name: c.name,
+            taken_seconds: c.taken_seconds,
+            taken_nanoseconds: c.taken_nanoseconds,
+            size: c.size,
+            held_bytes: c.held_bytes,
+            lost: c.lost,
+        };
+        Ok(found.into_iter().map(in_contract).collect())
+    }
 
-/// What a view shows: its size, and a digest of every block that is not all zeroes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    blocks: BTreeMap<u64, u128>,
-}
-
-impl Seen {
-    pub fn digest(&self) -> u128 {
-        self.blocks.iter().fold(0, |all, (at, block)| {
-            all.rotate_left(13) ^ block ^ u128::from(*at).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        })
+    fn saving(&self) -> Result<Saving, Failure> {
+        let s = self.0.saving().map_err(|e| failure(&e))?;
+        Ok(Saving { shares: s.shares, bytes: s.bytes, available: s.available })
     }
-}
-
-/// Reads what a view shows, by the plugin's extents and the image's bytes.
-pub fn content(plugin: &Plugin<'_>, sight: &Sight, view: &View) -> Result<Seen, String> {
-    let disk = sight.disk.clone().ok_or("no image")?;
-    let mut seen = Seen::default();
-    let mut cursor = 0;
-    // A block may be in two extents: its bytes are put together first.
-    let mut part: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-    loop {
-        let page = plugin.extents(sight, view, cursor, 1000).map_err(|e| e.to_string())?;
-        for extent in &page.extents {
-            match extent.content {
-                Content::Zero | Content::Backing => {}
-                Content::Compressed(packed) => {
-                    let mut bytes = vec![0; packed.length as usize];
-                    disk.read_at(packed.offset, &mut bytes).map_err(|e| e.to_string())?;
-                    seen.blocks.insert(extent.start / BLOCK, digest(&bytes));
-                }
-                Content::Data(at) => {
-                    let mut done = 0;
-                    while done < extent.length {
-                        let guest = extent.start + done;
-                        let within = guest % BLOCK;
-                        let length = (BLOCK - within).min(extent.length - done);
-                        let block =
-                            part.entry(guest / BLOCK).or_insert_with(|| vec![0; BLOCK as usize]);
-                        let room = &mut block[within as usize..(within + length) as usize];
-                        disk.read_at(at + done, room).map_err(|e| e.to_string())?;
-                        done += length;
-                    }
-                }
-            }
-        }
-        match page.next {
-            Some(next) => cursor = next,
-            None => break,
-        }
-    }
-    for (at, bytes) in part {
-        if bytes.iter().any(|b| *b != 0) {
-            *seen.blocks.entry(at).or_default() ^= digest(&bytes);
-        }
-    }
-    Ok(seen)
-}
-
-/// The guest overwrites where its content lies, but for what a snapshot shares.
-fn write_in_place(
-    plugin: &Plugin<'_>,
-    disk: Arc<dyn Disk>,
-    path: &std::path::Path,
-    pattern: u8,
-) -> Result<bool, String> {
-    use std::os::unix::fs::FileExt;
-    let sight = sight_of(disk);
-    let facts = plugin.inspect(&sight).map_err(|e| e.to_string())?;
-    let places = |view: &View| -> Result<Vec<(u64, u64)>, String> {
-        let page = plugin.extents(&sight, view, 0, 1000).map_err(|e| e.to_string())?;
-        let data = page.extents.iter().filter_map(|e| match e.content {
-            Content::Data(at) => Some((at, e.length)),
-            _ => None,
-        });
-        Ok(data.collect())
-    };
-    let mut shared = Vec::new();
-    for snapshot in &facts.snapshots {
-        shared.extend(places(&View::Snapshot(snapshot.identity.clone()))?);
-    }
-    let file = std::fs::OpenOptions::new().write(true).open(path).map_err(|e| e.to_string())?;
-    let mut wrote = false;
-    for (at, length) in places(&View::Current)? {
-        let length = length.min(3 * BLOCK);
-        let free = shared.iter().all(|(s, l)| at + length <= *s || s + l <= at);
-        if free {
-            file.write_all_at(&vec![pattern; length as usize], at).map_err(|e| e.to_string())?;
-            wrote = true;
-        }
-    }
-    Ok(wrote)
 }

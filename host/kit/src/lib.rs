@@ -3,39 +3,57 @@
 //! | part | on what | judged by |
 //! |---|---|---|
 //! | `describe` | the component alone | the same answer every time |
-//! | `life` | the real engine over LVM and ZFS in memory, or over real files | content, the slot, exit codes |
+//! | `life` | the real engine over LVM and ZFS in memory, or over real files | content, the slot, exit codes; a dry run shows what is then run; what others do is told |
 //! | `plan` | the plugin alone | plans to a goal that is reached are empty, and the same twice |
-//! | `crash` | commands: before, inside and after every one, also inside recovery; images: every state a power cut leaves | content of before or of after, never between |
-//! | `trouble` | every command failing, hanging, dying, printing rubbish; every read failing; damaged images | a failure in words, nothing changed |
+//! | `limits` | the plugin alone | pages of any length say the same; identities of nothing, moments at the edges |
+//! | `crash` | commands: before, inside and after every one, also inside recovery; images: every state a power cut leaves, every event failing | content of before or of after, never between |
+//! | `trouble` | every command, or every read, failing, hanging, dying, lying | a failure that is told as what it is, nothing changed |
+//! | `damage` | images with bytes that are wrong | every call answers or says no, none breaks down |
 //!
 //! Content of an image is told by the plugin's own extents over bytes that the kit keeps; for qcow2 an
 //! independent reader of the format judges too, and QEMU's tools make the images and write as the guest.
 //!
-//! One seed gives one run. Each case has a name; a failed one is run again by it alone.
+//! No program of this machine is run for a plugin, whatever it asks for: see [`tools`]. What cannot be tried is told,
+//! and then the run is incomplete, which is not the same as sound ([`Verdict`]).
+//!
+//! One seed gives one run, to the letter. Each case has a name; it is run again by it alone.
 
+mod bench;
+mod cases;
+mod clock;
 mod commands;
+mod content;
 mod convert;
+mod damage;
 mod files;
 mod images;
 mod life;
+mod limits;
+mod machine;
+mod plans;
 mod report;
+mod sequences;
+mod tools;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use snapslot_engine::{Confine, Depth, Engine, EngineError, Known, PlaceKind, Settings, Tools};
-use snapslot_runtime::{CallError, LoadError, Plugin, Runtime, Sight, View};
+use snapslot_engine::{Confine, PlaceKind};
+use snapslot_runtime::{LoadError, Runtime};
 use snapslot_testkit::storage::machine::Kind;
 
-pub use report::{Case, Outcome, Report};
+use bench::Bench;
+use cases::{Cases, Selection, Stop};
+use files::{FileMachine, Sample};
+use machine::StorageMachine;
+pub use report::{Case, Counts, Outcome, PARTS, Report, Times, Verdict};
 
 /// What to test.
 pub struct Subject {
     /// The component.
     pub component: Vec<u8>,
-    /// Whether it is one of the engine's own.
-    pub built_in: bool,
     /// Sample images, for a plugin whose volumes are files.
     pub images: Vec<PathBuf>,
 }
@@ -46,8 +64,10 @@ pub struct Options<'a> {
     pub seed: u64,
     /// Random states at each boundary of a crash.
     pub states: usize,
-    /// Only cases whose names begin so.
+    /// Only the case of this name, and those below it.
     pub only: Option<String>,
+    /// End at the first case that fails.
+    pub fail_fast: bool,
     /// The compiled plugins' directory.
     pub cache_dir: PathBuf,
     /// Where plugins run.
@@ -76,151 +96,258 @@ impl std::fmt::Display for KitError {
 
 impl std::error::Error for KitError {}
 
-/// Runs all cases.
+/// A part of a run: it needs no other, and has a thread to itself.
+struct Part<'a> {
+    /// What the names of all its cases begin with.
+    names: Vec<String>,
+    run: Box<dyn Fn(&Bench<'_>, &mut Cases<'_>) + Sync + 'a>,
+}
+
+/// Runs all cases that are wanted.
 pub fn run(subject: &Subject, options: &Options<'_>) -> Result<Report, KitError> {
+    let begun = Instant::now();
+    let kit = |e: std::io::Error| KitError::Kit(e.to_string());
     let runtime = Runtime::new(&options.cache_dir, None, &options.confine);
     let runtime = Arc::new(runtime.map_err(KitError::Load)?);
     let plugin = runtime.load(&subject.component).map_err(KitError::Load)?;
-    let scratch = tempfile::tempdir().map_err(|e| KitError::Kit(e.to_string()))?;
-    let bench =
-        Bench { subject, options, runtime: &runtime, plugin: &plugin, scratch: scratch.path() };
-    let mut cases = Cases { options, cases: Vec::new() };
+    let d = plugin.description().clone();
+    let place: PlaceKind = d.place.into();
+    let samples = match place {
+        PlaceKind::Image => files::samples(&subject.images, &d.name).map_err(KitError::Kit)?,
+        _ => Vec::new(),
+    };
+    let parts = parts(place, &samples);
+    let selection = Selection(options.only.clone());
+    let wanted = |p: &Part<'_>| p.names.iter().any(|n| selection.may_want(n));
+    let parts: Vec<Part<'_>> = parts.into_iter().filter(wanted).collect();
+    let scratch = scratch().map_err(kit)?;
+    let stop = options.fail_fast.then(Stop::new);
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, Vec<(Case, Duration)>)>> = Mutex::default();
+    let lost: Mutex<Option<KitError>> = Mutex::default();
+    // Each thread has a process for plugins of its own: one serves one call at a time.
+    let work = || -> Result<(), KitError> {
+        let runtime = Runtime::new(&options.cache_dir, None, &options.confine);
+        let runtime = Arc::new(runtime.map_err(KitError::Load)?);
+        let plugin = runtime.load(&subject.component).map_err(KitError::Load)?;
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(part) = parts.get(n) else { return Ok(()) };
+            let directory = scratch.path().join(n.to_string());
+            let bench = Bench::new(subject, options, &runtime, &plugin, directory).map_err(kit)?;
+            let mut cases = Cases {
+                selection: &selection,
+                progress: options.progress,
+                stop: stop.as_ref(),
+                part: n,
+                beyond: &bench.beyond,
+                hide: (scratch.path().display().to_string(), "/scratch"),
+                cases: Vec::new(),
+                over: false,
+            };
+            if cases.goes_on() {
+                (part.run)(&bench, &mut cases);
+            }
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((n, cases.cases));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                if let Err(error) = work() {
+                    lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            });
+        }
+    });
+    if let Some(error) = lost.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(n, _)| *n);
+    let mut cases: Vec<(Case, Duration)> = done.into_iter().flat_map(|(_, cases)| cases).collect();
+    let failed = |(case, _): &(Case, Duration)| matches!(case.outcome, Outcome::Failed { .. });
+    if let (true, Some(first)) = (options.fail_fast, cases.iter().position(failed)) {
+        cases.truncate(first + 1);
+    }
+    let milliseconds = |t: Duration| u64::try_from(t.as_millis()).unwrap_or(u64::MAX);
+    let times = Times {
+        milliseconds: milliseconds(begun.elapsed()),
+        cases: cases.iter().map(|(c, took)| (c.name.clone(), milliseconds(*took))).collect(),
+    };
+    let cases: Vec<Case> = cases.into_iter().map(|(case, _)| case).collect();
+    let (verdict, missing) = report::verdict(&cases, options.only.as_deref());
+    Ok(Report {
+        plugin: d.name,
+        version: d.version,
+        digest: plugin.digest().to_owned(),
+        seed: options.seed,
+        states: options.states,
+        only: options.only.clone(),
+        verdict,
+        missing,
+        cases,
+        times,
+    })
+}
+
+/// A directory in memory, where there is one: the record of slots is made durable with every change, and
+/// thousands of slots live and die here.
+fn scratch() -> std::io::Result<tempfile::TempDir> {
+    let memory = std::path::Path::new("/dev/shm");
+    let made = tempfile::Builder::new().prefix("snapslot-kit-").tempdir_in(memory);
+    made.or_else(|_| tempfile::Builder::new().prefix("snapslot-kit-").tempdir())
+}
+
+/// All parts there are for a plugin with volumes of this kind.
+fn parts<'a>(place: PlaceKind, samples: &'a [Sample]) -> Vec<Part<'a>> {
+    let mut parts = vec![Part { names: vec!["describe".to_owned()], run: Box::new(describe) }];
+    match place {
+        PlaceKind::LvmVolume => Kind::LVM.into_iter().for_each(|k| on_storage(k, &mut parts)),
+        PlaceKind::ZfsDataset => Kind::ZFS.into_iter().for_each(|k| on_storage(k, &mut parts)),
+        PlaceKind::Image => samples.iter().for_each(|s| on_sample(s, &mut parts)),
+        PlaceKind::Directory => parts.push(Part {
+            names: PARTS[1..].iter().map(|p| (*p).to_owned()).collect(),
+            run: Box::new(|_, cases| {
+                for part in &PARTS[1..] {
+                    cases.not_tried(
+                        &format!("{part}/directory"),
+                        "there is no model of storage with directories: try it on real storage",
+                    );
+                }
+            }),
+        }),
+    }
+    parts
+}
+
+fn describe(bench: &Bench<'_>, cases: &mut Cases<'_>) {
     cases.run("describe/the-same-every-time", || {
         for _ in 0..3 {
-            let again = runtime.load(&subject.component).map_err(|e| e.to_string())?;
-            if again.description() != plugin.description() {
+            let again = bench.runtime.load(&bench.subject.component).map_err(|e| e.to_string())?;
+            if again.description() != bench.plugin.description() {
                 return Err("describe() gives another answer the second time".to_owned());
             }
         }
         Ok(())
     });
-    let place: PlaceKind = plugin.description().place.into();
-    let kinds: &[Kind] = match place {
-        PlaceKind::LvmVolume => &Kind::LVM,
-        PlaceKind::ZfsDataset => &Kind::ZFS,
-        PlaceKind::Image | PlaceKind::Directory => &[],
+}
+
+fn on_storage(kind: Kind, parts: &mut Vec<Part<'_>>) {
+    let mut part = |name: &str, run: fn(&Bench<'_>, Kind, &mut Cases<'_>)| {
+        parts.push(Part {
+            names: vec![format!("{name}/{kind:?}")],
+            run: Box::new(move |bench, cases| run(bench, kind, cases)),
+        });
     };
-    for kind in kinds {
-        life::on_storage(&bench, *kind, &mut cases);
-        commands::crashes(&bench, *kind, &mut cases);
-        commands::troubles(&bench, *kind, &mut cases);
-    }
-    match place {
-        PlaceKind::Image => {
-            for sample in files::samples(&bench).map_err(KitError::Kit)? {
-                life::on_file(&bench, &sample, &mut cases);
-                images::crashes(&bench, &sample, &mut cases);
-                images::troubles(&bench, &sample, &mut cases);
-            }
+    // A machine of its own for each: a case must not lean on what another left.
+    part("life", |bench, kind, cases| {
+        let prefix = format!("life/{kind:?}");
+        let machine = || StorageMachine::new(bench, kind);
+        if let Some(live) = begun(machine, &prefix, cases) {
+            life::script(&prefix, &live, &bench.beyond, cases);
         }
-        PlaceKind::Directory => cases.not_tried(
-            "life/directory",
-            "there is no model of storage with directories: try it on real storage",
-        ),
-        PlaceKind::LvmVolume | PlaceKind::ZfsDataset => {}
-    }
-    let d = plugin.description();
-    Ok(Report {
-        plugin: d.name.clone(),
-        version: d.version.clone(),
-        digest: plugin.digest().to_owned(),
-        seed: options.seed,
-        cases: cases.cases,
-    })
-}
-
-/// What all parts of the kit share.
-struct Bench<'a> {
-    subject: &'a Subject,
-    options: &'a Options<'a>,
-    runtime: &'a Arc<Runtime>,
-    plugin: &'a Plugin<'a>,
-    scratch: &'a Path,
-}
-
-impl Bench<'_> {
-    fn name(&self) -> &str {
-        &self.plugin.description().name
-    }
-
-    /// An engine with the plugin, over this storage, with its record here.
-    fn engine(&self, state_dir: &Path, tools: Option<Tools>) -> Result<Engine, EngineError> {
-        let d = self.plugin.description();
-        let known =
-            Known { name: d.name.clone(), place: d.place.into(), endings: d.endings.clone() };
-        let settings = Settings {
-            state_dir: state_dir.to_owned(),
-            cache_dir: self.options.cache_dir.clone(),
-            rehearsal: Depth::Full,
-            enable_on_take: true,
-            more_plugins: match self.subject.built_in {
-                true => Vec::new(),
-                false => vec![(known, self.subject.component.clone())],
-            },
-            plugin_time_max: None,
-            confine: self.options.confine.clone(),
-            record: None,
-            tools,
-        };
-        Engine::open_sharing(settings, self.runtime.clone())
-    }
-
-    /// Whether it can say where content is; otherwise all bytes of an image are its content.
-    fn lists_extents(&self, sight: &Sight) -> bool {
-        let asked = self.plugin.extents(sight, &View::Current, 0, 1);
-        !matches!(asked, Err(CallError::Refused(f)) if f.code == "no-extents")
-    }
-
-    fn directory(&self) -> Result<tempfile::TempDir, String> {
-        tempfile::tempdir_in(self.scratch).map_err(|e| e.to_string())
-    }
-}
-
-/// Cases, as they are run.
-struct Cases<'a> {
-    options: &'a Options<'a>,
-    cases: Vec<Case>,
-}
-
-impl Cases<'_> {
-    /// Whether a case of this name, or one that begins so, is to be run.
-    fn wants(&self, name: &str) -> bool {
-        let Some(only) = &self.options.only else { return true };
-        name.starts_with(only.as_str()) || only.starts_with(name)
-    }
-
-    fn run(&mut self, name: &str, f: impl FnOnce() -> Result<(), String>) {
-        if !self.wants(name) {
-            return;
+        if let Some(live) = begun(machine, &prefix, cases) {
+            life::what_others_delete(&prefix, &live, cases);
         }
-        let begun = Instant::now();
-        let result = f();
-        self.ran(name, result, begun.elapsed());
-    }
-
-    /// One that was run already.
-    fn ran(&mut self, name: &str, result: Result<(), String>, took: Duration) {
-        let outcome = match result {
-            Ok(()) => Outcome::Held,
-            Err(why) => Outcome::Failed { why },
-        };
-        self.add(name, outcome, took);
-    }
-
-    fn not_tried(&mut self, name: &str, why: &str) {
-        if self.wants(name) {
-            let why = why.to_owned();
-            self.add(name, Outcome::NotTried { why }, Duration::ZERO);
+        if let Some(live) = begun(machine, &prefix, cases) {
+            life::what_others_took(&prefix, &live, cases);
         }
-    }
+        life::clock_jumps(&prefix, machine, cases);
+        sequences::undisturbed(bench, kind, cases);
+    });
+    part("plan", |bench, kind, cases| {
+        let prefix = format!("plan/{kind:?}");
+        if let Some(live) = begun(|| StorageMachine::new(bench, kind), &prefix, cases) {
+            plans::plans(bench, &prefix, &live, cases);
+        }
+    });
+    part("limits", |bench, kind, cases| {
+        let prefix = format!("limits/{kind:?}");
+        if let Some(live) = begun(|| StorageMachine::new(bench, kind), &prefix, cases) {
+            limits::identities(bench, &prefix, &live, cases);
+        }
+    });
+    part("crash", |bench, kind, cases| {
+        commands::crashes(bench, kind, cases);
+        sequences::crashed(bench, kind, cases);
+    });
+    part("trouble", commands::troubles);
+    part("damage", |_, kind, cases| {
+        let why = "it sees no image";
+        cases.does_not_apply(&format!("damage/{kind:?}"), why);
+    });
+}
 
-    fn add(&mut self, name: &str, outcome: Outcome, took: Duration) {
-        let case = Case {
-            name: name.to_owned(),
-            outcome,
-            milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        };
-        (self.options.progress)(&case);
-        self.cases.push(case);
+fn on_sample<'a>(sample: &'a Sample, parts: &mut Vec<Part<'a>>) {
+    let mut part = |name: &'static str, run: fn(&Bench<'_>, &Sample, &mut Cases<'_>)| {
+        let (name, below) = name.split_once('/').unwrap_or((name, ""));
+        let all = format!("{name}/{}/{below}", sample.name).trim_end_matches('/').to_owned();
+        parts.push(Part {
+            names: vec![all.clone()],
+            run: Box::new(move |bench, cases| match refused(bench, sample) {
+                None => run(bench, sample, cases),
+                Some(why) => cases.not_tried(&all, &why),
+            }),
+        });
+    };
+    part("life", |bench, sample, cases| {
+        let prefix = format!("life/{}", sample.name);
+        let machine = || FileMachine::new(bench, sample);
+        if let Some(live) = begun(machine, &prefix, cases) {
+            life::script(&prefix, &live, &bench.beyond, cases);
+        }
+        if let Some(live) = begun(machine, &prefix, cases) {
+            life::what_others_delete(&prefix, &live, cases);
+        }
+        if let Some(live) = begun(machine, &prefix, cases) {
+            life::what_others_took(&prefix, &live, cases);
+        }
+        life::clock_jumps(&prefix, machine, cases);
+    });
+    part("plan", |bench, sample, cases| {
+        let prefix = format!("plan/{}", sample.name);
+        if let Some(live) = begun(|| FileMachine::new(bench, sample), &prefix, cases) {
+            plans::plans(bench, &prefix, &live, cases);
+        }
+    });
+    part("limits", |bench, sample, cases| {
+        let prefix = format!("limits/{}", sample.name);
+        if let Some(live) = begun(|| FileMachine::new(bench, sample), &prefix, cases) {
+            limits::identities(bench, &prefix, &live, cases);
+        }
+        limits::images(bench, sample, cases);
+    });
+    // Two parts, as each takes as long as all the others together.
+    part("crash", images::crashes);
+    part("crash/sequences", images::sequences);
+    part("trouble", damage::reads);
+    part("damage", |bench, sample, cases| {
+        damage::bytes(bench, sample, cases);
+        damage::structure(bench, sample, cases);
+    });
+}
+
+/// Why the plugin takes nothing to do with a sample, if it does not.
+fn refused(bench: &Bench<'_>, sample: &Sample) -> Option<String> {
+    let live = FileMachine::new(bench, sample).ok()?;
+    let sight = machine::Live::sight(&live).ok()?;
+    let refusal = bench.plugin.inspect(&sight).err()?;
+    let beyond = bench.beyond.take();
+    Some(beyond.unwrap_or_else(|| {
+        format!("the plugin does not take the sample ({refusal}); give one of its own with --image")
+    }))
+}
+
+/// A machine for some cases; if there is none they are not tried.
+fn begun<T>(
+    machine: impl Fn() -> Result<T, String>,
+    prefix: &str,
+    cases: &mut Cases<'_>,
+) -> Option<T> {
+    if !cases.may_want(prefix) {
+        return None;
     }
+    machine().map_err(|why| cases.not_tried(prefix, &why)).ok()
 }

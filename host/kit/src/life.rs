@@ -1,135 +1,20 @@
 //! The life of a slot, through the real engine: every verb, every refusal, and what must stay as it is.
 
-use std::path::PathBuf;
+use std::cell::{Cell, RefCell};
 
-use snapslot_engine::{Asked, Done, Engine, EngineError, Measure, Tools, Verb};
-use snapslot_runtime::{Goal, NewSnapshot, Sight};
+use snapslot_engine::{Asked, Done, EngineError, Verb};
 use snapslot_slot::State;
-use snapslot_testkit::rng::Rng;
-use snapslot_testkit::storage::When;
-use snapslot_testkit::storage::machine::{Kind, Machine};
 
-use crate::files::{FileMachine, Sample};
-use crate::{Bench, Cases};
+use crate::cases::{Cases, Step};
+use crate::clock::EPOCH;
+use crate::machine::{Live, mark, operate};
+use crate::tools::Beyond;
 
-/// A virtual machine with one volume.
-pub trait Live {
-    /// Its volume, as a locator.
-    fn volume(&self) -> String;
-    /// A fresh engine over its storage.
-    fn engine(&self) -> Result<Engine, EngineError>;
-    /// The guest writes something of this generation. `Ok(false)`: it cannot be made to.
-    fn write(&self, generation: u64) -> Result<bool, String>;
-    /// What the guest sees, told apart from whatever else it saw.
-    fn sees(&self) -> Result<String, String>;
-    /// What is left of us in the storage.
-    fn left(&self) -> Vec<String>;
-    /// What the plugin sees.
-    fn sight(&self) -> Result<Sight, String>;
-}
-
-/// A volume on modelled storage.
-pub struct StorageMachine<'a> {
-    bench: &'a Bench<'a>,
-    /// The storage.
-    pub storage: Machine,
-    state: tempfile::TempDir,
-}
-
-impl<'a> StorageMachine<'a> {
-    pub fn new(bench: &'a Bench<'a>, kind: Kind) -> Result<Self, String> {
-        Ok(StorageMachine { bench, storage: Machine::new(kind), state: bench.directory()? })
-    }
-}
-
-impl Live for StorageMachine<'_> {
-    fn volume(&self) -> String {
-        format!("{}:{}", self.bench.name(), self.storage.kind().place())
-    }
-
-    fn engine(&self) -> Result<Engine, EngineError> {
-        let tools = Tools(std::sync::Arc::new(self.storage.clone()));
-        self.bench.engine(self.state.path(), Some(tools))
-    }
-
-    fn write(&self, generation: u64) -> Result<bool, String> {
-        self.storage.write(generation);
-        Ok(true)
-    }
-
-    fn sees(&self) -> Result<String, String> {
-        self.storage.sees().map(|g| format!("generation {g}"))
-    }
-
-    fn left(&self) -> Vec<String> {
-        self.storage.names().into_iter().filter(|n| n.contains("snapslot")).collect()
-    }
-
-    fn sight(&self) -> Result<Sight, String> {
-        let d = self.bench.plugin.description();
-        let place = snapslot_command::Place::parse(d.place.into(), self.storage.kind().place());
-        Ok(Sight {
-            place: place.map_err(|e| e.to_string())?,
-            disk: None,
-            commands: Some(std::sync::Arc::new(self.storage.clone())),
-            copies: None,
-        })
-    }
-}
-
-pub fn on_storage(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
-    let prefix = format!("life/{kind:?}");
-    let names = [&prefix, &format!("plan/{kind:?}"), &format!("crash/{kind:?}/sequences")];
-    if !names.iter().any(|name| cases.wants(name)) {
-        return;
-    }
-    match StorageMachine::new(bench, kind) {
-        Ok(live) => {
-            script(&prefix, &live, cases);
-            plans(bench, &format!("plan/{kind:?}"), &live, cases);
-            drift(&prefix, &live, cases);
-            sequences(bench, kind, cases);
-        }
-        Err(why) => cases.not_tried(&prefix, &why),
-    }
-}
-
-pub fn on_file(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
-    let prefix = format!("life/{}", sample.name);
-    if !cases.wants(&prefix) && !cases.wants(&format!("plan/{}", sample.name)) {
-        return;
-    }
-    match FileMachine::new(bench, sample) {
-        Ok(live) => {
-            script(&prefix, &live, cases);
-            if bench.plugin.description().copies.is_none() {
-                plans(bench, &format!("plan/{}", sample.name), &live, cases);
-            }
-        }
-        Err(why) => cases.not_tried(&prefix, &why),
-    }
-}
-
-/// Runs a verb; copies may be whole ones.
-pub fn operate(live: &dyn Live, verb: Verb, asked: Asked) -> Result<Done, EngineError> {
-    let asked = Asked { full_copy: true, ..asked };
-    live.engine()?.operate(&live.volume(), verb, &asked, &|_, _, _| ())
-}
-
-/// The mark of the snapshot that holds the slot.
-pub fn mark(live: &dyn Live) -> Result<Option<String>, String> {
-    let status = live
-        .engine()
-        .and_then(|e| e.status(&live.volume(), Measure::Wholly))
-        .map_err(|e| e.to_string())?;
-    Ok(status.slot.occupant().map(|o| o.mark.clone()))
-}
-
-fn done(live: &dyn Live, verb: Verb, asked: Asked) -> Result<Done, String> {
+pub fn done(live: &dyn Live, verb: Verb, asked: Asked) -> Result<Done, String> {
     operate(live, verb, asked).map_err(|e| e.to_string())
 }
 
-fn refused(result: Result<Done, EngineError>, exit: u8) -> Result<(), String> {
+pub fn refused(result: Result<Done, EngineError>, exit: u8) -> Result<(), String> {
     match result {
         Err(error) if error.exit() == exit => Ok(()),
         Err(error) => Err(format!("exit code {} instead of {exit}: {error}", error.exit())),
@@ -137,288 +22,251 @@ fn refused(result: Result<Done, EngineError>, exit: u8) -> Result<(), String> {
     }
 }
 
-fn same(found: &str, wanted: &str) -> Result<(), String> {
+pub fn same(found: &str, wanted: &str) -> Result<(), String> {
     match found == wanted {
         true => Ok(()),
         false => Err(format!("the guest sees {found}, and should see {wanted}")),
     }
 }
 
-/// Plans without what differs from run to run: marks, times.
-fn steps_of(done: &Done) -> Vec<String> {
-    let steps = done.volumes.iter().flat_map(|v| &v.plan.phases).flat_map(|p| &p.steps);
-    steps
-        .map(|s| s.split(|c: char| !c.is_ascii_alphabetic()).collect::<Vec<_>>().concat())
-        .map(|words| words.chars().filter(|c| !c.is_ascii_hexdigit()).collect())
-        .collect()
+/// Plans in full: every phase, every step.
+fn plans(done: &Done) -> Vec<String> {
+    let volumes = done.volumes.iter();
+    let lines = volumes.flat_map(|v| &v.plan.phases).flat_map(|phase| {
+        let head = format!("{} ({} steps, {} bytes)", phase.title, phase.count, phase.bytes);
+        std::iter::once(head).chain(phase.steps.iter().cloned())
+    });
+    lines.collect()
 }
 
-fn script(prefix: &str, live: &dyn Live, cases: &mut Cases<'_>) {
+/// A dry run, which must change nothing; then the run itself, which must do what the dry run showed. Both at the
+/// same moment, with the same mark: what is shown is what is run, to the letter.
+fn dry_then_real(live: &dyn Live, verb: Verb, asked: Asked) -> Result<Done, String> {
+    let moment = live.clock().state();
+    let before = live.all()?;
+    let dry = done(live, verb, Asked { dry_run: true, ..asked.clone() })?;
+    if dry.changed || live.all()? != before {
+        return Err("a dry run changed something".to_owned());
+    }
+    live.clock().back_to(moment);
+    let real = done(live, verb, asked)?;
+    // What a replacing take or a consuming restore deletes is planned when the first half is done.
+    let (shown, run) = (plans(&dry), plans(&real));
+    match run.starts_with(&shown) && (!shown.is_empty() || run.is_empty()) {
+        true => Ok(real),
+        false => Err(format!(
+            "a dry run shows another plan:\n  {}\nand not\n  {}",
+            shown.join("\n  "),
+            run.join("\n  ")
+        )),
+    }
+}
+
+/// A slot from its first take to its last delete.
+pub fn script(prefix: &str, live: &dyn Live, beyond: &Beyond, cases: &mut Cases<'_>) {
     let name = |case: &str| format!("{prefix}/{case}");
-    // Later steps need earlier ones: from the first that fails on, nothing more is tried.
-    let mut going = true;
-    let mut step = |case: &str, f: &mut dyn FnMut() -> Result<(), String>| {
-        if going {
-            let before = cases.cases.len();
-            cases.run(&name(case), f);
-            going = !matches!(
-                cases.cases.get(before).map(|c| &c.outcome),
-                Some(crate::Outcome::Failed { .. })
-            );
-        }
-    };
-    let then = std::cell::RefCell::new(String::new());
-    step("a-take-fills-the-slot-and-changes-nothing", &mut || {
+    let then = RefCell::new(String::new());
+    let wrote = Cell::new(true);
+    let write = |generation| -> Result<(), String> {
         let before = live.sees()?;
-        let dry = done(live, Verb::Take, Asked { dry_run: true, ..Asked::default() })?;
-        let took = done(live, Verb::Take, Asked::default())?;
-        if !matches!(took.slot, State::Held { .. }) {
-            return Err(format!("the slot is {}", took.slot.word()));
-        }
-        same(&live.sees()?, &before)?;
-        *then.borrow_mut() = before;
-        match steps_of(&dry) == steps_of(&took) {
-            true => Ok(()),
-            false => Err(format!(
-                "a dry run shows another plan:\n{:?}\n{:?}",
-                steps_of(&dry),
-                steps_of(&took)
-            )),
-        }
-    });
-    step("a-held-slot-is-not-filled", &mut || {
-        refused(operate(live, Verb::Take, Asked::default()), 3)
-    });
-    let wrote = std::cell::Cell::new(true);
-    step("the-guest-writes", &mut || {
-        wrote.set(live.write(2)?);
-        match wrote.get() && live.sees()? == *then.borrow() {
+        wrote.set(live.write(generation)? && wrote.get());
+        match wrote.get() && live.sees()? == before {
             true => Err("its writes are not seen".to_owned()),
             false => Ok(()),
         }
-    });
-    for (case, asked) in
-        [("a-restore-goes-back", Asked::default()), ("and-again", Asked::default())]
-    {
-        step(case, &mut || {
-            done(live, Verb::Restore, asked.clone())?;
-            same(&live.sees()?, &then.borrow())?;
-            match mark(live)? {
-                Some(_) => Ok(()),
-                None => Err("the snapshot is gone".to_owned()),
-            }
-        });
-    }
-    step("a-replacing-take-keeps-what-the-guest-sees", &mut || {
-        let old = mark(live)?;
-        live.write(3)?;
-        let now = live.sees()?;
-        done(live, Verb::Take, Asked { replace: true, ..Asked::default() })?;
-        same(&live.sees()?, &now)?;
-        *then.borrow_mut() = now;
-        match mark(live)? {
-            new if new.is_some() && new != old => Ok(()),
-            new => Err(format!("the slot is held by {new:?}, before it was {old:?}")),
-        }
-    });
-    step("a-consuming-restore-empties-the-slot", &mut || {
-        live.write(4)?;
-        done(live, Verb::Restore, Asked { consume: true, ..Asked::default() })?;
+    };
+    let restored = || -> Result<(), String> {
+        dry_then_real(live, Verb::Restore, Asked::default())?;
         same(&live.sees()?, &then.borrow())?;
         match mark(live)? {
-            None => Ok(()),
-            Some(mark) => Err(format!("{mark} is there still")),
+            Some(_) => Ok(()),
+            None => Err("the snapshot is gone".to_owned()),
         }
-    });
-    step("an-empty-slot-is-not-restored", &mut || {
-        refused(operate(live, Verb::Restore, Asked::default()), 4)
-    });
-    step("a-delete-frees-and-changes-nothing", &mut || {
-        let before = live.sees()?;
-        done(live, Verb::Take, Asked::default())?;
-        live.write(5)?;
-        let now = live.sees()?;
-        done(live, Verb::Delete, Asked::default())?;
-        drop(before);
-        same(&live.sees()?, &now)
-    });
-    step("nothing-of-ours-is-left", &mut || match live.left().as_slice() {
-        [] => Ok(()),
-        left => Err(format!("left behind: {}", left.join(", "))),
-    });
-}
-
-/// All sequences of up to three verbs, the guest writing between them, against a slot of paper; then each
-/// once more with a crash in it, at a command that the seed chooses.
-fn sequences(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
-    const VERBS: [(Verb, bool); 5] = [
-        (Verb::Take, false),
-        (Verb::Take, true),
-        (Verb::Restore, false),
-        (Verb::Restore, true),
-        (Verb::Delete, false),
-    ];
-    let all = (1..=3_u32).flat_map(|length| (0..5_usize.pow(length)).map(move |n| (length, n)));
-    let all: Vec<Vec<(Verb, bool)>> = all
-        .map(|(length, n)| (0..length).map(|i| VERBS[n / 5_usize.pow(i) % 5]).collect())
-        .collect();
-    cases.run(&format!("life/{kind:?}/sequences"), || {
-        for verbs in &all {
-            let live = StorageMachine::new(bench, kind)?;
-            let (mut sees, mut held): (u64, Option<u64>) = (1, None);
-            for (n, (verb, also)) in verbs.iter().enumerate() {
-                let at = |e: String| format!("{verbs:?}, at the {}. verb: {e}", n + 1);
-                let asked = Asked {
-                    replace: *verb == Verb::Take && *also,
-                    consume: *verb == Verb::Restore && *also,
-                    ..Asked::default()
-                };
-                let expected = match (verb, held, also) {
-                    (Verb::Take, Some(_), false) => 3,
-                    (Verb::Restore | Verb::Delete, None, _) => 4,
-                    _ => 0,
-                };
-                let result = operate(&live, *verb, asked);
-                let exit = result.as_ref().err().map_or(0, EngineError::exit);
-                if exit != expected {
-                    return Err(at(format!("exit code {exit}, not {expected}: {result:?}")));
-                }
-                match (verb, held, also) {
-                    _ if exit != 0 => {}
-                    (Verb::Take, ..) => held = Some(sees),
-                    (Verb::Restore, Some(then), consume) => {
-                        (sees, held) = (then, held.filter(|_| !consume));
-                    }
-                    _ => held = None,
-                }
-                let (found, there) = (live.storage.sees().map_err(at)?, mark(&live)?.is_some());
-                if (found, there) != (sees, held.is_some()) {
-                    return Err(at(format!(
-                        "the guest sees {found} and the slot is held: {there}; it should be {sees} and {}",
-                        held.is_some()
-                    )));
-                }
-                sees = 10 + n as u64;
-                live.storage.write(sees);
+    };
+    cases.script(vec![
+        Step::new(name("a-take-fills-the-slot-and-changes-nothing"), || {
+            let before = live.sees()?;
+            let took = dry_then_real(live, Verb::Take, Asked::default())?;
+            if !matches!(took.slot, State::Held { .. }) {
+                return Err(format!("the slot is {}", took.slot.word()));
             }
-        }
-        Ok(())
-    });
-    let mut rng = Rng::new(bench.options.seed);
-    cases.run(&format!("crash/{kind:?}/sequences"), || {
-        for verbs in &all {
-            let live = StorageMachine::new(bench, kind)?;
-            let when = [When::Before, When::Inside, When::After][rng.below(3) as usize];
-            let (n, which) = (1 + rng.below(8), rng.below(verbs.len() as u64) as usize);
-            let at = |e: String| {
-                format!(
-                    "{verbs:?}, crashed in the {}. verb at its command {n}, {when:?}: {e}",
-                    which + 1
-                )
-            };
-            let mut then = Vec::new();
-            for (i, (verb, also)) in verbs.iter().enumerate() {
-                then.push(live.storage.sees().map_err(at)?);
-                if i == which {
-                    live.storage.crash_at(n, when);
-                }
-                let asked = Asked {
-                    replace: *verb == Verb::Take && *also,
-                    consume: *verb == Verb::Restore && *also,
-                    ..Asked::default()
-                };
-                let result = operate(&live, *verb, asked);
-                if live.storage.restart() {
-                    let engine = live.engine().map_err(|e| at(e.to_string()))?;
-                    engine
-                        .recover(&live.volume())
-                        .map_err(|e| at(format!("recovery fails: {e}")))?;
-                } else if let Err(error) = result
-                    && !matches!(error.exit(), 3 | 4)
-                {
-                    return Err(at(error.to_string()));
-                }
-                let sees = live.storage.sees().map_err(at)?;
-                if !then.contains(&sees) {
-                    return Err(at(format!("the guest sees {sees}, which it never wrote then")));
-                }
-                live.storage.write(20 + i as u64);
+            same(&live.sees()?, &before)?;
+            *then.borrow_mut() = before;
+            Ok(())
+        }),
+        Step::new(name("a-held-slot-is-not-filled"), || {
+            refused(operate(live, Verb::Take, Asked::default()), 3)
+        }),
+        Step::new(name("the-guest-writes"), || write(2)),
+        Step::new(name("a-restore-goes-back"), restored),
+        Step::new(name("and-again"), restored),
+        Step::new(name("a-replacing-take-keeps-what-the-guest-sees"), || {
+            let old = mark(live)?;
+            write(3)?;
+            let now = live.sees()?;
+            dry_then_real(live, Verb::Take, Asked { replace: true, ..Asked::default() })?;
+            same(&live.sees()?, &now)?;
+            *then.borrow_mut() = now;
+            match mark(live)? {
+                new if new.is_some() && new != old => Ok(()),
+                new => Err(format!("the slot is held by {new:?}, before it was {old:?}")),
             }
-        }
-        Ok(())
-    });
+        }),
+        Step::new(name("a-consuming-restore-empties-the-slot"), || {
+            write(4)?;
+            dry_then_real(live, Verb::Restore, Asked { consume: true, ..Asked::default() })?;
+            same(&live.sees()?, &then.borrow())?;
+            match mark(live)? {
+                None => Ok(()),
+                Some(mark) => Err(format!("{mark} is there still")),
+            }
+        }),
+        Step::new(name("an-empty-slot-is-not-restored"), || {
+            refused(operate(live, Verb::Restore, Asked::default()), 4)
+        }),
+        Step::new(name("an-empty-slot-is-not-deleted"), || {
+            refused(operate(live, Verb::Delete, Asked::default()), 4)
+        }),
+        Step::new(name("a-delete-frees-and-changes-nothing"), || {
+            done(live, Verb::Take, Asked::default())?;
+            write(5)?;
+            let now = live.sees()?;
+            dry_then_real(live, Verb::Delete, Asked::default())?;
+            same(&live.sees()?, &now)
+        }),
+        Step::new(name("nothing-of-ours-is-left"), || match live.left().as_slice() {
+            [] => Ok(()),
+            left => Err(format!("left behind: {}", left.join(", "))),
+        }),
+        Step::new(name("every-write-was-seen"), || match wrote.get() {
+            true => Ok(()),
+            false => {
+                let why =
+                    "the guest could not be made to write: nothing is allocated, or all is shared";
+                beyond.note(why.to_owned());
+                Err(why.to_owned())
+            }
+        }),
+    ]);
 }
 
 /// Somebody deletes the snapshot by hand: it is told as that, and never as a slot that is held.
-fn drift(prefix: &str, live: &StorageMachine<'_>, cases: &mut Cases<'_>) {
+pub fn what_others_delete(prefix: &str, live: &dyn Live, cases: &mut Cases<'_>) {
     cases.run(&format!("{prefix}/what-others-delete-is-told"), || {
         done(live, Verb::Take, Asked::default())?;
-        let names = live.left();
-        let [name] = names.as_slice() else {
-            return Err(format!("a take left {names:?}"));
-        };
-        let by_hand = match live.storage.kind() {
-            Kind::Thin | Kind::Thick | Kind::ThickInactive => format!("lvremove -y vg/{name}"),
-            Kind::Zvol | Kind::Dataset => {
-                format!("zfs destroy tank/vm1@{}", name.rsplit('@').next().unwrap_or(name))
-            }
-        };
-        let before = live.sees()?;
-        live.storage.hand(&by_hand);
+        live.write(2)?;
+        live.others_delete()?;
+        let before = live.all()?;
         refused(operate(live, Verb::Restore, Asked::default()), 8)?;
-        same(&live.sees()?, &before)?;
+        if live.all()? != before {
+            return Err("a restore that was refused changed something".to_owned());
+        }
+        let sees = live.sees()?;
         done(live, Verb::Delete, Asked::default())?;
         done(live, Verb::Take, Asked::default())?;
+        same(&live.sees()?, &sees)?;
         done(live, Verb::Delete, Asked::default()).map(|_| ())
     });
 }
 
-/// What the plugin plans, asked directly.
-fn plans(bench: &Bench<'_>, prefix: &str, live: &dyn Live, cases: &mut Cases<'_>) {
-    let new = NewSnapshot {
-        mark: "00000000000000ab".to_owned(),
-        taken_seconds: 1_700_000_000,
-        taken_nanoseconds: 1,
-        room: None,
-        beside: 0,
-        full_copy: true,
-    };
-    let goal = Goal::Held(new);
-    let ask = |goal: &Goal| bench.plugin.plan(&live.sight()?, goal).map_err(|e| e.to_string());
-    cases.run(&format!("{prefix}/the-same-plan-twice"), || match ask(&goal)? == ask(&goal)? {
-        true => Ok(()),
-        false => Err("asked twice, it plans two things".to_owned()),
-    });
-    cases.run(&format!("{prefix}/nothing-to-settle"), || match ask(&Goal::Settled)?.is_empty() {
-        true => Ok(()),
-        false => Err("nothing is half done, and it plans to end something".to_owned()),
-    });
-    cases.run(&format!("{prefix}/a-goal-that-is-reached-takes-no-step"), || {
-        done(live, Verb::Take, Asked::default())?;
-        let facts = bench.plugin.inspect(&live.sight()?).map_err(|e| e.to_string())?;
-        let held =
-            facts.snapshots.iter().find(|s| s.mark.is_some()).ok_or("no snapshot bears a mark")?;
-        let again = Goal::Held(NewSnapshot {
-            mark: held.mark.clone().unwrap_or_default(),
-            taken_seconds: held.taken_seconds,
-            taken_nanoseconds: held.taken_nanoseconds,
-            room: None,
-            beside: 0,
-            full_copy: true,
+/// Where a clock jumps to: what comes of it, as a name, and the moment.
+const JUMPS: [(&str, i64); 8] = [
+    ("a-second-back", EPOCH - 1),
+    ("a-second-on", EPOCH + 3),
+    ("a-day-back", EPOCH - 86_400),
+    ("a-day-on", EPOCH + 86_400),
+    ("to-the-epoch", 0),
+    ("to-2038", i32::MAX as i64),
+    ("past-2038", i32::MAX as i64 + 1),
+    ("past-2106", u32::MAX as i64 + 1),
+];
+
+/// The clock jumps before a take, in the midst of it, or after it: the slot is as with any other clock.
+pub fn clock_jumps<L: Live>(
+    prefix: &str,
+    machine: impl Fn() -> Result<L, String>,
+    cases: &mut Cases<'_>,
+) {
+    for (what, to) in JUMPS {
+        cases.run_telling(&format!("{prefix}/the-clock-jumps/{what}"), || {
+            for looks in 0..LOOKS {
+                let live = machine()?;
+                let at = |e: String| format!("after {looks} looks at the clock: {e}");
+                jumped(&live, looks, to).map_err(at)?;
+            }
+            Ok(Some(format!("at each of {LOOKS} looks")))
         });
-        if !ask(&again)?.is_empty() {
-            return Err("the snapshot is there, and it plans to make it".to_owned());
-        }
-        let gone = Goal::Empty(held.identity.clone());
-        done(live, Verb::Delete, Asked::default())?;
-        match ask(&gone)?.is_empty() {
-            true => Ok(()),
-            false => Err("the snapshot is gone, and it plans to delete it".to_owned()),
-        }
-    });
+    }
 }
 
-/// A path for an image in its own directory.
-pub fn image_in(directory: &tempfile::TempDir) -> PathBuf {
-    directory.path().join("disk.img")
+/// More looks at the clock than a take needs: then it jumps in what comes after.
+const LOOKS: u32 = 5;
+
+fn jumped(live: &dyn Live, looks: u32, to: i64) -> Result<(), String> {
+    live.clock().jumps(looks, to);
+    let then = live.sees()?;
+    if let Err(error) = operate(live, Verb::Take, Asked::default()) {
+        // A format may have no room for a moment that far off; then it says so, and nothing is changed.
+        let clean = live.left().is_empty() && mark(live)?.is_none() && live.sees()? == then;
+        return match (to > i64::from(i32::MAX) || to < 1, clean, error.exit()) {
+            (true, true, 1 | 6) => Ok(()),
+            _ => Err(format!("a take ends with exit code {}: {error}", error.exit())),
+        };
+    }
+    let held = mark(live)?.ok_or("a take leaves an empty slot")?;
+    live.write(2)?;
+    refused(operate(live, Verb::Take, Asked::default()), 3)?;
+    done(live, Verb::Restore, Asked::default())?;
+    same(&live.sees()?, &then)?;
+    if mark(live)?.as_ref() != Some(&held) {
+        return Err("after a restore another snapshot is held".to_owned());
+    }
+    done(live, Verb::Delete, Asked::default())?;
+    same(&live.sees()?, &then)?;
+    match live.left().as_slice() {
+        [] => Ok(()),
+        left => Err(format!("left behind: {}", left.join(", "))),
+    }
+}
+
+/// Somebody else's snapshot is as it was, whatever is done with ours.
+pub fn what_others_took(prefix: &str, live: &dyn Live, cases: &mut Cases<'_>) {
+    let name = format!("{prefix}/what-others-took-stays");
+    if !cases.wants(&name) {
+        return;
+    }
+    match live.others_take() {
+        Ok(true) => {}
+        Ok(false) => {
+            let why = "how somebody else makes a snapshot of this kind is not known to the kit";
+            cases.does_not_apply(&name, why);
+            return;
+        }
+        Err(why) => {
+            cases.run(&name, || Err(why));
+            return;
+        }
+    }
+    cases.run(&name, || {
+        let there = live.of_others()?;
+        if there.is_empty() {
+            return Err("the plugin does not see it".to_owned());
+        }
+        for (verb, asked) in [
+            (Verb::Take, Asked::default()),
+            (Verb::Restore, Asked::default()),
+            (Verb::Take, Asked { replace: true, ..Asked::default() }),
+            (Verb::Restore, Asked { consume: true, ..Asked::default() }),
+            (Verb::Take, Asked::default()),
+            (Verb::Delete, Asked::default()),
+        ] {
+            live.write(7)?;
+            done(live, verb, asked).map_err(|e| format!("{}: {e}", verb.word()))?;
+            let now = live.of_others()?;
+            if now != there {
+                return Err(format!("after {} it is {now}, not {there}", verb.word()));
+            }
+        }
+        Ok(())
+    });
 }

@@ -12,15 +12,13 @@
 //!
 //! States equal in every byte of every file are visited once.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 
-use snapslot_disk::sim::{Event, SECTOR};
+pub use snapslot_disk::sim::Files;
+use snapslot_disk::sim::{Event, Paged, SECTOR};
 
 use crate::rng::{Rng, digest};
-
-/// The files of a machine.
-pub type Files = BTreeMap<String, Vec<u8>>;
 
 /// Above this many sectors a write is torn at this many random ones instead of at every one.
 const TEARS_MAX: usize = 256;
@@ -47,21 +45,19 @@ pub const STATES: &str = "SNAPSLOT_CRASH_STATES";
 pub const SEED: &str = "SNAPSLOT_CRASH_SEED";
 
 impl Options {
-    /// The usual depth, or what the environment asks for.
+    /// All subsets of up to ten pending events, else four hundred, or as many as the environment asks for.
     ///
     /// # Panics
     /// If a variable is set and not a number.
-    pub fn from_environment(seeded: usize, exhaustive: usize) -> Self {
+    pub fn deep() -> Self {
         let number = |name| {
             std::env::var(name).ok().map(|text| {
                 text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
             })
         };
-        let asked = number(STATES);
         Options {
-            seeded: asked.map_or(seeded, |n| n as usize),
-            // Who asks for a thousand random subsets wants the full lists as well.
-            exhaustive: if asked.is_some_and(|n| n >= 1000) { 10 } else { exhaustive },
+            seeded: number(STATES).map_or(400, |n| n as usize),
+            exhaustive: 10,
             singles: usize::MAX,
             tears: true,
             seed: number(SEED).unwrap_or(1),
@@ -120,6 +116,14 @@ pub struct History {
     log: Vec<Event>,
 }
 
+impl std::ops::AddAssign for Count {
+    fn add_assign(&mut self, other: Count) {
+        self.listed += other.listed;
+        self.distinct += other.distinct;
+        self.sampled += other.sampled;
+    }
+}
+
 /// How many states there were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -127,6 +131,8 @@ pub struct Count {
     pub listed: usize,
     /// States among them that differ in some byte.
     pub distinct: usize,
+    /// Boundaries with so much pending that only some of the subsets were listed.
+    pub sampled: usize,
 }
 
 impl History {
@@ -183,6 +189,7 @@ impl History {
                 apply(&self.log[settled], &Arrived::Kept, &mut base);
                 settled += 1;
             }
+            count.sampled += usize::from(pending.len() > options.exhaustive);
             for fates in self.fates(boundary, &pending, options, &mut rng) {
                 let pending = pending.iter().copied().zip(fates).collect();
                 let choice = Choice { boundary, pending };
@@ -309,33 +316,25 @@ fn apply(event: &Event, arrived: &Arrived, files: &mut Files) {
         (_, Arrived::Lost) => {}
         (Event::Write { file, offset, data }, arrived) => {
             let Some(bytes) = files.get_mut(file) else { return };
-            let start = *offset as usize;
-            let mut put = |from: usize, to: usize| {
-                if bytes.len() < start + to {
-                    bytes.resize(start + to, 0);
-                }
-                bytes[start + from..start + to].copy_from_slice(&data[from..to]);
-            };
             match arrived {
                 Arrived::Sectors(sectors) => {
-                    let head = start % SECTOR;
+                    let head = *offset as usize % SECTOR;
                     for (i, _) in sectors.iter().enumerate().filter(|(_, here)| **here) {
                         let from = (i * SECTOR).saturating_sub(head);
-                        put(from, ((i + 1) * SECTOR - head).min(data.len()));
+                        let to = ((i + 1) * SECTOR - head).min(data.len());
+                        bytes.write(offset + from as u64, &data[from..to]);
                     }
                 }
-                _ => put(0, data.len()),
+                _ => bytes.write(*offset, data),
             }
         }
         (Event::Extend { file, size }, _) => {
-            if let Some(bytes) = files.get_mut(file)
-                && (bytes.len() as u64) < *size
-            {
-                bytes.resize(*size as usize, 0);
+            if let Some(bytes) = files.get_mut(file) {
+                bytes.grow(*size as usize);
             }
         }
         (Event::Create { file }, _) => {
-            files.insert(file.clone(), Vec::new());
+            files.insert(file.clone(), Paged::default());
         }
         (Event::Remove { file }, _) => {
             files.remove(file);
@@ -347,7 +346,7 @@ fn apply(event: &Event, arrived: &Arrived, files: &mut Files) {
 /// A digest of all files and their names.
 pub fn digest_files(files: &Files) -> u128 {
     files.iter().fold(0, |all, (name, bytes)| {
-        all.rotate_left(17) ^ digest(name.as_bytes()).rotate_left(64) ^ digest(bytes)
+        all.rotate_left(17) ^ digest(name.as_bytes()).rotate_left(64) ^ bytes.digest()
     })
 }
 
@@ -365,8 +364,8 @@ mod tests {
         let mut rng = Rng::new(7);
         let mut compared = 0;
         for _ in 0..60 {
-            let start = Files::from([("a".to_owned(), vec![1; 2000])]);
-            let world = World::new(start.clone());
+            let start = Files::from([("a".to_owned(), vec![1; 2000].into())]);
+            let world = World::of(start.clone());
             let (a, b) = (world.disk("a"), world.companion("b"));
             for _ in 0..12 {
                 let data = vec![rng.next_u64() as u8; 1 + rng.below(1500) as usize];
@@ -406,7 +405,7 @@ mod tests {
                             _ => Fate::Kept,
                         }
                     });
-                    assert_eq!(history.state(&choice), theirs.files(), "{choice}");
+                    assert_eq!(history.state(&choice), theirs.contents(), "{choice}");
                     compared += 1;
                 }
             }
@@ -428,8 +427,8 @@ mod tests {
 
     #[test]
     fn visits_every_subset_once() {
-        let start = Files::from([("a".to_owned(), vec![0; 4096])]);
-        let world = World::new(start.clone());
+        let start = Files::from([("a".to_owned(), vec![0; 4096].into())]);
+        let world = World::of(start.clone());
         for i in 0..5_u64 {
             world.disk("a").write_at(i * 512, &[i as u8 + 1; 512]).expect("write");
         }

@@ -6,6 +6,7 @@
 
 pub mod crash;
 pub mod inflate;
+pub mod malformed;
 pub mod qcow2_judge;
 pub mod qcow2_model;
 pub mod qemu;
@@ -16,3 +17,5 @@ pub mod storage;
 pub mod story;
 pub mod toy;
 pub mod trial;
+pub mod troubled;
+pub mod walk;

@@ -255,7 +255,9 @@ fn read_header(bytes: &[u8]) -> Result<Header, String> {
         return Err(format!("header length {}", header.header_length));
     }
     let first = header.cluster_size();
-    let end = if header.backing_file_offset == 0 { first } else { header.backing_file_offset };
+    // A name without a letter is none, wherever it is said to lie: QEMU takes it so.
+    let unnamed = header.backing_file_offset == 0 || header.backing_file_size == 0;
+    let end = if unnamed { first } else { header.backing_file_offset };
     if end > first || u64::from(header.header_length) > end {
         return Err(format!("header and backing name outside the first cluster: {end}"));
     }

@@ -11,17 +11,6 @@ use snapslot_plugin_sdk::{
 
 use crate::storage::machine::Machine;
 
-/// A command of a plan: an action and its values.
-pub type Act = (String, Vec<Argument>);
-
-/// What is done to the acts of a plan before they are run; for planting faults.
-pub type Alter<'a> = &'a dyn Fn(&Goal, Vec<Act>) -> Vec<Act>;
-
-/// Nothing is done to them.
-pub fn as_planned(_: &Goal, acts: Vec<Act>) -> Vec<Act> {
-    acts
-}
-
 /// A volume as a backend sees it: its place and its queries.
 struct Volume<'a> {
     place: Place,
@@ -115,7 +104,7 @@ pub fn inspect<B: Backend>(storage: &Machine) -> Result<Facts, String> {
 }
 
 /// Plans a goal and runs the commands. The error says which one failed, or why there was none.
-pub fn run<B: Backend>(storage: &Machine, goal: &Goal, alter: Alter<'_>) -> Result<(), String> {
+pub fn run<B: Backend>(storage: &Machine, goal: &Goal) -> Result<(), String> {
     let volume = Volume::of::<B>(storage)?;
     let mut plan = RecordedPlan::default();
     B::plan(&volume, goal, &mut plan).map_err(|f| f.message)?;
@@ -123,7 +112,7 @@ pub fn run<B: Backend>(storage: &Machine, goal: &Goal, alter: Alter<'_>) -> Resu
         Recorded::Act(action, arguments) => Some((action, arguments)),
         _ => None,
     });
-    for (action, arguments) in alter(goal, acts.collect()) {
+    for (action, arguments) in acts {
         let told = |why: String| format!("{action}: {why}");
         let filled = volume.filled(&volume.actions, &action, &arguments).map_err(told)?;
         if let Some((look, expected)) = &filled.guard {
@@ -142,12 +131,12 @@ pub fn run<B: Backend>(storage: &Machine, goal: &Goal, alter: Alter<'_>) -> Resu
 }
 
 /// What the engine does at its next start: ends what is half done.
-pub fn recover<B: Backend>(storage: &Machine, alter: Alter<'_>) -> Result<Facts, String> {
+pub fn recover<B: Backend>(storage: &Machine) -> Result<Facts, String> {
     let facts = inspect::<B>(storage)?;
     if facts.unfinished.is_none() {
         return Ok(facts);
     }
-    run::<B>(storage, &Goal::Settled, alter)?;
+    run::<B>(storage, &Goal::Settled)?;
     let facts = inspect::<B>(storage)?;
     match &facts.unfinished {
         None => Ok(facts),

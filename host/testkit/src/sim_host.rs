@@ -5,7 +5,7 @@
 //! [`World`], so that everything it plans can be crashed at every event.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use snapslot_capture::journal::{self, Found};
 use snapslot_capture::{
@@ -13,7 +13,7 @@ use snapslot_capture::{
     execute_phases, resume_at,
 };
 use snapslot_disk::sim::World;
-use snapslot_disk::{Companion, Disk};
+use snapslot_disk::{Companion, Disk, DiskError, Range};
 use snapslot_plugin_sdk::{
     Answer, Argument, Backend, Facts, Failure, FailureKind, Fill, Goal, Image, Mask, NewSnapshot,
     Plan, Role, SavedCopy, Saving, Target,
@@ -175,13 +175,64 @@ pub fn native<B: Backend>() -> Native<B> {
 
 impl<B: Backend> Planner for Native<B> {
     fn inspect(&self, disk: Arc<dyn Disk>) -> Result<Facts, Failure> {
-        B::inspect(&DiskTarget(&*disk))
+        sized(&*disk, |disk| B::inspect(&DiskTarget(disk)))
     }
 
     fn plan(&self, disk: Arc<dyn Disk>, goal: &Goal) -> Result<CapturePlan, Failure> {
         let mut built = BuiltPlan::default();
-        B::plan(&DiskTarget(&*disk), goal, &mut built)?;
+        sized(&*disk, |disk| B::plan(&DiskTarget(disk), goal, &mut built))?;
         built.0.finish().map_err(refused)
+    }
+}
+
+/// Asks a backend. In the contract an image's size cannot fail to be told: where it does, the host ends the call.
+fn sized<T>(
+    disk: &dyn Disk,
+    ask: impl FnOnce(&dyn Disk) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let sized = SizedDisk { disk, failed: Mutex::default() };
+    let answer = ask(&sized);
+    match sized.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(why) => Err(io(why)),
+        None => answer,
+    }
+}
+
+/// A disk that remembers that its size could not be told.
+struct SizedDisk<'a> {
+    disk: &'a dyn Disk,
+    failed: Mutex<Option<String>>,
+}
+
+impl Disk for SizedDisk<'_> {
+    fn size(&self) -> Result<u64, DiskError> {
+        self.disk.size().inspect_err(|e| {
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).replace(e.to_string());
+        })
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        self.disk.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.disk.write_at(offset, data)
+    }
+
+    fn extend(&self, size: u64) -> Result<(), DiskError> {
+        self.disk.extend(size)
+    }
+
+    fn reserve(&self, ranges: &[Range]) -> Result<bool, DiskError> {
+        self.disk.reserve(ranges)
+    }
+
+    fn release_reserve(&self) -> Result<(), DiskError> {
+        self.disk.release_reserve()
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        self.disk.flush()
     }
 }
 
@@ -216,22 +267,42 @@ impl std::fmt::Display for RunError {
     }
 }
 
-/// Inspect, plan, check, commit, execute, forget the journal. Gives the plan that was run.
-pub fn run(planner: &dyn Planner, world: &World, goal: &Goal) -> Result<CapturePlan, RunError> {
+/// What an operation did.
+#[derive(Debug)]
+pub struct Ran {
+    /// The plan that was run.
+    pub plan: CapturePlan,
+    /// How many calls were made until there was one.
+    pub planning: usize,
+}
+
+/// Inspect, plan, check, commit, execute, forget the journal.
+pub fn run(planner: &dyn Planner, world: &World, goal: &Goal) -> Result<Ran, RunError> {
+    let plan = prepare(planner, world, goal)?;
+    let planning = world.calls();
+    carry_out(world, &plan)?;
+    Ok(Ran { plan, planning })
+}
+
+/// Inspect and plan: the part that only looks.
+pub fn prepare(planner: &dyn Planner, world: &World, goal: &Goal) -> Result<CapturePlan, RunError> {
     inspect(planner, world).map_err(RunError::Refused)?;
-    let plan = plan(planner, world, goal).map_err(RunError::Refused)?;
+    plan(planner, world, goal).map_err(RunError::Refused)
+}
+
+/// Check, commit, execute, forget the journal.
+pub fn carry_out(world: &World, plan: &CapturePlan) -> Result<(), RunError> {
     if plan.is_empty() {
-        return Ok(plan);
+        return Ok(());
     }
     let disk = world.disk(IMAGE);
     let failed = |e: &dyn std::fmt::Display| RunError::Failed(e.to_string());
-    snapslot_capture::check(&plan, &disk).map_err(|e| RunError::Check(e.to_string()))?;
-    snapslot_capture::reserve(&plan, &disk).map_err(|e| failed(&e))?;
+    snapslot_capture::check(plan, &disk).map_err(|e| RunError::Check(e.to_string()))?;
+    snapslot_capture::reserve(plan, &disk).map_err(|e| failed(&e))?;
     let place = world.companion(JOURNAL);
-    journal::commit(&place, b"{}", &plan).map_err(|e| failed(&e))?;
-    snapslot_capture::execute(&plan, &disk, &|_, _| {}).map_err(|e| failed(&e))?;
-    forget(&place).map_err(|e| failed(&e))?;
-    Ok(plan)
+    journal::commit(&place, b"{}", plan).map_err(|e| failed(&e))?;
+    snapslot_capture::execute(plan, &disk, &|_, _| {}).map_err(|e| failed(&e))?;
+    forget(&place).map_err(|e| failed(&e))
 }
 
 fn forget(place: &dyn Companion) -> Result<(), snapslot_disk::DiskError> {

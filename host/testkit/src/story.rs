@@ -7,7 +7,7 @@ use crate::qcow2_judge::Qcow2Judge;
 use crate::qcow2_model::Qcow2;
 use crate::qemu::Bench;
 use crate::sim_host::{IMAGE, Planner, RunError, inspect};
-use crate::trial::{Depth, Tally, crash, faults};
+use crate::trial::{Depth, Tally, Trial};
 
 /// What happens in a life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +20,14 @@ pub enum Act {
     Delete,
     /// A guest writes: a qemu-io command.
     Guest(&'static str),
+    /// A guest writes this byte in many places all over the disk, so that there are many tables to change.
+    Scatter(u8),
     /// The disk gets this size, in bytes.
     Resize(&'static str),
+    /// The disk gets longer by half.
+    Grow,
+    /// The disk gets half as long.
+    Shrink,
 }
 
 /// What came of an act.
@@ -61,6 +67,15 @@ fn foreign(
     Ok(picture.snapshots.into_iter().filter(|s| !s.name.starts_with("snapslot-")).collect())
 }
 
+/// Places that a guest writes to who scatters.
+const PLACES: u64 = 9;
+
+/// Writes of a byte all over a disk of this size, as qemu-io's commands. Another byte, slightly other places.
+pub fn scattered(size: u64, byte: u8) -> Vec<String> {
+    let place = |i: u64| (i * size / PLACES + u64::from(byte) % 7 * 512) / 512 * 512;
+    (0..PLACES).map(|i| format!("write -q -P {byte} {} 700", place(i))).collect()
+}
+
 impl<'a> Story<'a> {
     /// A life that begins with this image.
     pub fn new(
@@ -72,14 +87,14 @@ impl<'a> Story<'a> {
         Story { planner, judge, image, depth, faults: false, tally: Tally::default(), takes: 0 }
     }
 
-    fn active(&self) -> Result<Vec<u8>, String> {
-        Qcow2::read(&self.image)?.active_content(&self.judge.backing)
+    fn active(&self) -> Result<u128, String> {
+        Qcow2::read(&self.image)?.active_digest(&self.judge.backing)
     }
 
     /// The slot's snapshot as the backend reports it: identity and mark.
     fn slot(&self) -> Result<Option<(String, String)>, String> {
-        let files = Files::from([(IMAGE.to_owned(), self.image.clone())]);
-        let world = snapslot_disk::sim::World::new(files);
+        let files = Files::from([(IMAGE.to_owned(), self.image.as_slice().into())]);
+        let world = snapslot_disk::sim::World::of(files);
         let facts = inspect(self.planner, &world).map_err(|f| f.message)?;
         let mut found = facts.snapshots.into_iter();
         Ok(found.find_map(|s| Some((s.identity, s.mark?))))
@@ -95,7 +110,10 @@ impl<'a> Story<'a> {
         let nothing = || Came::Refused("slot".to_owned());
         let goal = match (act, held) {
             (Act::Guest(command), _) => return self.guest(&[command]),
+            (Act::Scatter(byte), _) => return self.scatter(byte),
             (Act::Resize(size), _) => return self.resize(size),
+            (Act::Grow, _) => return self.resize(&self.size_by(3, 2)?),
+            (Act::Shrink, _) => return self.resize(&self.size_by(1, 2)?),
             (Act::Take, Some(_)) | (Act::Restore | Act::Delete, None) => return Ok(nothing()),
             (Act::Take, None) => {
                 self.takes += 1;
@@ -114,18 +132,21 @@ impl<'a> Story<'a> {
         };
         let active = self.active()?;
         let others = foreign(self.judge, &self.image)?;
-        let outcome = match crash(self.planner, self.judge, &self.image, &goal, &self.depth)? {
-            Ok(outcome) => outcome,
-            Err(RunError::Refused(failure)) => return Ok(Came::Refused(failure.code)),
+        let image = std::mem::take(&mut self.image);
+        let trial = match Trial::begin(self.planner, self.judge, &image, &goal)? {
+            Ok(trial) => trial,
+            Err(RunError::Refused(failure)) => {
+                self.image = image;
+                return Ok(Came::Refused(failure.code));
+            }
             Err(error) => return Err(error.to_string()),
         };
-        self.tally += outcome.tally;
-        if self.faults && !outcome.plan.is_empty() {
-            self.tally +=
-                faults(self.planner, self.judge, &self.image, &goal, self.depth.states.seed)?;
+        self.tally += trial.power_cuts(&self.depth)?;
+        if self.faults && !trial.plan().is_empty() {
+            self.tally += trial.upsets(&self.depth)?;
         }
-        self.image = outcome.after;
-        self.reached(act, &active)?;
+        self.image = trial.after();
+        self.reached(act, active)?;
         if let Goal::Held(new) = &goal
             && self.slot()?.is_none_or(|(_, mark)| mark != new.mark)
         {
@@ -138,10 +159,10 @@ impl<'a> Story<'a> {
     }
 
     /// The goal is what the model sees.
-    fn reached(&self, act: Act, active_before: &[u8]) -> Result<(), String> {
+    fn reached(&self, act: Act, active_before: u128) -> Result<(), String> {
         let image = Qcow2::read(&self.image)?;
         let ours = image.snapshots().iter().find(|s| s.name.starts_with("snapslot-"));
-        let content = |s| image.snapshot_content(s, &self.judge.backing);
+        let content = |s| image.snapshot_digest(s, &self.judge.backing);
         let active = self.active()?;
         let wrong = match (act, ours) {
             (Act::Take, Some(s)) => content(s)? != active_before || active != active_before,
@@ -152,6 +173,11 @@ impl<'a> Story<'a> {
         if wrong { Err("the goal is not reached".to_owned()) } else { Ok(()) }
     }
 
+    fn scatter(&mut self, byte: u8) -> Result<Came, String> {
+        let commands = scattered(Qcow2::read(&self.image)?.header().size, byte);
+        self.guest(&commands.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     /// A guest writes, through QEMU.
     pub fn guest(&mut self, commands: &[&str]) -> Result<Came, String> {
         let bench: &Bench = &self.judge.bench;
@@ -159,6 +185,12 @@ impl<'a> Story<'a> {
         bench.io("guest.qcow2", commands);
         self.image = bench.read("guest.qcow2");
         self.sound()
+    }
+
+    /// A part of its present size, in whole sectors.
+    fn size_by(&self, times: u64, of: u64) -> Result<String, String> {
+        let size = Qcow2::read(&self.image)?.header().size;
+        Ok((size * times / of / 512 * 512).max(512).to_string())
     }
 
     fn resize(&mut self, size: &str) -> Result<Came, String> {

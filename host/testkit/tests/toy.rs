@@ -22,7 +22,7 @@ fn held() -> Goal {
 
 fn life<const FAULT: u8>(with_faults: bool) -> Result<Tally, String> {
     let states = Options { seeded: 30, exhaustive: 10, singles: usize::MAX, tears: true, seed: 1 };
-    let depth = Depth { nested_every: 5, ..Depth::new(states) };
+    let depth = Depth::new(states);
     let mut tally = Tally::default();
     let mut now = image(7);
     let one = "0123456789abcdef".to_owned();
@@ -34,7 +34,7 @@ fn life<const FAULT: u8>(with_faults: bool) -> Result<Tally, String> {
             .map_err(|e| e.to_string())?;
         tally += outcome.tally;
         if with_faults {
-            tally += faults(&native::<Toy<FAULT>>(), &ToyJudge, &now, &goal, 3)?;
+            tally += faults(&native::<Toy<FAULT>>(), &ToyJudge, &now, &goal, &depth)?;
         }
         now = outcome.after;
     }
@@ -45,7 +45,10 @@ fn life<const FAULT: u8>(with_faults: bool) -> Result<Tally, String> {
 fn a_sound_storage_survives() {
     let tally = life::<{ fault::NONE }>(true).unwrap_or_else(|e| panic!("{e}"));
     println!("toy: {tally}");
-    assert!(tally.states.distinct > 60 && tally.redone > 40 && tally.nested > 100, "{tally}");
+    assert!(
+        tally.states.distinct > 60 && tally.redone > 40 && tally.nested.listed > 100,
+        "{tally}"
+    );
     assert!(tally.faults > 200, "{tally}");
 }
 

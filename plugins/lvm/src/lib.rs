@@ -90,4 +90,5 @@ pub(crate) fn unsupported(code: &str, message: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Unsupported, code, message)
 }
 
+#[cfg(not(feature = "library"))]
 snapslot_plugin_sdk::export_backend!(crate::Lvm);

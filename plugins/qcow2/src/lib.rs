@@ -150,4 +150,5 @@ pub(crate) fn unsupported(code: &str, message: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Unsupported, code, message)
 }
 
+#[cfg(not(feature = "library"))]
 snapslot_plugin_sdk::export_backend!(crate::Qcow2);

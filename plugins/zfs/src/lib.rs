@@ -91,4 +91,5 @@ impl Backend for Zfs {
     }
 }
 
+#[cfg(not(feature = "library"))]
 snapslot_plugin_sdk::export_backend!(crate::Zfs);

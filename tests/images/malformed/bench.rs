@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use snapslot_test_support::{Check, Image, Scratch, Snapslot, SplitMix64, difference, journal_of};
 
-use super::Damage;
+use snapslot_testkit::malformed::Damage;
+
 use crate::snapslot;
 
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@
 //! Method: a sound image with everything in it (backing file, compressed clusters, a foreign
 //! snapshot) is damaged in one place: every field of the header and of the snapshot table gets
 //! boundary values, tables get entries that point where they must not, the file is cut, bits
-//! flip. Then every verb runs, each on a fresh copy; those that need a held slot on an image
+//! flip (`snapslot_testkit::malformed`). Then every verb runs, each on a fresh copy; those that need a held slot on an image
 //! that was damaged after the take. For each: an exit code other than 7 within ten seconds and
 //! JSON on standard output; where the verb failed, not a byte of the image has changed; where
 //! it was done, what QEMU could read of the disk and of our snapshot before reads the same, and where
@@ -17,51 +17,38 @@
 //! other bits.
 
 mod bench;
-mod fields;
-mod structure;
 
 use bench::Bench;
-
-/// One damaged image.
-struct Damage {
-    name: String,
-    bytes: Vec<u8>,
-    /// Whether what the guest sees is a function of the guest's writes still.
-    meaningful: bool,
-}
-
-impl Damage {
-    fn new(name: impl Into<String>, bytes: Vec<u8>) -> Self {
-        Damage { name: name.into(), bytes, meaningful: true }
-    }
-}
+use snapslot_test_support::setting;
+use snapslot_testkit::malformed;
 
 #[test]
 fn every_header_field() {
-    Bench::run("every_header_field", fields::header);
+    Bench::run("every_header_field", malformed::header);
 }
 
 #[test]
 fn every_snapshot_table_field() {
-    Bench::run("every_snapshot_table_field", fields::snapshot_table);
+    Bench::run("every_snapshot_table_field", malformed::snapshot_table);
 }
 
 #[test]
 fn tables_that_point_where_they_must_not() {
-    Bench::run("tables_that_point_where_they_must_not", structure::pointers);
+    Bench::run("tables_that_point_where_they_must_not", malformed::pointers);
 }
 
 #[test]
 fn counts_that_are_wrong() {
-    Bench::run("counts_that_are_wrong", structure::counts);
+    Bench::run("counts_that_are_wrong", malformed::counts);
 }
 
 #[test]
 fn files_that_are_cut() {
-    Bench::run("files_that_are_cut", structure::truncations);
+    Bench::run("files_that_are_cut", malformed::truncations);
 }
 
 #[test]
 fn garbage_and_flipped_bits() {
-    Bench::run("garbage_and_flipped_bits", structure::garbage);
+    let seed = setting("SNAPSLOT_TEST_SEED", 0x6172_6261);
+    Bench::run("garbage_and_flipped_bits", |sound| malformed::garbage(sound, seed));
 }

@@ -1,5 +1,7 @@
 //! What a guest sees.
 
+use std::collections::BTreeMap;
+
 use super::{COMPRESSED, OFFSET, Qcow2, Snapshot, ZERO, words};
 use crate::inflate::inflate;
 use crate::rng::digest;
@@ -51,13 +53,14 @@ impl Qcow2<'_> {
 
     /// Everything that can be told from outside.
     pub fn picture(&self, backing: &[u8]) -> Result<Picture, String> {
-        let active = self.active_content(backing)?;
+        let h = self.header();
+        let content = self.active_digest(backing)?;
         let mut snapshots = Vec::new();
         for s in self.snapshots() {
-            let mut content = self.snapshot_content(s, backing)?;
             let size = s.disk_size.unwrap_or(self.header().size);
+            let mut content = self.snapshot_digest(s, backing)?;
             if s.vm_state_size > 0 {
-                content.extend(self.vm_state(s, size)?);
+                content = content.rotate_left(1) ^ self.vm_state(s, size)?;
             }
             snapshots.push(SnapshotPicture {
                 id: s.id.clone(),
@@ -66,50 +69,133 @@ impl Qcow2<'_> {
                 guest_clock: s.guest_clock,
                 size,
                 extra: s.extra.clone(),
-                content: digest(&content),
+                content,
             });
         }
-        Ok(Picture { size: self.header().size, content: digest(&active), snapshots })
+        Ok(Picture { size: h.size, content, snapshots })
+    }
+
+    /// A digest of the active disk's content and size.
+    pub fn active_digest(&self, backing: &[u8]) -> Result<u128, String> {
+        let h = self.header();
+        self.digest(h.l1_table_offset, h.l1_size, 0, h.size, backing)
+    }
+
+    /// The same of a snapshot's disk.
+    pub fn snapshot_digest(&self, snapshot: &Snapshot, backing: &[u8]) -> Result<u128, String> {
+        let size = snapshot.disk_size.unwrap_or(self.header().size);
+        self.digest(snapshot.l1_table_offset, snapshot.l1_size, 0, size, backing)
+    }
+
+    /// Content of the active disk, as clusters that are not all zeroes, by their offset.
+    pub fn active_clusters(&self, backing: &[u8]) -> Result<BTreeMap<u64, Vec<u8>>, String> {
+        let h = self.header();
+        let mut all = BTreeMap::new();
+        self.clusters(h.l1_table_offset, h.l1_size, 0, h.size, backing, &mut |at, bytes| {
+            all.insert(at, bytes.to_vec());
+        })?;
+        Ok(all)
     }
 
     /// VM state lies behind the last L1 entry that describes the disk.
-    fn vm_state(&self, s: &Snapshot, size: u64) -> Result<Vec<u8>, String> {
-        let start = size.div_ceil(self.header().l2_reach()) * self.header().l2_reach();
+    fn vm_state(&self, s: &Snapshot, size: u64) -> Result<u128, String> {
+        let start = size.checked_next_multiple_of(self.header().l2_reach());
+        let start = start.ok_or("a disk that ends past 2^64")?;
         let end = start.checked_add(s.vm_state_size).ok_or("VM state past 2^64")?;
-        let mut all = self.content(s.l1_table_offset, s.l1_size, end, &[])?;
-        Ok(all.split_off(start as usize))
+        self.digest(s.l1_table_offset, s.l1_size, start, end, &[])
+    }
+
+    /// A digest of content, zeroes left out: how they are stored does not matter.
+    fn digest(
+        &self,
+        l1: u64,
+        entries: u32,
+        from: u64,
+        to: u64,
+        backing: &[u8],
+    ) -> Result<u128, String> {
+        let mut all = u128::from(to - from);
+        self.clusters(l1, entries, from, to, backing, &mut |at, bytes| {
+            let place =
+                u128::from(at / 512 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+            all = all.wrapping_add((digest(bytes) ^ place).wrapping_mul(place | 1));
+        })?;
+        Ok(all)
     }
 
     fn content(&self, l1: u64, entries: u32, size: u64, backing: &[u8]) -> Result<Vec<u8>, String> {
-        let h = self.header();
         let length = usize::try_from(size).ok().filter(|n| *n <= 1 << 30);
         let length = length.ok_or_else(|| format!("{size} bytes are too many for a test"))?;
         let mut out = vec![0; length];
-        let below = backing.len().min(length);
-        out[..below].copy_from_slice(&backing[..below]);
+        self.clusters(l1, entries, 0, size, backing, &mut |at, bytes| {
+            out[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+        })?;
+        Ok(out)
+    }
+
+    /// Gives every cluster between two guest offsets that is not all zeroes, in order; `from` is at the
+    /// beginning of a cluster.
+    fn clusters(
+        &self,
+        l1: u64,
+        entries: u32,
+        from: u64,
+        to: u64,
+        backing: &[u8],
+        see: &mut dyn FnMut(u64, &[u8]),
+    ) -> Result<(), String> {
+        let h = self.header();
+        let cluster = h.cluster_size();
+        let mut buffer = vec![0; cluster as usize];
+        let mut give = |at: u64, entry: u64, bitmap: u64| -> Result<(), String> {
+            let out = &mut buffer[..cluster.min(to - at) as usize];
+            let below = backing.get(at as usize..).unwrap_or(&[]);
+            let below = &below[..below.len().min(out.len())];
+            out[..below.len()].copy_from_slice(below);
+            out[below.len()..].fill(0);
+            if entry != 0 || bitmap != 0 {
+                self.cluster_content(entry, bitmap, out)
+                    .map_err(|e| format!("guest offset {at:#x}: {e}"))?;
+            }
+            if out.iter().any(|b| *b != 0) {
+                see(at, out);
+            }
+            Ok(())
+        };
+        let mut at = 0;
         for (i, entry) in self.l1(l1, entries).enumerate() {
+            at = (i as u64).saturating_mul(h.l2_reach());
+            if at >= to {
+                return Ok(());
+            }
             let table = entry & OFFSET;
-            let start = i as u64 * h.l2_reach();
-            if table == 0 || start >= size {
+            let reach = at.saturating_add(h.l2_reach()).min(to);
+            if table == 0 {
+                while at < reach.min(backing.len() as u64) {
+                    give(at, 0, 0)?;
+                    at += cluster;
+                }
+                at = reach;
                 continue;
             }
             let outside = || format!("L1 entry {i} refers to {table:#x}, outside the file");
             let mut entries = words(self.cluster(table).ok_or_else(outside)?);
-            let mut at = start as usize;
-            while let Some(entry) = entries.next() {
+            while at < reach {
+                // A table that the end of the file cuts short has zeroes from there.
+                let entry = entries.next().unwrap_or(0);
                 let bitmap = if h.extended_l2() { entries.next().unwrap_or(0) } else { 0 };
-                if at >= out.len() {
-                    break;
+                if at >= from && (entry != 0 || bitmap != 0 || at < backing.len() as u64) {
+                    give(at, entry, bitmap)?;
                 }
-                let end = (at + h.cluster_size() as usize).min(out.len());
-                if entry != 0 || bitmap != 0 {
-                    self.cluster_content(entry, bitmap, &mut out[at..end])
-                        .map_err(|e| format!("guest offset {at:#x}: {e}"))?;
-                }
-                at = end;
+                at += cluster;
             }
         }
-        Ok(out)
+        // What the table is too short for is in the backing file.
+        while at < to.min(backing.len() as u64) {
+            give(at, 0, 0)?;
+            at += cluster;
+        }
+        Ok(())
     }
 
     /// `out` holds what the backing file has there.

@@ -198,7 +198,7 @@ impl Counting<'_, '_> {
         }
         for s in &self.image.snapshots {
             let size = s.disk_size.unwrap_or(h.size);
-            let need = (size.div_ceil(h.l2_reach()) * h.l2_reach())
+            let need = (size.div_ceil(h.l2_reach()).saturating_mul(h.l2_reach()))
                 .saturating_add(s.vm_state_size)
                 .div_ceil(h.l2_reach());
             // Without VM state only the disk must be covered.

@@ -215,6 +215,14 @@ impl Machine {
         }
     }
 
+    /// All there is in the storage, in words.
+    pub fn all(&self) -> String {
+        match &self.model {
+            Model::Lvm(m) => m.all(),
+            Model::Zfs(m) => m.all(),
+        }
+    }
+
     /// The caller dies at its n-th command that changes something, counted from 1.
     pub fn crash_at(&self, n: u64, when: When) {
         match &self.model {

@@ -243,6 +243,14 @@ struct Inner {
 pub struct Model(Mutex<Inner>);
 
 impl Model {
+    /// All there is, in words: two machines with the same words answer alike from here on. The time is left
+    /// out: it only says when.
+    pub fn all(&self) -> String {
+        let mut world = self.0.lock().unwrap_or_else(PoisonError::into_inner).world.clone();
+        world.now = 0;
+        format!("{world:?}")
+    }
+
     /// A machine without pools. Guids come from the seed: the same seed, the same guids.
     pub fn new(seed: u64) -> Self {
         let (pools, rng) = (BTreeMap::new(), Rng::new(seed));

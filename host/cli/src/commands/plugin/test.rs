@@ -9,13 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, anyhow};
 use serde_json::json;
 use snapslot_engine::{Confine, Engine, EngineError};
-use snapslot_kit::{Case, KitError, Options, Outcome, Report, Subject};
+use snapslot_kit::{Case, KitError, Options, Outcome, Report, Subject, Verdict};
 
 use super::{AT_FAULT, component};
 use crate::args::TestArgs;
 use crate::output::{Failed, Output};
 use crate::words::quoted;
 
+/// The exit code where nothing failed and not everything could be tried.
+const INCOMPLETE: u8 = 9;
 /// Failed cases that are shown in full; the report has all.
 const SHOWN_MAX: usize = 5;
 /// Lines of one of them.
@@ -31,8 +33,8 @@ pub fn test(
     for path in &args.report {
         written_as(path)?;
     }
-    let (component, built_in) = component(engine, &args.plugin)?;
-    let subject = Subject { component, built_in, images: args.image.clone() };
+    let (component, _) = component(engine, &args.plugin)?;
+    let subject = Subject { component, images: args.image.clone() };
     let terminal = std::io::stderr().is_terminal() && !output.json;
     let done = AtomicUsize::new(0);
     let progress = |case: &Case| {
@@ -47,6 +49,7 @@ pub fn test(
         seed: args.seed,
         states: args.states,
         only: args.only.clone(),
+        fail_fast: args.fail_fast,
         cache_dir,
         confine,
         progress: &progress,
@@ -67,29 +70,36 @@ pub fn test(
     })?;
     if report.cases.is_empty() {
         return Err(EngineError::Usage(format!(
-            "no case begins with {:?}; a run without --only lists them with --json",
+            "no case is called {:?} or lies below it; a run without --only lists them with --json",
             args.only.as_deref().unwrap_or_default()
         ))
         .into());
     }
     for path in &args.report {
         let text = match written_as(path)? {
-            "json" => format!("{:#}\n", json!(report)),
+            "json" => format!("{:#}\n", report.json()),
             "xml" => report.junit(),
             _ => report.html(),
         };
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let (held, failed, not_tried) = report.counts();
-    output.done(
-        json!({
-            "plugin": report.plugin, "version": report.version, "digest": report.digest,
-            "seed": report.seed, "cases": report.cases, "held": held, "failed": failed,
-            "not-tried": not_tried, "sound": failed == 0,
-        }),
-        &in_words(args, &report),
-    );
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(AT_FAULT) })
+    let counts = report.counts();
+    let mut found = report.json();
+    if let Some(found) = found.as_object_mut() {
+        found.extend([
+            ("held".to_owned(), json!(counts.held)),
+            ("failed".to_owned(), json!(counts.failed)),
+            ("not-tried".to_owned(), json!(counts.not_tried)),
+            ("does-not-apply".to_owned(), json!(counts.does_not_apply)),
+            ("sound".to_owned(), json!(report.verdict == Verdict::Sound)),
+        ]);
+    }
+    output.done(found, &in_words(args, &report));
+    Ok(match report.verdict {
+        Verdict::Sound => ExitCode::SUCCESS,
+        Verdict::Incomplete => ExitCode::from(INCOMPLETE),
+        Verdict::Failed => ExitCode::from(AT_FAULT),
+    })
 }
 
 /// How a report is written, by its ending.
@@ -106,8 +116,22 @@ fn written_as(path: &Path) -> Result<&'static str, Failed> {
     }
 }
 
+/// The command that runs one case again.
+fn again(args: &TestArgs, name: &str) -> String {
+    let images: String = (args.image.iter())
+        .map(|i| format!(" --image {}", quoted(&i.display().to_string())))
+        .collect();
+    format!(
+        "snapslot plugin test {}{images} --seed {} --states {} --only {}",
+        quoted(&args.plugin),
+        args.seed,
+        args.states,
+        quoted(name)
+    )
+}
+
 fn in_words(args: &TestArgs, report: &Report) -> String {
-    let (held, failed, not_tried) = report.counts();
+    let counts = report.counts();
     let mut words = String::new();
     let all_failed: Vec<(&Case, &str)> = (report.cases.iter())
         .filter_map(|c| match &c.outcome {
@@ -120,17 +144,7 @@ fn in_words(args: &TestArgs, report: &Report) -> String {
         for line in why.lines().take(LINES_MAX) {
             let _ = writeln!(words, "    {line}");
         }
-        let images: String = (args.image.iter())
-            .map(|i| format!(" --image {}", quoted(&i.display().to_string())))
-            .collect();
-        let _ = writeln!(
-            words,
-            "  again: snapslot plugin test {}{images} --seed {} --states {} --only {}",
-            quoted(&args.plugin),
-            args.seed,
-            args.states,
-            quoted(&case.name)
-        );
+        let _ = writeln!(words, "  again: {}", again(args, &case.name));
     }
     if all_failed.len() > SHOWN_MAX {
         let _ = writeln!(
@@ -142,19 +156,27 @@ fn in_words(args: &TestArgs, report: &Report) -> String {
     if let (Some(case), true) = (report.smallest(), all_failed.len() > 1) {
         let _ = writeln!(words, "Begin with {}: it disturbs least.", case.name);
     }
-    for case in &report.cases {
-        if let Outcome::NotTried { why } = &case.outcome {
-            let _ = writeln!(words, "not tried: {}: {why}", case.name);
-        }
+    for missing in &report.missing {
+        let _ = writeln!(words, "not tried: {missing}");
     }
-    let milliseconds: u64 = report.cases.iter().map(|c| c.milliseconds).sum();
     let _ = writeln!(
         words,
-        "{} {}: {held} cases held, {failed} failed, {not_tried} not tried, in {:.1} s (seed {})",
+        "{} {}: {} cases held, {} failed, {} not tried, in {:.1} s (seed {})",
         report.plugin,
         report.version,
-        milliseconds as f64 / 1000.0,
+        counts.held,
+        counts.failed,
+        counts.not_tried,
+        report.times.milliseconds as f64 / 1000.0,
         report.seed
     );
+    let _ = match report.verdict {
+        Verdict::Sound => writeln!(words, "It is sound, as far as the kit can see."),
+        Verdict::Failed => Ok(()),
+        Verdict::Incomplete => writeln!(
+            words,
+            "Nothing failed, but the run is incomplete: what was not tried may be right or wrong."
+        ),
+    };
     words
 }

@@ -23,7 +23,7 @@ pub(super) type Id = u64;
 /// Content by block; what is not there is zero.
 pub(super) type Blocks = BTreeMap<u64, u64>;
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Group {
     pub(super) uuid: String,
     pub(super) extents: u64,
@@ -41,7 +41,7 @@ pub(super) enum Merge {
 }
 
 /// The store of a thick snapshot.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Cow {
     pub(super) origin: Id,
     pub(super) store: Blocks,
@@ -49,7 +49,7 @@ pub(super) struct Cow {
     pub(super) merge: Option<Merge>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Thin {
     pub(super) pool: Id,
     /// Chunk of the volume to block of the pool.
@@ -63,13 +63,13 @@ pub(super) struct Thin {
     pub(super) transaction: u64,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct PoolBlock {
     pub(super) users: u32,
     pub(super) data: [u64; POOL_CHUNK_BLOCKS as usize],
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Pool {
     pub(super) blocks: BTreeMap<u64, PoolBlock>,
     pub(super) next_block: u64,
@@ -84,7 +84,7 @@ pub(super) struct Pool {
     pub(super) occupied_metadata: u64,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) enum Kind {
     Linear(Blocks),
     Cow(Cow),
@@ -92,7 +92,7 @@ pub(super) enum Kind {
     Pool(Pool),
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Lv {
     pub(super) group: String,
     pub(super) name: String,
@@ -142,7 +142,7 @@ impl Lv {
 }
 
 /// All there is on the machine.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct State {
     pub(super) groups: BTreeMap<String, Group>,
     /// In the order of creation.

@@ -1,7 +1,6 @@
 //! Fields and their boundary values.
 
-use super::Damage;
-use crate::{be32, be64};
+use super::{Damage, be32, be64};
 
 /// A field: what it is called in the specification, where it is, its bytes.
 type Field = (&'static str, usize, usize);
@@ -68,10 +67,13 @@ fn values(width: usize, holds: u64, file: u64) -> Vec<u64> {
     }
     if width >= 4 {
         values.extend([512, 4096, 65_537, file & !4095, (file + 4096) & !4095, (1 << 22) + 1]);
+        // At and around where shifts of this width and sums of clusters wrap.
+        values.extend([9, 16, 21, 31].map(|p| 1_u64 << p));
     }
     if width == 8 {
         // Beyond what an entry of a table can address; sums with it wrap.
         values.extend([1 << 56, (1 << 56) - 4096, top - 4096, most - 4095]);
+        values.extend([1 << 32, (1 << 48) - 1, 1 << 55, 1 << 62]);
     }
     values.sort_unstable();
     values.dedup();
@@ -82,9 +84,10 @@ fn values(width: usize, holds: u64, file: u64) -> Vec<u64> {
 fn each(sound: &[u8], base: usize, fields: &[Field], of: &str) -> Vec<Damage> {
     let mut damages = Vec::new();
     for &(name, at, width) in fields {
-        let at = base + at;
+        let at = base.saturating_add(at);
+        let Some(there) = sound.get(at..at.saturating_add(width)) else { continue };
         let mut word = [0; 8];
-        word[8 - width..].copy_from_slice(&sound[at..at + width]);
+        word[8 - width..].copy_from_slice(there);
         let holds = u64::from_be_bytes(word);
         for value in values(width, holds, sound.len() as u64) {
             let mut bytes = sound.to_vec();
@@ -95,16 +98,23 @@ fn each(sound: &[u8], base: usize, fields: &[Field], of: &str) -> Vec<Damage> {
     damages
 }
 
-pub(super) fn header(sound: &[u8]) -> Vec<Damage> {
+/// The header's fields, and the first bytes behind it.
+pub fn header(sound: &[u8]) -> Vec<Damage> {
     each(sound, 0, &HEADER, "header")
 }
 
-/// The last snapshot's fields: on an image with a held slot, ours.
-pub(super) fn snapshot_table(sound: &[u8]) -> Vec<Damage> {
+/// The last snapshot's fields: on an image with a held slot, ours. None without a snapshot.
+pub fn snapshot_table(sound: &[u8]) -> Vec<Damage> {
     let (count, mut at) = (be32(sound, 60), be64(sound, 64) as usize);
+    if count == 0 || at == 0 {
+        return Vec::new();
+    }
     for _ in 1..count {
-        let strings = u16::from_be_bytes([sound[at + 12], sound[at + 13]]) as usize
-            + u16::from_be_bytes([sound[at + 14], sound[at + 15]]) as usize;
+        let Some(lengths) = sound.get(at.saturating_add(12)..at.saturating_add(16)) else {
+            return Vec::new();
+        };
+        let strings = u16::from_be_bytes([lengths[0], lengths[1]]) as usize
+            + u16::from_be_bytes([lengths[2], lengths[3]]) as usize;
         at += (40 + be32(sound, at + 36) as usize + strings).next_multiple_of(8);
     }
     each(sound, at, &SNAPSHOT, "last snapshot's")
