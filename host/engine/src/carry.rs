@@ -165,8 +165,10 @@ impl<'e> Context<'e> {
             None => self.engine.store.begin(&machine.name, &meta.verb, meta.started)?,
         };
         let result = self.carry_out_begun(planned, meta, done);
-        let outcome = result.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
-        self.end(operation, &outcome);
+        match &result {
+            Ok(_) => self.has_done(operation),
+            Err(error) => self.end(operation, &error.code()),
+        }
         result
     }
 

@@ -44,7 +44,7 @@ impl Engine {
             return Err(refused(&machine.name, Refusal::Empty));
         }
         if !asked.dry_run {
-            self.store.set_occupant(&machine.name, None, None, &[])?;
+            self.store.set_occupant(&machine.name, None, None, &[], None)?;
         }
         Ok(Done::nothing(&machine.name))
     }

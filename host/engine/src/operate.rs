@@ -434,6 +434,8 @@ pub(crate) struct Context<'e> {
     pub identities: RefCell<Vec<Option<String>>>,
     /// The operation in the history that has begun and that nothing is carried out for yet.
     pub begun: Cell<Option<u64>>,
+    /// The one that is done, and will be recorded so together with what it did.
+    pub done: Cell<Option<u64>>,
     /// Whether ending what was interrupted has changed something.
     pub acted: Cell<bool>,
 }
@@ -452,6 +454,7 @@ impl<'e> Context<'e> {
             observer,
             identities: RefCell::default(),
             begun: Cell::new(None),
+            done: Cell::new(None),
             acted: Cell::new(false),
         }
     }
@@ -483,6 +486,19 @@ impl<'e> Context<'e> {
         if let Some(operation) = self.begun.take() {
             let outcome = result.as_ref().map_or_else(EngineError::code, |()| "done".to_owned());
             self.end(operation, &outcome);
+        }
+    }
+
+    /// An operation is done. The record of what it did says so too: written at once, and flushed once.
+    pub fn has_done(&self, operation: u64) {
+        self.end_done();
+        self.done.set(Some(operation));
+    }
+
+    /// Ends the operation that is done, if nothing was recorded of what it did.
+    fn end_done(&self) {
+        if let Some(operation) = self.done.take() {
+            self.end(operation, "done");
         }
     }
 
@@ -770,6 +786,10 @@ impl<'e> Context<'e> {
         let meta = of.removal(self.engine.now(), mark);
         let after = self.carry_out(machine, &planned, &meta, done)?;
         if of.verb == Verb::Delete.word() {
+            if after.len() == self.volumes.len() {
+                // Hardly ever is there another mark to go; then they are asked anew.
+                self.engine.plugins_have_done();
+            }
             self.record(machine, None, None)?;
         }
         self.end_journals();
@@ -806,10 +826,19 @@ impl<'e> Context<'e> {
         pending: Option<&str>,
     ) -> Result<(), EngineError> {
         let seen = self.seen();
+        let done = |operation| (operation, self.engine.now());
         self.engine
             .store
-            .set_occupant(&machine.name, occupant, pending, &seen)
-            .map_err(|source| EngineError::Unrecorded { machine: machine.name.clone(), source })
+            .set_occupant(&machine.name, occupant, pending, &seen, self.done.get().map(done))
+            .map_err(|source| EngineError::Unrecorded { machine: machine.name.clone(), source })?;
+        self.done.set(None);
+        Ok(())
+    }
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        self.end_done();
     }
 }
 

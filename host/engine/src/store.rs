@@ -148,14 +148,15 @@ pub trait SlotStore {
     fn enable(&self, name: &str, volumes: &[String]) -> Result<bool, StoreError>;
     /// Forgets a machine. Its history stays.
     fn disable(&self, name: &str) -> Result<(), StoreError>;
-    /// Records what holds the slot, and a mark whose snapshots are still to go. Durable when it
-    /// returns.
+    /// Records what holds the slot, a mark whose snapshots are still to go, and with both that an operation is done.
+    /// Durable when it returns.
     fn set_occupant(
         &self,
         name: &str,
         occupant: Option<&Occupant>,
         pending: Option<&str>,
         seen: &[Seen],
+        done: Option<(u64, Moment)>,
     ) -> Result<(), StoreError>;
     /// Records that an operation begins; returns its number.
     fn begin(&self, machine: &str, verb: &str, started: Moment) -> Result<u64, StoreError>;
@@ -293,6 +294,16 @@ fn log_ahead(db: &Connection) -> Result<(), StoreError> {
     }
 }
 
+impl SqliteStore {
+    fn ended(&self, operation: u64, finished: Moment, outcome: &str) -> Result<(), StoreError> {
+        let sql =
+            "UPDATE operation SET finished = ?2, finished_ns = ?3, outcome = ?4 WHERE id = ?1";
+        let (seconds, nanoseconds) = (finished.seconds, finished.nanoseconds);
+        self.db.execute(sql, params![operation.cast_signed(), seconds, nanoseconds, outcome])?;
+        Ok(())
+    }
+}
+
 impl SlotStore for SqliteStore {
     fn machine(&self, name: &str) -> Result<Option<Machine>, StoreError> {
         self.read_machine(name)
@@ -351,6 +362,7 @@ impl SlotStore for SqliteStore {
         occupant: Option<&Occupant>,
         pending: Option<&str>,
         seen: &[Seen],
+        done: Option<(u64, Moment)>,
     ) -> Result<(), StoreError> {
         let text = occupant.and_then(|o| serde_json::to_string(o).ok());
         self.db.execute_batch("BEGIN IMMEDIATE")?;
@@ -365,7 +377,10 @@ impl SlotStore for SqliteStore {
                 self.db
                     .execute(sql, params![name, position as i64, device, inode, one.identity])?;
             }
-            Ok(())
+            match done {
+                Some((operation, finished)) => self.ended(operation, finished, "done"),
+                None => Ok(()),
+            }
         };
         let result = update();
         self.db.execute_batch(if result.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
@@ -387,14 +402,9 @@ impl SlotStore for SqliteStore {
 
     fn end(&self, operation: u64, finished: Moment, outcome: &str) -> Result<(), StoreError> {
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
-        let sql =
-            "UPDATE operation SET finished = ?2, finished_ns = ?3, outcome = ?4 WHERE id = ?1";
-        let values =
-            params![operation.cast_signed(), finished.seconds, finished.nanoseconds, outcome];
-        let updated = self.db.execute(sql, values);
+        let updated = self.ended(operation, finished, outcome);
         self.db.pragma_update(None, "synchronous", "FULL")?;
-        updated?;
-        Ok(())
+        updated
     }
 
     fn running(&self, machine: &str) -> Result<Option<OperationRecord>, StoreError> {
