@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use snapslot_test_support::{Scratch, Snapslot, qemu_img};
+use snapslot_test_support::{Scratch, Snapslot, SplitMix64, qemu_img};
 
 use crate::{snapslot, words};
 
@@ -70,21 +70,26 @@ fn a_new_project_builds_passes_its_tests_and_the_kit() {
         let (code, said, _) = words(&snapslot, &["plugin", "check", text(&component)]);
         assert!(code == 0 && said.contains("Nothing is wrong with it"), "{code}: {said}");
         let report = scratch.join("report.html");
-        passes_the_kit(&snapslot, &component, &["--report", text(&report)]);
+        let missing = passes_the_kit(&snapslot, &component, &["--report", text(&report)]);
+        assert!(missing.is_empty(), "{missing:?}");
         assert!(fs::read_to_string(&report).expect("a report").contains("held"));
     }
 }
 
-/// The whole kit, every case of it.
-fn passes_the_kit(snapslot: &Snapslot, component: &Path, more: &[&str]) {
+/// The whole kit, every case of it. Gives what could not be tried, and why.
+fn passes_the_kit(snapslot: &Snapslot, component: &Path, more: &[&str]) -> Vec<String> {
     let arguments = [&["plugin", "test", text(component)], more].concat();
     let outcome = snapslot.run_within(Duration::from_secs(600), arguments);
     let found = outcome.json.clone().unwrap_or_default();
     let cases = found["cases"].as_array().cloned().unwrap_or_default();
     let failed: Vec<_> = cases.iter().filter(|c| c["outcome"] == "failed").collect();
     assert!(failed.is_empty(), "{}: {failed:?}", component.display());
-    outcome.expect(0);
+    let missing: Vec<String> = (found["missing"].as_array().into_iter().flatten())
+        .filter_map(|why| why.as_str().map(str::to_owned))
+        .collect();
+    outcome.expect(if missing.is_empty() { 0 } else { 9 });
     println!("{}: {} cases held", component.display(), found["held"]);
+    missing
 }
 
 /// What the guide quotes is built, and does what it should.
@@ -94,7 +99,11 @@ fn the_worked_examples_pass_their_tests_and_the_kit() {
     let snapslot = snapslot(&scratch);
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/examples");
     let vhd_sample = scratch.join("sample.vhd");
-    assert_eq!(qemu_img(["create", "-q", "-f", "vpc", text(&vhd_sample), "4M"]).code, Some(0));
+    // With something in it: the kit's guest writes where there is room already.
+    let filled = scratch.join("filled.raw");
+    fs::write(&filled, SplitMix64::new(3).bytes(4 << 20)).expect("room");
+    let words = ["convert", "-f", "raw", "-O", "vpc", text(&filled), text(&vhd_sample)];
+    assert_eq!(qemu_img(words).code, Some(0));
     let tables_sample = scratch.join("sample.tables");
     fs::write(&tables_sample, tables_image()).expect("a sample");
     for (name, sample) in [("vhd", vhd_sample), ("tables", tables_sample)] {
@@ -107,7 +116,14 @@ fn the_worked_examples_pass_their_tests_and_the_kit() {
             .expect("cargo");
         assert!(tested.status.success(), "{name}: {}", String::from_utf8_lossy(&tested.stdout));
         let component = built(&project, &format!("snapslot_example_{name}.wasm"));
-        passes_the_kit(&snapslot, &component, &["--image", text(&sample)]);
+        let missing = passes_the_kit(&snapslot, &component, &["--image", text(&sample)]);
+        // In a format of its own the kit's guest overwrites what no snapshot shares, and after a take of such
+        // tables all is shared.
+        let may_miss = name == "tables";
+        let unwritten =
+            |why: &str| may_miss && why.contains("the guest could not be made to write");
+        assert!(missing.iter().all(|why| unwritten(why)), "{name}: {missing:?}");
+        assert_eq!(missing.is_empty(), !may_miss, "{name}");
     }
 }
 

@@ -74,15 +74,22 @@ pub struct Cases<'a> {
 pub struct Step<'s> {
     name: String,
     run: Box<dyn FnMut() -> Found + 's>,
+    /// Whether the others go on without it where it cannot be tried.
+    optional: bool,
 }
 
 impl<'s> Step<'s> {
     pub fn new(name: impl Into<String>, mut run: impl FnMut() -> Result<(), String> + 's) -> Self {
-        Step { name: name.into(), run: Box::new(move || run().map(|()| None)) }
+        Step { name: name.into(), run: Box::new(move || run().map(|()| None)), optional: false }
     }
 
     pub fn telling(name: impl Into<String>, run: impl FnMut() -> Found + 's) -> Self {
-        Step { name: name.into(), run: Box::new(run) }
+        Step { name: name.into(), run: Box::new(run), optional: false }
+    }
+
+    /// The others go on without it where it cannot be tried.
+    pub fn optional(self) -> Self {
+        Step { optional: true, ..self }
     }
 }
 
@@ -122,7 +129,7 @@ impl Cases<'_> {
     pub fn script(&mut self, steps: Vec<Step<'_>>) {
         let Some(last) = steps.iter().rposition(|s| self.wants(&s.name)) else { return };
         let mut ended: Option<String> = None;
-        for Step { name, run } in steps.into_iter().take(last + 1) {
+        for Step { name, run, optional } in steps.into_iter().take(last + 1) {
             let wanted = self.wants(&name);
             if let Some(before) = &ended {
                 let why = format!("it goes on from {before}, which did not hold");
@@ -131,7 +138,11 @@ impl Cases<'_> {
             }
             let begun = Instant::now();
             let outcome = self.guarded(run);
-            if !matches!(outcome, (Outcome::Held, _)) {
+            let goes_on = match outcome.0 {
+                Outcome::NotTried { .. } => optional,
+                _ => matches!(outcome.0, Outcome::Held),
+            };
+            if !goes_on {
                 ended = Some(name.clone());
             }
             if wanted {

@@ -31,7 +31,7 @@ fn images<'s>(
 ) -> Vec<(&'static str, Result<std::borrow::Cow<'s, [u8]>, String>)> {
     let mut images = vec![("empty", Ok(sample.bytes.as_slice().into()))];
     if bench.changes_images() {
-        images.push(("held", held(bench, sample).map(Into::into)));
+        images.push(("held", held(bench, sample).map(|(image, _)| image.into())));
     }
     images
 }

@@ -46,8 +46,26 @@ impl Judge for ByExtents<'_> {
     }
 }
 
-/// Writes as the guest, the n-th time: by QEMU where the format is its own, else where content lies.
+/// Writes as the guest; what has no room of its own to be written to was not tried.
 fn guest(bench: &Bench<'_>, sample: &Sample, image: Vec<u8>, n: usize) -> Result<Vec<u8>, String> {
+    written(bench, sample, image, n)?.ok_or_else(|| {
+        bench.beyond.note(CANNOT_WRITE.to_owned());
+        CANNOT_WRITE.to_owned()
+    })
+}
+
+/// Why a guest does not write.
+pub const CANNOT_WRITE: &str =
+    "the guest could not be made to write: nothing is allocated, or all is shared";
+
+/// Writes as the guest, the n-th time: by QEMU where the format is its own, else where content lies. None: there is
+/// no place to which it may write.
+fn written(
+    bench: &Bench<'_>,
+    sample: &Sample,
+    image: Vec<u8>,
+    n: usize,
+) -> Result<Option<Vec<u8>>, String> {
     if sample.qemu_writes() {
         let tools = qemu::Bench::new();
         tools.write("guest", &image);
@@ -55,19 +73,17 @@ fn guest(bench: &Bench<'_>, sample: &Sample, image: Vec<u8>, n: usize) -> Result
             .map(|i| format!("write -q -P {} {}k {}k", n + 2, 20 * n + 3 + 190 * i, 9 + 4 * i))
             .collect();
         tools.io("guest", &writes.iter().map(String::as_str).collect::<Vec<_>>());
-        return Ok(tools.read("guest"));
+        return Ok(Some(tools.read("guest")));
     }
     let mut image = image;
     let writes = guest_writes(bench, &bench.sight(disk_of(&image)), n as u8 + 2)?;
     if writes.is_empty() {
-        let why = "the guest could not be made to write: nothing is allocated, or all is shared";
-        bench.beyond.note(why.to_owned());
-        return Err(why.to_owned());
+        return Ok(None);
     }
     for (at, bytes) in writes {
         image[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
     }
-    Ok(image)
+    Ok(Some(image))
 }
 
 /// Why crashes of its images cannot be judged, if they cannot.
@@ -142,20 +158,23 @@ fn verbs<J: Judge>(
     let depth = depth(bench);
     let image = std::cell::RefCell::new(sample.bytes.clone());
     let mut steps = Vec::new();
+    let wrote = std::cell::Cell::new(false);
     for (n, verb) in ["take", "restore", "delete"].into_iter().enumerate() {
-        let (image, planner, depth) = (&image, &planner, &depth);
+        let (image, planner, depth, wrote) = (&image, &planner, &depth, &wrote);
         let name = |what: &str| format!("{prefix}/{verb}{what}");
         let refusal = |e: RunError| match e {
             RunError::Refused(failure) => format!("refused: {}", failure.message),
             error => error.to_string(),
         };
         if n > 0 {
-            // Or there would be nothing to restore.
-            steps.push(Step::new(format!("{prefix}/guest-before-{verb}"), move || {
+            // Or there would be nothing to restore. Where it cannot write, the rest is tried all the same.
+            let step = Step::new(format!("{prefix}/guest-before-{verb}"), move || {
                 let before = image.borrow().clone();
                 *image.borrow_mut() = guest(bench, sample, before, n)?;
+                wrote.set(true);
                 Ok(())
-            }));
+            });
+            steps.push(step.optional());
         }
         steps.push(Step::telling(name("/failing"), move || {
             let before = image.borrow().clone();
@@ -170,7 +189,8 @@ fn verbs<J: Judge>(
             let before = image.borrow().clone();
             let goal = goal_of(bench, verb, &before)?;
             let outcome = crash(planner, judge, &before, &goal, depth)?.map_err(refusal)?;
-            if outcome.plan.is_empty() {
+            let nothing_to_do = verb == "restore" && !wrote.get();
+            if outcome.plan.is_empty() && !nothing_to_do {
                 return Err("it plans nothing, and nothing is done yet".to_owned());
             }
             *image.borrow_mut() = outcome.after;
@@ -263,10 +283,14 @@ pub fn goal_of(bench: &Bench<'_>, verb: &str, image: &[u8]) -> Result<sdk::Goal,
     })
 }
 
-/// The image after a take and a guest that wrote since; of it none of the cases here says anything.
-pub fn held(bench: &Bench<'_>, sample: &Sample) -> Result<Vec<u8>, String> {
+/// The image after a take and a guest that wrote since, and whether it could; of it none of the cases here says
+/// anything.
+pub fn held(bench: &Bench<'_>, sample: &Sample) -> Result<(Vec<u8>, bool), String> {
     let planner = Component::new(bench.plugin, bench);
     let goal = goal_of(bench, "take", &sample.bytes)?;
     let after = plain(&planner, &sample.bytes, &goal).map_err(|e| e.to_string())?;
-    guest(bench, sample, after, 1)
+    Ok(match written(bench, sample, after.clone(), 1)? {
+        Some(image) => (image, true),
+        None => (after, false),
+    })
 }

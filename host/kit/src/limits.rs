@@ -8,7 +8,7 @@ use crate::cases::Cases;
 use crate::content::{content, disk_of, extents, joined, views};
 use crate::convert::Component;
 use crate::files::Sample;
-use crate::images::held;
+use crate::images::{CANNOT_WRITE, held};
 use crate::machine::Live;
 use crate::plans::new_snapshot;
 
@@ -154,7 +154,7 @@ pub fn images(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
     let held = held(bench, sample);
     let [pages, differs, moment] = names;
     cases.run_telling(&pages, || {
-        let image = held.clone()?;
+        let (image, _) = held.clone()?;
         let sight = bench.sight(disk_of(&image));
         let facts = bench.plugin.inspect(&sight).map_err(|e| e.to_string())?;
         let mut listed = 0;
@@ -172,7 +172,11 @@ pub fn images(bench: &Bench<'_>, sample: &Sample, cases: &mut Cases<'_>) {
         Ok(Some(format!("{listed} extents")))
     });
     cases.run_telling(&differs, || {
-        let image = held.clone()?;
+        let (image, wrote) = held.clone()?;
+        if !wrote {
+            bench.beyond.note(CANNOT_WRITE.to_owned());
+            return Err(CANNOT_WRITE.to_owned());
+        }
         let sight = bench.sight(disk_of(&image));
         let facts = bench.plugin.inspect(&sight).map_err(|e| e.to_string())?;
         let ours =
