@@ -211,6 +211,9 @@ fn what_was_not_granted_is_not_had_again() {
     let told = zfs.plan(&there, &held()).expect_err("it has no grant").to_string();
     assert!(told.contains("no grant for the action take"), "{told}");
     assert!(told.contains("the plugin zfs"), "{told}");
+    // Story: a denial named the grant, and nobody could tell which command that was.
+    assert!(told.contains("`zfs snapshot -o snapslot:mark={mark} "), "{told}");
+    assert!(told.contains("`--with 'action take'`"), "{told}");
     let calls = read_recording(&file).expect("a recording");
     assert!(calls.iter().all(|c| c.denied == ["action take"]));
     for (call, then, now) in replayed(&file) {
