@@ -256,10 +256,10 @@ impl Plugin<'_> {
         if let Some(name) = lacks.filter(|n| failure.kind == NotGranted && self.denied.contains(n))
         {
             let template = self.templates.iter().find(|(n, _)| n == name);
-            let template = template.map_or(String::new(), |(_, t)| format!(" `{t}`"));
+            let what = template.map_or("it".to_owned(), |(_, template)| format!("`{template}`"));
             message.push_str(&format!(
-                ";{template} was denied when the plugin was added, and `snapslot plugin add` with its \
-                 file and `--with '{name}'` gives it"
+                "; {what} was denied when the plugin was added, and `snapslot plugin add` with its file \
+                 and `--with '{name}'` gives it"
             ));
         }
         Failure { message, ..failure }

@@ -124,7 +124,7 @@ fn said(output: &str, errors: &str, exit_code: i32) -> Ran {
 
 /// One `zfs list` of a volume without snapshots, in the order of the plugin's columns.
 const ROW: &str = "tank/vm1\tvolume\t1234\t10\t1700000000\t4096\t4096\t4096\t1000000\t1048576\t-\t0\t0\t-\t-\t\
-                   -\t-\toff\t-\t-\t-\t-\n";
+                   -\t-\toff\t-\t-\t-\t-\t-\n";
 
 /// Every call of a recording, asked again here: what it answered then and what it answers now.
 fn replayed(file: &Path) -> Vec<(&'static str, Value, Value)> {

@@ -241,7 +241,7 @@ pub fn overflow(test: &mut Test) {
         assert_eq!(subject.verb("check", volume.locator(), &[]).code(), 8);
     });
     test.case("it is not restored, which would be noise", |subject| {
-        refused(subject, &volume, "restore", &[8], &["lost"]);
+        refused(subject, &volume, "restore", &[8], &["storage and record differ"]);
     });
     test.case("delete clears it", |subject| {
         let deleted = subject.verb("delete", volume.locator(), &[]);

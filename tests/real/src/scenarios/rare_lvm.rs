@@ -137,6 +137,7 @@ fn enable(subject: &Subject, machine: &str, volumes: &[&str]) {
 }
 
 fn shared_room(test: &mut Test) {
+    test.fresh_records();
     test.step("two thick volumes in a group with little room", |subject| {
         lvm::clear();
         lvm::make_group(64);
@@ -167,6 +168,7 @@ fn shared_room(test: &mut Test) {
 }
 
 fn gone(test: &mut Test) {
+    test.fresh_records();
     let volume = test.step("a thin volume beside a thick one, one machine", |subject| {
         let volume = lvm::Volume::new(lvm::Kind::Thin, 8);
         run("lvcreate -qq -y -L 8M -n vm2 vg");

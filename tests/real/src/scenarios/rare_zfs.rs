@@ -25,6 +25,7 @@ fn replica(test: &mut Test) {
         let line = format!("zfs send -R {snapshot} | zfs receive tank/copy");
         try_words(&["bash", "-o", "pipefail", "-c", &line]).expect_success();
         zfs::wait_for_node();
+        subject.snapslot().run(["enable", "zfs:tank/copy"]).expect(0);
         assert_eq!(subject.state("zfs:tank/copy"), "empty");
         // Of the two snapshots there only its own is removed.
         subject.verb("take", "zfs:tank/copy", &[]).expect(0);
@@ -57,7 +58,9 @@ fn promoted(test: &mut Test) {
             run("zfs promote tank/clone");
             assert_eq!(dataset.snapshots(), Vec::<String>::new());
             assert_eq!(subject.state(dataset.locator()), "drifted");
-            assert_eq!(subject.state("zfs:tank/clone"), "empty");
+            subject.snapslot().run(["enable", "zfs:tank/clone"]).expect(0);
+        assert_eq!(subject.state("zfs:tank/clone"), "empty");
+        subject.snapslot().run(["disable", "zfs:tank/clone"]).expect(0);
             let (said, ran) = tap::watch(|| subject.verb("restore", dataset.locator(), &[]));
             said.expect(8);
             assert_eq!(tap::changing(&ran), Vec::<String>::new());
@@ -101,6 +104,7 @@ fn used(test: &mut Test) {
 }
 
 fn gone(test: &mut Test) {
+    test.fresh_records();
     let dataset = test.step("two volumes, one machine", |subject| {
         let dataset = zfs::Dataset::new(zfs::Kind::Zvol, 8);
         run("zfs create -s -V 8M -b 16K tank/vm2");
