@@ -312,19 +312,28 @@ fn a_dry_run_shows_the_plan_that_runs_and_changes_nothing() {
     let image = image(&scratch, "disk.qcow2");
     let path = image.path();
     let phases = |o: &snapslot_test_support::Outcome| -> Vec<(String, u64, u64)> {
-        let list =
-            o.expect(0)["volumes"][0]["plan"]["phases"].as_array().cloned().unwrap_or_default();
+        let volumes = o.expect(0)["volumes"].as_array().cloned().unwrap_or_default();
+        let list = volumes.iter().flat_map(|v| v["plan"]["phases"].as_array().expect("phases"));
         let text = |v: &Value| v["title"].as_str().unwrap_or_default().to_owned();
         let number = |v: &Value, key: &str| v[key].as_u64().unwrap_or(u64::MAX);
-        list.iter().map(|p| (text(p), number(p, "count"), number(p, "bytes"))).collect()
+        list.map(|p| (text(p), number(p, "count"), number(p, "bytes"))).collect()
     };
-    for verb in ["take", "restore", "delete"] {
+    // What a second plan does to the snapshot that is replaced or used up is shown too.
+    let verbs: [(&str, &[&str]); 6] = [
+        ("take", &[]),
+        ("restore", &[]),
+        ("take", &["--replace"]),
+        ("restore", &["--consume"]),
+        ("take", &["--note", "again"]),
+        ("delete", &[]),
+    ];
+    for (verb, options) in verbs {
         let before = image.bytes();
-        let planned = snapslot.verb(verb, path, &["--dry-run"]);
-        assert!(image.bytes() == before, "a dry {verb} wrote to the image");
-        assert!(!phases(&planned).is_empty(), "a dry {verb} showed no plan");
-        let ran = snapslot.verb(verb, path, &[]);
-        assert_eq!(phases(&planned), phases(&ran), "{verb}");
+        let planned = snapslot.verb(verb, path, &[options, &["--dry-run"]].concat());
+        assert!(image.bytes() == before, "a dry {verb} {options:?} wrote to the image");
+        assert!(!phases(&planned).is_empty(), "a dry {verb} {options:?} showed no plan");
+        let ran = snapslot.verb(verb, path, options);
+        assert_eq!(phases(&planned), phases(&ran), "{verb} {options:?}");
         image.guest(["write -q -P 19 2M 200k"]);
     }
     image.assert_clean();

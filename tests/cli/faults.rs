@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
+use snapslot_test_support::needs::is_root;
 use snapslot_test_support::{Scratch, journal_of, run};
 
 use crate::{image, snapslot};
@@ -127,9 +128,4 @@ fn a_file_put_in_the_journals_place_is_neither_obeyed_nor_written() {
     refused("a pipe");
     snapslot.verb("take", image.path(), &[]).expect(0);
     image.assert_clean();
-}
-
-fn is_root() -> bool {
-    // The owner of our own process, as /proc has it.
-    std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
 }

@@ -348,7 +348,8 @@ fn the_built_in_plugins_pass_the_kit() {
     let scratch = Scratch::new();
     let snapslot = snapslot(&scratch);
     for (plugin, least) in [("lvm", 500), ("zfs", 200), ("qcow2", 40), ("raw", 10)] {
-        let tested = snapslot.run(["plugin", "test", plugin]);
+        // Some minutes on a busy machine: hundreds of cases of real work.
+        let tested = snapslot.run_within(Duration::from_secs(900), ["plugin", "test", plugin]);
         let found = tested.expect(0);
         let failed: Vec<_> = (found["cases"].as_array().expect("cases").iter())
             .filter(|c| c["outcome"] == "failed")

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
+use snapslot_test_support::needs::is_root;
 use snapslot_test_support::{Scratch, Snapslot};
 
 use crate::asking::on_a_terminal;
@@ -441,9 +442,4 @@ fn every_built_in_plugin_can_be_used() {
     for plugin in plugins {
         assert!(plugin["problem"].is_null(), "{plugin}");
     }
-}
-
-fn is_root() -> bool {
-    // The owner of our own process, as /proc has it.
-    fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
 }

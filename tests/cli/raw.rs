@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use snapslot_test_support::needs::{self, ROOT};
 use snapslot_test_support::{Finished, Outcome, Scratch, Snapslot, SplitMix64, assert_same, run};
 
 use crate::{MIB, image, snapslot, words};
@@ -119,15 +120,6 @@ fn program(name: &str, arguments: &[&Path]) -> Finished {
     let mut command = Command::new(name);
     command.args(arguments).env("LC_ALL", "C");
     run(command, Duration::from_secs(60))
-}
-
-/// Whether there are mounts and loop devices of one's own. That they are not there must not pass unseen.
-#[track_caller]
-fn is_root() -> bool {
-    let root = nix::unistd::Uid::effective().is_root();
-    let known = std::env::var_os("SNAPSLOT_TEST_WITHOUT_ROOT").is_some();
-    assert!(root || known, "this takes root; SNAPSLOT_TEST_WITHOUT_ROOT=1 does without it");
-    root
 }
 
 /// The mark in the JSON of a command that shows a held slot.
@@ -450,7 +442,7 @@ impl Drop for Mounted {
 fn blocks_are_shared(kind: &str, make: &[&str]) {
     const SIZE: u64 = 1024;
     const SLACK: u64 = 8 * MIB;
-    if !is_root() {
+    if !needs::has(&[ROOT, make[0]]) {
         return;
     }
     let scratch = Scratch::new();
@@ -607,7 +599,7 @@ fn engine_lock(device: &Path) -> File {
 #[test]
 fn a_block_device_is_copied_and_set_back_in_place() {
     const SIZE: u64 = 16;
-    if !is_root() {
+    if !needs::has(&[ROOT]) {
         return;
     }
     let scratch = Scratch::new();

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use snapslot_test_support::needs::{self, ROOT};
 use snapslot_test_support::{Image, Scratch, SplitMix64, assert_same, qemu_img};
 
 use crate::{MIB, program, sha256, snapslot};
@@ -295,6 +296,9 @@ fn an_export_goes_to_a_pipe_and_a_killed_one_leaves_nothing() {
 
 /// Raw disks share blocks with their exports where the file system can.
 fn shares_blocks(kind: &str, mkfs: &[&str]) {
+    if !needs::has(&[ROOT, mkfs[0]]) {
+        return;
+    }
     let scratch = Scratch::new();
     let (file, at) = (scratch.join("fs"), scratch.join("mnt"));
     std::fs::File::create(&file).and_then(|f| f.set_len(512 * MIB)).expect("room");
@@ -335,6 +339,9 @@ fn btrfs_shares_blocks_with_an_export() {
 
 #[test]
 fn an_export_to_a_device_overwrites_all_of_it() {
+    if !needs::has(&[ROOT]) {
+        return;
+    }
     let Subject { scratch, image, before, .. } = subject(&[], None, 6);
     let snapslot = snapslot(&scratch);
     let file = scratch.join("device");

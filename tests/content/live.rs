@@ -114,7 +114,19 @@ fn a_slot_lives_on_a_disk_that_is_being_served() {
     served.verb("export", &[&out.display().to_string()]).expect(0);
     assert_same("exported", &std::fs::read(&out).expect("it"), &first);
     let copy = scratch.join("copy.raw").display().to_string();
-    let opened = served.snapslot.run(["open", &served.volume, "--", "nbdcopy", "{uri}", &copy]);
+    let opened = served.snapslot.run([
+        "open",
+        &served.volume,
+        "--",
+        "qemu-img",
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "raw",
+        "{uri}",
+        &copy,
+    ]);
     assert_eq!(opened.code(), 0, "{}", opened.process.account());
     assert_same("opened", &std::fs::read(&copy).expect("it"), &first);
     // Not while a client has it; then at once, and the slot stays.
@@ -343,7 +355,8 @@ fn a_server_killed_under_load_loses_nothing() {
         let found = scratch.join("found.raw");
         let path = found.display().to_string();
         let _ = std::fs::remove_file(&found);
-        program("nbdcopy", &[&served.uri, &path]).expect_success();
+        program("qemu-img", &["convert", "-f", "raw", "-O", "raw", &served.uri, &path])
+            .expect_success();
         let found = std::fs::read(&found).expect("it");
         for (i, block) in found.chunks(4096).enumerate() {
             let was = &now[i * 4096..][..block.len()];

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use snapslot_test_support::needs::{self, ROOT};
 use snapslot_test_support::{Process, Scratch, SplitMix64, assert_same};
 
 use crate::live::{Served, ask, choose};
@@ -37,10 +38,6 @@ fn fill(stream: &UnixStream, from: u64, count: u64, byte: u8) -> u32 {
 
 fn flush(stream: &UnixStream) -> u32 {
     ask(stream, 3, 0, &[]).expect("the server is there")
-}
-
-fn is_root() -> bool {
-    program("id", &["-u"]).expect_success().text().trim() == "0"
 }
 
 /// Story: `L failures` has it. Here with the server's own thread that commits.
@@ -162,8 +159,7 @@ impl Drop for Small {
 /// every later write failed, and the slot could not be emptied, as its journal had no room.
 #[test]
 fn a_full_file_system_costs_the_snapshot_and_the_slot_can_be_emptied() {
-    if !is_root() {
-        println!("not root: nothing was mounted");
+    if !needs::has(&[ROOT]) {
         return;
     }
     let scratch = Scratch::new();
@@ -252,7 +248,8 @@ fn a_server_starts_while_its_snapshot_is_looked_into() {
     let process = served.start(&[]);
     served.qemu_io(&["write -q -P 2 2M 1M", "flush"]);
     let copy = scratch.join("copy").display().to_string();
-    program("nbdcopy", &[&format!("nbd+unix:///?socket={path}"), &copy]).expect_success();
+    let uri = format!("nbd+unix:///?socket={path}");
+    program("qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, &copy]).expect_success();
     assert_same("the snapshot", &std::fs::read(&copy).expect("it"), &then);
     end(opened, 0);
     served.stop(process);
@@ -395,8 +392,7 @@ fn what_qemu_zeroes_and_trims_is_what_the_disk_has() {
 /// Story: a device that is served was claimed by nobody: it could be mounted under the machine that wrote it.
 #[test]
 fn a_served_device_is_claimed() {
-    if !is_root() {
-        println!("not root: nothing was tested on a loop device");
+    if !needs::has(&[ROOT]) {
         return;
     }
     let scratch = Scratch::new();

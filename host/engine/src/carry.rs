@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use snapslot_capture::{
-    ActCause, ActError, CopyError, Plan, Redo, Report, Step, Watch, Way, check, execute_phases,
-    journal, reserve, run_acts,
+    ActCause, ActError, CopyError, Plan, PlanView, Redo, Report, Step, Watch, Way, check,
+    execute_phases, journal, reserve, run_acts,
 };
 use snapslot_command::RunError;
 use snapslot_disk::{Companion, DiskError};
-use snapslot_runtime::{Answer, Facts, Failure, FailureKind, Goal, Plugin, not_run};
+use snapslot_runtime::{Answer, Facts, Failure, FailureKind, Goal, Plugin, Sight, not_run};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -115,18 +115,40 @@ impl<'e> Context<'e> {
                 Failure::new(FailureKind::Unsupported, &finding.code, finding.message.clone());
             return Err(EngineError::backend(&volume.locator, failure));
         }
-        let plan = plugin
-            .plan(&volume.sight(), &goal)
-            .map_err(|e| EngineError::call(&volume.locator, e))?;
-        if plan.way() == Some(Way::Image) {
-            check(&plan, &**volume.disk()?).map_err(|e| {
-                EngineError::unsafe_plan(&volume.locator, &plugin.description().name, e)
-            })?;
-        }
-        let plan = Arc::new(plan);
+        let plan = planned(volume, plugin, &volume.sight(), &goal)?;
         let depth = self.engine.rehearsal_of(&volume.locator.backend);
         rehearse(plugin, volume, &before, &plan, &goal, depth)?;
         Ok(Planned { volume, plugin, before, goal, plan })
+    }
+
+    /// For a dry run: how the snapshots with this mark would be removed once these plans are carried out. What commands
+    /// leave of a snapshot that they use up is not known before.
+    pub fn plan_removal_after(
+        &self,
+        first: &[Planned<'e>],
+        mark: &str,
+    ) -> Result<Vec<Planned<'e>>, EngineError> {
+        let mut removals = Vec::new();
+        for Planned { volume, plugin, plan, goal, .. } in first {
+            let failed = |e| EngineError::call(&volume.locator, e);
+            let mut sight = volume.sight();
+            match plan.way() {
+                Some(Way::Commands) if matches!(goal, Goal::Consumed(_)) => continue,
+                Some(Way::Image) => {
+                    let view = PlanView::new(plan.clone(), volume.disk()?.clone())
+                        .map_err(|e| EngineError::disk(&volume.locator, e))?;
+                    sight.disk = Some(Arc::new(view));
+                }
+                _ => {}
+            }
+            let before = plugin.inspect(&sight).map_err(failed)?;
+            let found = before.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark));
+            if let Some(goal) = found.map(|s| Goal::Empty(s.identity.clone())) {
+                let plan = planned(volume, plugin, &sight, &goal)?;
+                removals.push(Planned { volume, plugin, before, goal, plan });
+            }
+        }
+        Ok(removals)
     }
 
     /// Commit, execute, look again. On return the storage is as the goal says, and the journals
@@ -569,6 +591,22 @@ impl Planned<'_> {
                 .collect(),
         }
     }
+}
+
+/// A plan, checked against what is seen.
+fn planned(
+    volume: &Volume,
+    plugin: &Plugin<'_>,
+    sight: &Sight,
+    goal: &Goal,
+) -> Result<Arc<Plan>, EngineError> {
+    let plan = plugin.plan(sight, goal).map_err(|e| EngineError::call(&volume.locator, e))?;
+    if let (Some(Way::Image), Some(disk)) = (plan.way(), &sight.disk) {
+        check(&plan, &**disk).map_err(|e| {
+            EngineError::unsafe_plan(&volume.locator, &plugin.description().name, e)
+        })?;
+    }
+    Ok(Arc::new(plan))
 }
 
 /// A step for people: what, where, how much.

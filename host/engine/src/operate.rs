@@ -539,15 +539,14 @@ impl<'e> Context<'e> {
                 };
                 let goals = sizes.iter().enumerate().map(goal).collect();
                 let planned = self.plan(facts, goals)?;
-                if let Some(old) = occupant {
-                    // The second half must be possible before the first is begun.
-                    self.plan_removal(&old.mark)?;
-                }
-                if asked.dry_run {
-                    done.volumes = planned.iter().map(|p| p.summary(self.engine, None)).collect();
-                    return Ok(());
-                }
                 let replaced = occupant.map(|o| o.mark.clone());
+                if asked.dry_run {
+                    return self.only_shown(&planned, replaced.as_deref(), done);
+                }
+                if let Some(old) = &replaced {
+                    // The second half must be possible before the first is begun.
+                    self.plan_removal(old)?;
+                }
                 let meta = Meta::new(machine, verb, Some(new.clone()), replaced.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
                 if replaced.is_none() {
@@ -585,14 +584,13 @@ impl<'e> Context<'e> {
                     refuse_used(self.volumes)?;
                 }
                 let planned = self.plan(facts, goals)?;
+                let consumed = asked.consume.then(|| occupant.mark.clone());
+                if asked.dry_run {
+                    return self.only_shown(&planned, consumed.as_deref(), done);
+                }
                 if asked.consume {
                     self.plan_removal(&occupant.mark)?;
                 }
-                if asked.dry_run {
-                    done.volumes = planned.iter().map(|p| p.summary(self.engine, None)).collect();
-                    return Ok(());
-                }
-                let consumed = asked.consume.then(|| occupant.mark.clone());
                 if enable {
                     // What is still to go afterwards must have a place in the record.
                     self.enable(machine)?;
@@ -657,6 +655,19 @@ impl<'e> Context<'e> {
                 Ok(())
             }
         }
+    }
+
+    /// Sums up what a dry run would do: these plans, and then the removal of what they replace or use up.
+    fn only_shown(
+        &self,
+        planned: &[Planned<'e>],
+        removed: Option<&str>,
+        done: &mut Done,
+    ) -> Result<(), EngineError> {
+        let then = removed.map(|mark| self.plan_removal_after(planned, mark)).transpose()?;
+        let all = planned.iter().chain(then.iter().flatten());
+        done.volumes = all.map(|p| p.summary(self.engine, None)).collect();
+        Ok(())
     }
 
     /// What the machine's other volumes that draw on the same room as this one want set aside.

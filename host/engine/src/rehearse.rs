@@ -29,7 +29,7 @@ pub enum Depth {
 }
 
 /// Extents compared where the look is bounded: each may cost a table, read through the plan.
-const BOUNDED_EXTENTS: u32 = 4;
+const BOUNDED_EXTENTS: u32 = 2;
 /// Extents asked for at once where it is not.
 const PAGE: u32 = 4096;
 

@@ -1,6 +1,7 @@
 //! TLS, with a client that chooses what goes into which segment: what is a matter of luck with a real
 //! client is certain with this one.
 
+use snapslot_test_support::needs;
 use std::io::{self, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -159,6 +160,9 @@ fn hear(session: &mut ClientConnection, tcp: &mut TcpStream, enough: usize) -> (
 /// and after thirty seconds the client was sent away. It is now taken before any waiting.
 #[test]
 fn the_first_option_may_come_with_the_end_of_the_handshake() {
+    if !needs::has(&["openssl"]) {
+        return;
+    }
     let scratch = tempfile::tempdir().expect("room");
     served(scratch.path(), |address| {
         let mut tcp = begun(address);
@@ -178,6 +182,9 @@ fn the_first_option_may_come_with_the_end_of_the_handshake() {
 /// out only if the socket took them at once, as the thread that carries them was left to itself.
 #[test]
 fn what_was_asked_before_the_goodbye_is_answered_to_the_last_byte() {
+    if !needs::has(&["openssl"]) {
+        return;
+    }
     const READS: usize = 12;
     const EACH: u32 = 1 << 20;
     let scratch = tempfile::tempdir().expect("room");
@@ -212,6 +219,9 @@ fn what_was_asked_before_the_goodbye_is_answered_to_the_last_byte() {
 /// it was to stop. Nor does one hold it up that does not take its answers.
 #[test]
 fn a_server_that_stops_ends_handshakes_and_those_who_do_not_read() {
+    if !needs::has(&["openssl"]) {
+        return;
+    }
     let scratch = tempfile::tempdir().expect("room");
     let mut kept = Vec::new();
     let took = served(scratch.path(), |address| {

@@ -28,13 +28,13 @@ impl Contract {
     fn of(&self, name: &str) -> Names {
         let found = self.0.types.iter().map(|(_, t)| t);
         let found = found.filter(|t| t.name.as_deref() == Some(name));
-        let listed = found.filter_map(|t| match &t.kind {
+        let mut listed = found.filter_map(|t| match &t.kind {
             TypeDefKind::Enum(e) => Some(names(e.cases.iter().map(|c| &c.name))),
             TypeDefKind::Record(r) => Some(names(r.fields.iter().map(|f| &f.name))),
             TypeDefKind::Variant(v) => Some(names(v.cases.iter().map(|c| &c.name))),
             _ => None,
         });
-        listed.last().unwrap_or_else(|| panic!("the contract has no {name}"))
+        listed.next_back().unwrap_or_else(|| panic!("the contract has no {name}"))
     }
 }
 

@@ -36,6 +36,7 @@ pub(crate) fn extents(
     let span = cluster.saturating_mul(volume.header.l2_entries());
     let stride = volume.header.l2_entry_size() as usize;
     let nothing = if volume.header.has_backing() { Content::Backing } else { Content::Zero };
+    volume.refuse_overlaid(&l1)?;
     while page.at < size {
         let index = page.at / span;
         // Behind the table's end there is nothing, however large the disk claims to be.

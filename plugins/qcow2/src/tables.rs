@@ -136,32 +136,41 @@ fn all_zero(words: &[[u8; 8]]) -> bool {
     words.iter().fold(0, |all, w| all | u64::from_ne_bytes(*w)) == 0
 }
 
-/// How many words go on from `first`, each one cluster further than the one before. Eight at a
-/// time without a branch between them: the compiler turns that into vector code.
+/// Words compared at once.
+const GROUP: usize = 16;
+
+/// How many words go on from `first`, each one cluster further than the one before.
 pub(crate) fn run_length(words: &[[u8; 8]], first: u64, cluster_size: u64) -> usize {
     let mut expected = first;
     let mut length = 0;
-    let (eights, _) = words.as_chunks::<8>();
-    for eight in eights {
-        let mut differs = 0;
-        for (k, word) in eight.iter().enumerate() {
-            let step = cluster_size.wrapping_mul(k as u64 + 1);
-            differs |= u64::from_be_bytes(*word) ^ expected.wrapping_add(step);
+    let group = cluster_size.wrapping_mul(GROUP as u64);
+    loop {
+        let next = expected.wrapping_add(cluster_size);
+        if next.is_multiple_of(group) {
+            // From here on nothing is carried within a group: its words differ in the same bits as the
+            // numbers of its clusters, and are compared as they lie. No branch between them, so that the
+            // compiler makes vector code of it.
+            for some in words[length..].as_chunks::<GROUP>().0 {
+                let base = expected.wrapping_add(cluster_size).to_be();
+                let mut differs = 0;
+                for (k, word) in some.iter().enumerate() {
+                    let step = cluster_size.wrapping_mul(k as u64).to_be();
+                    differs |= u64::from_ne_bytes(*word) ^ base ^ step;
+                }
+                if differs != 0 {
+                    break;
+                }
+                length += GROUP;
+                expected = expected.wrapping_add(group);
+            }
         }
-        if differs != 0 {
-            break;
+        match words.get(length) {
+            Some(word) if u64::from_be_bytes(*word) == expected.wrapping_add(cluster_size) => {}
+            _ => return length,
         }
-        length += 8;
-        expected = expected.wrapping_add(cluster_size.wrapping_mul(8));
-    }
-    for word in &words[length..] {
         expected = expected.wrapping_add(cluster_size);
-        if u64::from_be_bytes(*word) != expected {
-            break;
-        }
         length += 1;
     }
-    length
 }
 
 /// Reads L2 tables (index in their L1 table, offset), in the order of their place in the file.
@@ -192,4 +201,31 @@ pub(crate) fn for_each(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: runs are as long as counting one by one says. Method: every start within two groups, every
+    /// length, with and without the COPIED bit, broken at every word.
+    #[test]
+    fn runs_end_where_the_first_word_differs() {
+        for bits in [9, 16, 21] {
+            let cluster = 1 << bits;
+            for start in 1..=2 * GROUP as u64 {
+                for flags in [0, COPIED] {
+                    let first = start << bits | flags;
+                    for length in 0..3 * GROUP {
+                        let word = |k: usize| (first + (k as u64 + 1) * cluster).to_be_bytes();
+                        let mut words: Vec<[u8; 8]> = (0..length).map(word).collect();
+                        assert_eq!(run_length(&words, first, cluster), length);
+                        words.extend((length..5 * GROUP).map(word));
+                        words[length][usize::from(start % 2 == 0) * 6] ^= 0x20;
+                        assert_eq!(run_length(&words, first, cluster), length, "{first:#x}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -72,22 +72,30 @@ impl<'a> Volume<'a> {
         bytes.div_ceil(self.cluster_size())
     }
 
+    /// Where the image's own tables lie, but for refcount blocks: offsets and lengths in bytes of the header,
+    /// the refcount table, the L1 tables and the snapshot table.
+    fn own_tables(&self) -> impl Iterator<Item = (u64, u64)> {
+        let f = &self.header.fields;
+        let l1s =
+            (self.snapshots.entries.iter()).map(|e| (e.l1_table_offset, u64::from(e.l1_size) * 8));
+        let refcounts = u64::from(f.refcount_table_clusters) << self.header.cluster_bits;
+        [
+            (0, self.cluster_size()),
+            (f.refcount_table_offset, refcounts),
+            (f.l1_table_offset, u64::from(f.l1_size) * 8),
+            (f.snapshots_offset, self.snapshots.length),
+        ]
+        .into_iter()
+        .chain(l1s)
+    }
+
     /// The clusters of the image's own tables, ascending: the header, the refcount structures, the
     /// L1 tables and the snapshot table. Two of them in one place are refused.
     pub fn own_clusters(&self) -> Result<Vec<u64>, Failure> {
-        let f = &self.header.fields;
         let bits = self.header.cluster_bits;
-        let l1s =
-            (self.snapshots.entries.iter()).map(|e| (e.l1_table_offset, u64::from(e.l1_size) * 8));
-        let runs = [
-            (0, self.cluster_size()),
-            (f.refcount_table_offset, u64::from(f.refcount_table_clusters) << bits),
-            (f.l1_table_offset, u64::from(f.l1_size) * 8),
-            (f.snapshots_offset, self.snapshots.length),
-        ];
         let blocks = self.refcount_table.iter().filter(|b| **b != 0).map(|b| (*b, 1 << bits));
         let mut clusters = Vec::new();
-        for (offset, length) in runs.into_iter().chain(l1s).chain(blocks) {
+        for (offset, length) in self.own_tables().chain(blocks) {
             let first = offset >> bits;
             let end = first.checked_add(self.clusters_for(length));
             match end.filter(|end| *end <= self.clusters || length == 0) {
@@ -104,6 +112,27 @@ impl<'a> Volume<'a> {
             return Err(corrupt("overlap", what));
         }
         Ok(clusters)
+    }
+
+    /// Refuses L2 tables that are said to lie where the image has another table of its own: what such a one
+    /// lists changes with that.
+    pub fn refuse_overlaid(&self, l1: &[u64]) -> Result<(), Failure> {
+        let mut own: Vec<_> = self.own_tables().filter(|(_, length)| *length > 0).collect();
+        own.sort_unstable();
+        for at in l1.iter().map(|e| e & OFFSET_MASK).filter(|at| *at != 0) {
+            // Nothing begins within the L2 table's cluster, and what begins before it ends before it.
+            let next =
+                own.partition_point(|(start, _)| *start < at.saturating_add(self.cluster_size()));
+            let last =
+                own[..next].last().map_or(0, |(start, length)| start.saturating_add(*length));
+            if last > at {
+                return Err(corrupt(
+                    "overlap",
+                    format!("an L2 table is said to be at {at}, in another table"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Reads `length` bytes, in as many calls as that takes.

@@ -5,11 +5,12 @@
 //! what it knows of a qcow2 image it asks of QEMU, so that product and judge cannot share a
 //! mistake.
 //!
-//! A missing tool is a failure that says what to install; nothing is skipped. Every process
-//! runs with a deadline, so a hang is a failure and not a stuck test run.
+//! A missing judge is a failure that says what to install; what else may be missing is in [`needs`].
+//! Every process runs with a deadline, so a hang is a failure and not a stuck test run.
 
 mod bytes;
 mod image;
+pub mod needs;
 mod process;
 mod product;
 mod random;

@@ -20,6 +20,7 @@ mod child;
 mod frames;
 mod judge;
 mod parent;
+mod process;
 mod sandbox;
 mod seen;
 #[cfg(test)]
@@ -30,9 +31,9 @@ mod workers;
 pub use child::serve;
 pub use judge::{Judged, judge_words};
 pub(crate) use parent::Component;
+pub use process::start_early;
 pub use sandbox::{Confinement, Most, give_up_all, give_up_files, give_up_rights};
 pub(crate) use workers::Apart;
-pub use workers::start_early;
 
 /// The argument by which a program that uses this crate is told to be that process.
 pub const ARGUMENT: &str = "__plugins";

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use snapslot_command::PlaceKind;
 use snapslot_disk::Disk;
 
 use super::frames::{FRAME_MAX, Wary};
+use super::process::Process;
 use super::sandbox::Confinement;
 use super::wire::{DiskThere, Order, SeenThere, Told, Word};
 use crate::bindings::types::{Description, Role};
@@ -76,7 +77,7 @@ fn out_of_turn() -> Lost {
 /// One process.
 pub(super) struct Worker {
     /// None where a test plays it.
-    child: Option<Child>,
+    process: Option<Process>,
     channel: Wary,
     limits: Limits,
     /// Whether it must be held by all there is.
@@ -89,13 +90,13 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn begin(
-        child: Option<Child>,
+        process: Option<Process>,
         channel: Wary,
         limits: Limits,
         strict: bool,
     ) -> io::Result<Worker> {
         let (ready, linked, granted) = (None, None, None);
-        let mut worker = Worker { child, channel, limits, strict, ready, linked, granted };
+        let mut worker = Worker { process, channel, limits, strict, ready, linked, granted };
         let until = worker.soon();
         worker.channel.send(&Order::Begin { limits }, None, until)?;
         Ok(worker)
@@ -268,17 +269,17 @@ impl Worker {
 
     /// Has the process end; dropping takes note of it.
     pub(super) fn end_soon(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
+        if let Some(process) = &self.process {
+            process.kill();
         }
     }
 
     /// Ends the process. It holds nothing: there is nothing to end in order. One that is ending
     /// already ends as it was about to.
     fn stop(&mut self) -> Option<ExitStatus> {
-        let mut child = self.child.take()?;
-        let _ = child.kill();
-        child.wait().ok()
+        let process = self.process.take()?;
+        process.kill();
+        process.wait()
     }
 }
 

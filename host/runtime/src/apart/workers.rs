@@ -4,17 +4,14 @@
 //! fails the call at hand as its plugin's fault, and the next call gets a new one.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use snapslot_capture::Plan;
 
 use super::frames::Wary;
 use super::parent::{Component, Lost, Worker};
+use super::process::start;
 use super::sandbox::Confinement;
 use crate::cache::Cache;
 use crate::call::{Call, Ended, Reply};
@@ -41,34 +38,6 @@ pub(crate) struct Apart {
     ending: Mutex<Vec<Worker>>,
 }
 
-/// One that was started before there was anything else, and for which program.
-static EARLY: Mutex<Option<(PathBuf, Child, UnixStream)>> = Mutex::new(None);
-
-/// Starts the first process before it is known what it will do: it readies itself while the caller reads its
-/// arguments. If nobody comes to need it, it ends with the caller, by its socket. That it cannot be started
-/// is told when it is needed.
-pub fn start_early(program: &Path) {
-    if let Ok((child, ours)) = start(program) {
-        *lock(&EARLY) = Some((program.to_owned(), child, ours));
-    }
-}
-
-fn start(program: &Path) -> io::Result<(Child, UnixStream)> {
-    let (ours, theirs) = UnixStream::pair()?;
-    let child = Command::new(program)
-        .arg0("snapslot")
-        .arg(super::ARGUMENT)
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .env_clear()
-        .current_dir("/")
-        // Ctrl-C is for the engine, which ends in order.
-        .process_group(0)
-        .spawn()?;
-    Ok((child, ours))
-}
-
 /// The place of one component's process; none before it is needed, and after it was lost.
 type Home = Arc<Mutex<Option<Worker>>>;
 
@@ -86,12 +55,8 @@ impl Apart {
     }
 
     fn begin(&self) -> io::Result<Worker> {
-        let early = lock(&EARLY).take_if(|(program, ..)| *program == self.program);
-        let (child, ours) = match early {
-            Some((_, child, ours)) => (child, ours),
-            None => start(&self.program)?,
-        };
-        Worker::begin(Some(child), Wary::new(ours), self.limits, self.strict)
+        let (process, ours) = start(&self.program)?;
+        Worker::begin(Some(process), Wary::new(ours), self.limits, self.strict)
     }
 
     /// What a process gives up.

@@ -1,10 +1,11 @@
 //! Goal: on XFS and btrfs a copy shares its blocks; on a real block device and on a full file
 //! system all is as promised. Method: loop mounts of one's own, which take root and mkfs.xfs and
-//! mkfs.btrfs; for root, anything that is missing is a failure. Others are told, and check only
-//! that sharing is not claimed where it is not.
+//! mkfs.btrfs. Without them it is checked only that sharing is not claimed where it is not.
 
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
+
+use snapslot_test_support::needs::{self, ROOT};
 
 use super::super::*;
 use super::*;
@@ -23,17 +24,6 @@ fn run(program: &str, words: &[&OsStr]) -> String {
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<&OsStr> {
     words.into_iter().map(OsStr::new).collect()
-}
-
-/// Whether mounts can be had; says so if not.
-fn root() -> bool {
-    let root = nix::unistd::Uid::effective().is_root();
-    let known = std::env::var_os("SNAPSLOT_TEST_WITHOUT_ROOT").is_some();
-    assert!(
-        root || known,
-        "file systems of one's own take root; SNAPSLOT_TEST_WITHOUT_ROOT=1 does without them"
-    );
-    root
 }
 
 /// A mount that goes with it.
@@ -99,7 +89,7 @@ impl Drop for Loop {
 
 #[test]
 fn blocks_are_shared_where_the_file_system_can() {
-    if !root() {
+    if !needs::has(&[ROOT, "mkfs.xfs", "mkfs.btrfs"]) {
         let (_dir, _path, copies) = image(&bytes(1, 5000));
         assert!(!copies.saving().expect("a look").shares, "shared in memory");
         return;
@@ -156,7 +146,7 @@ fn listing_names(dir: &Path) -> Vec<OsString> {
 
 #[test]
 fn owner_mode_lists_and_labels_stay_through_a_restore() {
-    if !root() {
+    if !needs::has(&[ROOT, "setfacl", "mkfs.xfs"]) {
         return;
     }
     let mount = Mount::new("xfs", 320);
@@ -210,7 +200,7 @@ fn owner_mode_lists_and_labels_stay_through_a_restore() {
 
 #[test]
 fn a_full_file_system_is_told_before_and_harmless_during() {
-    if !root() {
+    if !needs::has(&[ROOT]) {
         return;
     }
     let mount = Mount::new("tmpfs", 16);
@@ -246,7 +236,7 @@ fn a_full_file_system_is_told_before_and_harmless_during() {
 
 #[test]
 fn a_block_device_is_saved_and_put_back() {
-    if !root() {
+    if !needs::has(&[ROOT]) {
         return;
     }
     let dir = tempfile::tempdir().expect("a folder");

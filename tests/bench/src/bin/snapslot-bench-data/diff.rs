@@ -32,7 +32,7 @@ pub fn measure(bench: &Bench) -> Outcome<()> {
     write.args(["-f", "qcow2"]);
     // A step that is a multiple of nothing: the writes fall into a thousand different tables or so.
     for i in 0..1000_u64 {
-        let at = (i * 1_099_511_627 + i * 4096) % (gib << 30) & !4095;
+        let at = ((i * 1_099_511_627 + i * 4096) % (gib << 30)) & !4095;
         write.args(["-c", &format!("write -q {at} 4k")]);
     }
     bench.done(write.arg(&image))?;
