@@ -59,8 +59,8 @@ fn promoted(test: &mut Test) {
             assert_eq!(dataset.snapshots(), Vec::<String>::new());
             assert_eq!(subject.state(dataset.locator()), "drifted");
             subject.snapslot().run(["enable", "zfs:tank/clone"]).expect(0);
-        assert_eq!(subject.state("zfs:tank/clone"), "empty");
-        subject.snapslot().run(["disable", "zfs:tank/clone"]).expect(0);
+            assert_eq!(subject.state("zfs:tank/clone"), "empty");
+            subject.snapslot().run(["disable", "zfs:tank/clone"]).expect(0);
             let (said, ran) = tap::watch(|| subject.verb("restore", dataset.locator(), &[]));
             said.expect(8);
             assert_eq!(tap::changing(&ran), Vec::<String>::new());
