@@ -33,7 +33,7 @@ impl Replay {
             // A stream is not followed: its copy never came.
             ["zfs", "destroy", "-r", "tank/copy"] => {}
             ["zfs", ..] => drop(self.model.must(part)),
-            ["dd", .., to, "bs=1M", "count=2", _] if to == "of=/dev/ram1" => {}
+            ["dd", .., "of=/dev/ram1", "bs=1M", "count=2", _] => {}
             ["dd", from, ..] => {
                 let name = after(part, "of=/dev/zvol/").expect("a volume").to_owned();
                 match after(part, "count=") {

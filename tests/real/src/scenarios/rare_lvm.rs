@@ -109,14 +109,15 @@ fn end_merging_tools() -> usize {
 }
 
 fn long_merge(test: &mut Test) {
-    let volume = test.step("a thick volume", |_| lvm::Volume::new(lvm::Kind::Thick, 32));
+    let volume = test.step("a thick volume", |_| lvm::Volume::new(lvm::Kind::Thick, 16));
     test.fresh_records();
     volume.scribble(1);
     let first = volume.content();
     test.step("a merge that takes long, its engine killed: in use, and what is left", |subject| {
         subject.verb("take", volume.locator(), &[]).expect(0);
         let name = volume.snapshots().concat();
-        content::overwrite(volume.device(), 2);
+        // Many small pieces: the kernel has to put each back by itself, and waits between them.
+        content::stripe(volume.device(), 2);
         let slow = Slow::merges();
         // Marked, deactivated, activated, merged.
         tap::arm(Trip::During(4));
