@@ -80,7 +80,7 @@ fn holds_and_clones(test: &mut Test, dataset: &zfs::Dataset) {
         let first = dataset.content();
         let snapshot = held(subject, dataset);
         run(&format!("zfs hold backup {snapshot}"));
-        refused(subject, dataset, "delete", &[6], &["backup"]);
+        refused(subject, dataset, "delete", &[5], &["backup"]);
         assert_eq!(zfs::property(&snapshot, "defer_destroy"), "off");
         dataset.scribble(5);
         subject.verb("restore", dataset.locator(), &[]).expect(0);
@@ -91,7 +91,7 @@ fn holds_and_clones(test: &mut Test, dataset: &zfs::Dataset) {
     test.case("a clone of the slot's snapshot: delete is refused, names it", |subject| {
         let snapshot = held(subject, dataset);
         run(&format!("zfs clone {snapshot} tank/clone"));
-        refused(subject, dataset, "delete", &[6], &["tank/clone"]);
+        refused(subject, dataset, "delete", &[5], &["tank/clone"]);
         run("zfs destroy tank/clone");
         emptied(subject, dataset);
     });

@@ -68,6 +68,9 @@ pub fn lvm_faults(test: &mut Test) {
     tool_missing(test, &volume, "lvm");
     commands_fail(test, &volume, 5);
     no_permission(test, &volume);
+    if test.is_quick() {
+        return;
+    }
     let volume = test.step("a thick volume", |_| lvm::Volume::new(lvm::Kind::Thick, 8));
     commands_fail(test, &volume, 5);
 }

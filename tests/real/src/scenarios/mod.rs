@@ -52,10 +52,11 @@ pub const ALL: &[Scenario] = &[
 
 /// What a quick run leaves out: each takes long, and something like it is in. The others that go over every
 /// command do so for fewer of them then (see [`crate::harness::Test::is_quick`]).
-pub const NOT_QUICK: [&str; 5] = [
+pub const NOT_QUICK: [&str; 6] = [
     "lvm-thick-crash",
     "zfs-mounted-crash",
     "machine-crash",
+    "zfs-unmounted",
     // The same as without encryption but for the key, which `zfs-faults` has.
     "zfs-encrypted",
     "zfs-encrypted-zvol",
