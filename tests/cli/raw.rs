@@ -465,6 +465,17 @@ fn blocks_are_shared(kind: &str, make: &[&str]) {
     disk.write(&[(0, 1000), (500, 1001)]);
     disk.copy(&first).assert_content("the copy after the disk changed", SIZE, &then);
     near("two mebibytes changed", 2 * MIB);
+    // Known without reading either: from where their blocks lie.
+    let status = disk.verb(&snapslot, "status", &[]);
+    let told = &status.expect(0)["volumes"][0];
+    assert_eq!(told["changed-bytes"], 2 * MIB, "{kind}");
+    // One of the two had nothing where it was written.
+    assert_eq!(told["held-bytes"], MIB, "{kind}");
+    let diff = disk.verb(&snapslot, "diff", &[]);
+    let told = &diff.expect(0)["volumes"][0];
+    let range = |at: u64| serde_json::json!({ "start": at * MIB, "length": MIB });
+    assert_eq!(told["by-content"], false, "{kind}");
+    assert_eq!(told["ranges"], serde_json::json!([range(0), range(500)]), "{kind}");
     assert_eq!(mark(&disk.verb(&snapslot, "restore", &[])), first);
     disk.assert_content("restored", SIZE, &then);
     near("restore", 0);

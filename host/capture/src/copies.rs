@@ -60,7 +60,7 @@ use crate::Save;
 pub use content::Watch;
 pub use error::CopyError;
 use folder::Folder;
-pub use live::Served;
+pub use live::{Changed, Served};
 
 /// Between the disk's name and what of ours it is.
 const JOINT: &str = ".snapslot-";

@@ -16,7 +16,7 @@ mod view;
 
 pub use act::{ActCause, ActError, run_acts};
 pub use check::{CheckError, check, check_shape};
-pub use copies::{Copies, CopyError, Ended, SavedCopy, Saving, Served, Settled, Watch};
+pub use copies::{Changed, Copies, CopyError, Ended, SavedCopy, Saving, Served, Settled, Watch};
 pub use execute::{
     ExecuteError, Redo, Report, Resume, execute, execute_phases, reserve, resume_at,
 };

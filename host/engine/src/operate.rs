@@ -538,14 +538,15 @@ impl<'e> Context<'e> {
                     })
                 };
                 let goals = sizes.iter().enumerate().map(goal).collect();
+                let removable = occupant.map(|_| facts.clone());
                 let planned = self.plan(facts, goals)?;
                 let replaced = occupant.map(|o| o.mark.clone());
                 if asked.dry_run {
                     return self.only_shown(&planned, replaced.as_deref(), done);
                 }
-                if let Some(old) = &replaced {
+                if let (Some(old), Some(facts)) = (&replaced, removable) {
                     // The second half must be possible before the first is begun.
-                    self.plan_removal(old)?;
+                    self.plan_removal(facts, old)?;
                 }
                 let meta = Meta::new(machine, verb, Some(new.clone()), replaced.clone());
                 let after = self.carry_out(machine, &planned, &meta, done)?;
@@ -559,8 +560,8 @@ impl<'e> Context<'e> {
                 self.record(machine, Some(&held), replaced.as_deref())?;
                 self.end_journals();
                 if let Some(old) = replaced {
-                    self.remove_mark(machine, &old, &meta, done)
-                        .and_then(|()| self.record(machine, Some(&held), None))
+                    self.remove_mark(machine, after, &old, &meta, done)
+                        .and_then(|_| self.record(machine, Some(&held), None))
                         .map_err(|e| half_done(machine, "the new snapshot is taken", e))?;
                 }
                 done.slot = State::Held { occupant: held };
@@ -583,13 +584,14 @@ impl<'e> Context<'e> {
                 if !asked.dry_run {
                     refuse_used(self.volumes)?;
                 }
+                let removable = asked.consume.then(|| facts.clone());
                 let planned = self.plan(facts, goals)?;
                 let consumed = asked.consume.then(|| occupant.mark.clone());
                 if asked.dry_run {
                     return self.only_shown(&planned, consumed.as_deref(), done);
                 }
-                if asked.consume {
-                    self.plan_removal(&occupant.mark)?;
+                if let Some(facts) = removable {
+                    self.plan_removal(facts, &occupant.mark)?;
                 }
                 if enable {
                     // What is still to go afterwards must have a place in the record.
@@ -609,8 +611,8 @@ impl<'e> Context<'e> {
                 done.slot = State::Held { occupant: kept };
                 self.end_journals();
                 if let Some(mark) = consumed {
-                    self.remove_mark(machine, &mark, &meta, done)
-                        .and_then(|()| self.record(machine, None, None))
+                    self.remove_mark(machine, after, &mark, &meta, done)
+                        .and_then(|_| self.record(machine, None, None))
                         .map_err(|e| half_done(machine, "the content is restored", e))?;
                     done.slot = State::Empty;
                 }
@@ -631,21 +633,29 @@ impl<'e> Context<'e> {
                 };
                 if asked.dry_run {
                     for mark in &marks {
-                        let planned = self.plan_removal(mark)?;
+                        let planned = self.plan_removal(facts.clone(), mark)?;
                         done.volumes.extend(planned.iter().map(|p| p.summary(self.engine, None)));
                     }
                     return Ok(());
                 }
                 let meta = Meta::new(machine, verb, None, None);
+                let (mut before, mut after) = (Some(facts), Vec::new());
                 for mark in &marks {
-                    self.remove_mark(machine, mark, &meta, done)?;
+                    let seen = match before.take() {
+                        Some(facts) => facts,
+                        None => look_at(self.volumes, self.plugins)?,
+                    };
+                    after = self.remove_mark(machine, seen, mark, &meta, done)?;
                 }
                 if marks.is_empty() {
                     // Otherwise each removal has recorded it, before its journal went.
                     self.record(machine, None, None)?;
                 }
                 // Another of ours may be there still: say what is, not what should be.
-                let facts = look_at(self.volumes, self.plugins)?;
+                let facts = match after.len() == self.volumes.len() {
+                    true => after,
+                    false => look_at(self.volumes, self.plugins)?,
+                };
                 let cleared = Machine { occupant: None, ..machine.clone() };
                 let all: Vec<&Facts> = facts.iter().collect();
                 done.slot = match derive(&cleared, true, &all, self.volumes) {
@@ -712,8 +722,7 @@ impl<'e> Context<'e> {
         }
     }
 
-    fn plan_removal(&self, mark: &str) -> Result<Vec<Planned<'e>>, EngineError> {
-        let facts = look_at(self.volumes, self.plugins)?;
+    fn plan_removal(&self, facts: Vec<Facts>, mark: &str) -> Result<Vec<Planned<'e>>, EngineError> {
         let mut planned = Vec::new();
         for ((volume, plugin), before) in self.volumes.iter().zip(self.plugins).zip(facts) {
             let found = before.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark));
@@ -724,22 +733,24 @@ impl<'e> Context<'e> {
         Ok(planned)
     }
 
-    /// Deletes the snapshots with this mark, as an operation of its own.
+    /// Deletes the snapshots with this mark, as an operation of its own, from what was seen last. Gives what is seen
+    /// then of the volumes that had one.
     pub(crate) fn remove_mark(
         &self,
         machine: &Machine,
+        facts: Vec<Facts>,
         mark: &str,
         of: &Meta,
         done: &mut Done,
-    ) -> Result<(), EngineError> {
-        let planned = self.plan_removal(mark)?;
+    ) -> Result<Vec<Facts>, EngineError> {
+        let planned = self.plan_removal(facts, mark)?;
         let meta = of.removal(mark);
-        self.carry_out(machine, &planned, &meta, done)?;
+        let after = self.carry_out(machine, &planned, &meta, done)?;
         if of.verb == Verb::Delete.word() {
             self.record(machine, None, None)?;
         }
         self.end_journals();
-        Ok(())
+        Ok(after)
     }
 
     fn held(&self, machine: &Machine, new: &Occupant, after: &[Facts]) -> Occupant {

@@ -42,7 +42,7 @@ use crate::engine::{Engine, now};
 use crate::error::EngineError;
 use crate::locator::Locator;
 use crate::meta::Meta;
-use crate::operate::{Context, Done, Verb, lock_images, refuse_used};
+use crate::operate::{Context, Done, Verb, lock_images, look_at, refuse_used};
 use crate::others::Other;
 use crate::status::{derive, parts};
 use crate::store::Machine;
@@ -310,7 +310,8 @@ impl Engine {
         let mut done = Done::nothing(&machine.name);
         let meta = meta.unwrap_or_else(|| Meta::new(machine, Verb::Delete, None, None));
         let second = Meta { verb: "recover".to_owned(), ..meta.removal(mark) };
-        context.remove_mark(machine, mark, &second, &mut done)?;
+        let facts = look_at(context.volumes, context.plugins)?;
+        context.remove_mark(machine, facts, mark, &second, &mut done)?;
         let kept = known.occupant.filter(|o| o.mark != *mark);
         context.record(machine, kept.as_ref(), None)
     }

@@ -214,10 +214,13 @@ impl Engine {
                 let plugin = self.plugin(&locator.backend).ok()?;
                 let quick = measure == Measure::Quickly;
                 plugin.measure(&volume.sight(), &s.identity, quick).ok().or_else(|| {
-                    // A live snapshot knows what it saved.
+                    // A live snapshot knows what it saved, and a file system what is shared.
                     let changed = volume.copies.as_ref()?.changed(s.mark.as_ref()?).ok()??;
-                    let changed_bytes = changed.iter().map(|r| r.length).sum();
-                    Some(Change { changed_bytes, held_bytes: changed_bytes, at_least: false })
+                    Some(Change {
+                        changed_bytes: changed.ranges.iter().map(|r| r.length).sum(),
+                        held_bytes: changed.held_bytes,
+                        at_least: false,
+                    })
                 })
             });
             seen.push(VolumeStatus {

@@ -176,7 +176,8 @@ impl Engine {
             let known = match (&volume.copies, lists(plugin)) {
                 (Some(copies), false) if !content => copies
                     .changed(&occupant.mark)
-                    .map_err(|e| EngineError::copy(&volume.locator, &e))?,
+                    .map_err(|e| EngineError::copy(&volume.locator, &e))?
+                    .map(|changed| changed.ranges),
                 _ => None,
             };
             let by_metadata = match content {

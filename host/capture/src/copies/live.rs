@@ -225,16 +225,31 @@ impl Copies {
         Plain::new(Arc::new(disk)).map(|p| Arc::new(p) as Arc<dyn Content>).map_err(of_content)
     }
 
-    /// Where the disk was written since the take, to the block of 4 KiB; none: only reading both tells.
-    pub fn changed(&self, mark: &str) -> Result<Option<Vec<Range>>, CopyError> {
+    /// Where the disk differs from what was saved, as far as that can be known without reading either: a live
+    /// snapshot knows, to the block of 4 KiB, and copies that share blocks with the disk do not where they lie elsewhere.
+    /// None: only reading both tells.
+    pub fn changed(&self, mark: &str) -> Result<Option<Changed>, CopyError> {
         if !self.is_live(mark)? {
-            return Ok(None);
+            return self.open()?.parted(mark);
         }
         // What waits in the server's memory counts too.
         self.by_server(&Request::Commit)?;
         let snapshot = self.open()?.live_snapshot()?;
-        snapshot.map(|s| s.changed().map_err(of_content)).transpose()
+        let ranges = snapshot.map(|s| s.changed().map_err(of_content)).transpose()?;
+        Ok(ranges.map(|ranges| {
+            let held_bytes = ranges.iter().map(|r| r.length).sum();
+            Changed { ranges, held_bytes }
+        }))
     }
+}
+
+/// How far a disk has moved away from what was saved of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Where it differs, or may; ascending.
+    pub ranges: Vec<Range>,
+    /// Bytes of storage that what was saved needs for itself.
+    pub held_bytes: u64,
 }
 
 /// What an engine that does not serve the disk does with it saves nothing.
@@ -253,6 +268,28 @@ fn of_content(error: snapslot_content::ContentError) -> CopyError {
 }
 
 impl Opened {
+    /// How far the disk has parted from a copy that shares blocks with it; none if it shares none.
+    fn parted(&self, mark: &str) -> Result<Option<Changed>, CopyError> {
+        if !self.is_file {
+            return Ok(None);
+        }
+        let (name, copy, _) = self.open_copy(mark)?;
+        let disk = self.open_disk(false)?;
+        let laid = |file: &std::fs::File, name: String| {
+            let size = super::content::size(file, &name)?;
+            snapslot_content::laid(file, size).map_err(|e| CopyError::io(name, Doing::Stat, e))
+        };
+        let (Some(now), Some(then)) =
+            (laid(&disk, self.say())?, laid(&copy, self.folder.say(&name))?)
+        else {
+            return Ok(None);
+        };
+        Ok((then.shared > 0).then(|| Changed {
+            ranges: snapslot_content::by_map(&now.map, &then.map),
+            held_bytes: then.own,
+        }))
+    }
+
     fn live_path(&self) -> PathBuf {
         self.folder.path().join(self.name(LIVE))
     }
