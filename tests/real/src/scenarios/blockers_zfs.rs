@@ -168,7 +168,9 @@ fn no_room(test: &mut Test) {
         zfs::make_pool();
         run("zfs create -V 8M -b 16K tank/vm1");
         zfs::wait_for_node();
-        // What is left is reserved, not written: a pool that is really full writes slowly.
+        crate::content::overwrite(&zfs::device(), 1);
+        run("zpool sync tank");
+        // What is left is reserved only now, and not written: into a pool that is full ZFS writes slowly.
         run("zfs create -o mountpoint=none tank/filler");
         let free = zfs::property("tank", "available").parse::<u64>().expect("bytes");
         run(&format!("zfs set refreservation={} tank/filler", free - (2 << 20)));
@@ -177,8 +179,6 @@ fn no_room(test: &mut Test) {
     test.case(
         "a reserved volume needs its reservation again: said so, nothing changed",
         |subject| {
-            crate::content::overwrite(&zfs::device(), 1);
-            run("zpool sync tank");
             let by_hand = try_run("zfs snapshot tank/vm1@hand");
             assert!(by_hand.stderr.contains("out of space"), "{}", by_hand.account());
             refused(subject, &dataset, "take", &[1], &["space", "room", "free"]);
