@@ -438,7 +438,7 @@ pub(crate) fn refused(machine: &str, refusal: Refusal) -> EngineError {
         Refusal::Empty => "; `snapslot take` fills it".to_owned(),
         Refusal::Disabled => "; `snapslot enable` makes a slot".to_owned(),
         Refusal::Drifted { .. } => {
-            "; `snapslot status` says how, `snapslot delete` clears the record".to_owned()
+            "; `snapslot status` says more, `snapslot delete` clears the record".to_owned()
         }
         Refusal::AlreadyEnabled | Refusal::Busy { .. } | Refusal::Policy { .. } => String::new(),
     };

@@ -35,6 +35,15 @@ impl Description {
         names
     }
 
+    /// The templates of those of these grants that are commands, by name.
+    pub(crate) fn templates(&self, names: &[String]) -> Vec<(String, String)> {
+        let of = |kind: &str, list: &[CommandGrant]| -> Vec<(String, String)> {
+            let named = list.iter().map(|g| (format!("{kind} {}", g.name), g.template.join(" ")));
+            named.filter(|(name, _)| names.contains(name)).collect()
+        };
+        [of("query", &self.queries), of("action", &self.actions)].concat()
+    }
+
     /// Without the grants of these names.
     #[must_use]
     pub fn without(&self, denied: &[String]) -> Description {

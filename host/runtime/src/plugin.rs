@@ -29,6 +29,8 @@ pub struct Plugin<'r> {
     pub(crate) grants: Arc<Grants>,
     /// Names of what it asks for and was not given.
     pub(crate) denied: Vec<String>,
+    /// Of those that are commands, the template.
+    pub(crate) templates: Vec<(String, String)>,
 }
 
 /// Lines of its log that are shown with a fault.
@@ -242,17 +244,25 @@ impl Plugin<'_> {
     }
 
     /// A failure that is the plugin's own fault, with whose it is: it asked for what it may not, and gave
-    /// up.
+    /// up. Which of the denied grants it lacks is told as it was declared: the plugin only says its name.
     fn named(&self, failure: Failure) -> Failure {
         use FailureKind::{Internal, Invalid, Limit, NotGranted};
-        match failure.kind {
-            Internal | Invalid | Limit | NotGranted => {
-                let message =
-                    format!("the plugin {} gave up: {}", self.description.name, failure.message);
-                Failure { message, ..failure }
-            }
-            _ => failure,
+        if !matches!(failure.kind, Internal | Invalid | Limit | NotGranted) {
+            return failure;
         }
+        let mut message =
+            format!("the plugin {} gave up: {}", self.description.name, failure.message);
+        let lacks = failure.data.iter().find(|(key, _)| key == "grant").map(|(_, name)| name);
+        if let Some(name) = lacks.filter(|n| failure.kind == NotGranted && self.denied.contains(n))
+        {
+            let template = self.templates.iter().find(|(n, _)| n == name);
+            let what = template.map_or("it".to_owned(), |(_, template)| format!("`{template}`"));
+            message.push_str(&format!(
+                "; {what} was denied when the plugin was added, and `snapslot plugin add` with its file \
+                 and `--with '{name}'` gives it"
+            ));
+        }
+        Failure { message, ..failure }
     }
 }
 

@@ -206,6 +206,7 @@ impl Runtime {
             description: Description::unknown(),
             grants: Arc::default(),
             denied: Vec::new(),
+            templates: Vec::new(),
         };
         let cannot = |why: String, log| flawed(vec![Flaw::Describe { why, log }]);
         let description = match plugin.call(&Call::Describe, None) {
@@ -231,6 +232,7 @@ impl Runtime {
         };
         let asked_for = asks.grant_names();
         plugin.denied = denied.iter().filter(|name| asked_for.contains(name)).cloned().collect();
+        plugin.templates = asks.templates(&plugin.denied);
         plugin.description = has;
         plugin.grants = Arc::new(effective(&plugin.description).map_err(flawed)?);
         if let Code::Apart(component) = &mut plugin.code {

@@ -124,7 +124,7 @@ fn said(output: &str, errors: &str, exit_code: i32) -> Ran {
 
 /// One `zfs list` of a volume without snapshots, in the order of the plugin's columns.
 const ROW: &str = "tank/vm1\tvolume\t1234\t10\t1700000000\t4096\t4096\t4096\t1000000\t1048576\t-\t0\t0\t-\t-\t\
-                   -\t-\toff\t-\t-\t-\t-\n";
+                   -\t-\toff\t-\t-\t-\t-\t-\n";
 
 /// Every call of a recording, asked again here: what it answered then and what it answers now.
 fn replayed(file: &Path) -> Vec<(&'static str, Value, Value)> {
@@ -211,6 +211,9 @@ fn what_was_not_granted_is_not_had_again() {
     let told = zfs.plan(&there, &held()).expect_err("it has no grant").to_string();
     assert!(told.contains("no grant for the action take"), "{told}");
     assert!(told.contains("the plugin zfs"), "{told}");
+    // Story: a denial named the grant, and nobody could tell which command that was.
+    assert!(told.contains("`zfs snapshot -o snapslot:mark={mark} "), "{told}");
+    assert!(told.contains("`--with 'action take'`"), "{told}");
     let calls = read_recording(&file).expect("a recording");
     assert!(calls.iter().all(|c| c.denied == ["action take"]));
     for (call, then, now) in replayed(&file) {

@@ -79,16 +79,20 @@ pub struct Running {
 }
 
 /// How storage and record differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum Drift {
     /// The recorded snapshot is no longer in the storage.
+    #[error("the snapshot is gone")]
     SnapshotGone,
     /// The storage is not the one in which the snapshot was recorded.
+    #[error("the volume is not the one that was snapshotted")]
     VolumeReplaced,
     /// Some volumes hold the snapshot and some do not.
+    #[error("some of its volumes hold the snapshot and some do not")]
     Partial,
     /// The snapshot's name is there and its content is gone.
+    #[error("the snapshot is there and its content is lost")]
     SnapshotLost,
 }
 
@@ -199,7 +203,7 @@ pub enum Refusal {
         running: Running,
     },
     /// Storage and record differ.
-    #[error("storage and record differ")]
+    #[error("storage and record differ: {drift}")]
     Drifted {
         /// How.
         drift: Drift,

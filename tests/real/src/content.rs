@@ -96,6 +96,20 @@ pub fn scribble_tree(folder: &str, seed: u64, files: u32) {
     crate::tools::run("sync");
 }
 
+/// Writes noise into every second block of 4 KiB of a device: changes that lie apart, so that each is a change
+/// of its own to whoever keeps what was there.
+#[track_caller]
+pub fn stripe(device: &str, seed: u64) {
+    let size = read(device).len();
+    let mut random = SplitMix64::new(seed);
+    let file = File::options().write(true).open(device).unwrap_or_else(|e| panic!("{device}: {e}"));
+    for at in (0..size).step_by(2 * ALIGN) {
+        let noise = random.bytes(ALIGN);
+        file.write_all_at(&noise, at as u64).unwrap_or_else(|e| panic!("{device} at {at}: {e}"));
+    }
+    file.sync_all().unwrap_or_else(|e| panic!("{device}: {e}"));
+}
+
 /// Writes noise over all of a device.
 #[track_caller]
 pub fn overwrite(device: &str, seed: u64) {

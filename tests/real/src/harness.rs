@@ -47,6 +47,7 @@ pub struct Test {
     /// The engine with records of its own.
     pub subject: Subject,
     name: &'static str,
+    quick: bool,
     records: u32,
     checks: u32,
     failed: u32,
@@ -56,6 +57,11 @@ pub struct Test {
 struct Stop;
 
 impl Test {
+    /// Whether a part will do of what is done again and again.
+    pub fn is_quick(&self) -> bool {
+        self.quick
+    }
+
     /// From here on the engine knows nothing of what it did before.
     pub fn fresh_records(&mut self) {
         self.records += 1;
@@ -111,7 +117,7 @@ fn indented(text: &str) -> String {
 }
 
 /// Runs these scenarios in this order; whether all checks held.
-pub fn run(binary: &Path, names: &[&str]) -> Result<bool, String> {
+pub fn run(binary: &Path, names: &[&str], quick: bool) -> Result<bool, String> {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line()));
         PLACE.with(|p| *p.borrow_mut() = place.unwrap_or_default());
@@ -132,6 +138,7 @@ pub fn run(binary: &Path, names: &[&str]) -> Result<bool, String> {
         let mut test = Test {
             subject: base.named(scenario.name),
             name: scenario.name,
+            quick,
             records: 0,
             checks: 0,
             failed: 0,

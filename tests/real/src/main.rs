@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! snapslot-test-real --list                     scenarios: group, name, what it shows
+//! snapslot-test-real --list-quick               those of them that a quick run has
 //! snapslot-test-real --run BINARY NAME...       runs scenarios; the exit code says whether all held
+//! snapslot-test-real --run-quick BINARY NAME... the same, fewer rounds and verbs where there are many
 //! snapslot-test-real --record LIST...           runs command lines and prints transcripts
 //! snapslot-test-real --bench BINARY lvm|zfs     the engine against the same commands typed by hand
 //! ```
@@ -41,14 +43,19 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        ["--list"] => {
+        ["--list" | "--list-quick"] => {
+            let quick = words == ["--list-quick"];
             for scenario in scenarios::ALL {
+                if quick && scenarios::NOT_QUICK.contains(&scenario.name) {
+                    continue;
+                }
                 println!("{} {} {}", scenario.group.word(), scenario.name, scenario.shows);
             }
             Ok(true)
         }
-        ["--run", binary, names @ ..] if !names.is_empty() => {
-            inside().and_then(|()| harness::run(Path::new(binary), names))
+        [how @ ("--run" | "--run-quick"), binary, names @ ..] if !names.is_empty() => {
+            let quick = *how == "--run-quick";
+            inside().and_then(|()| harness::run(Path::new(binary), names, quick))
         }
         ["--record", lists @ ..] if !lists.is_empty() => inside().and_then(|()| record::run(lists)),
         ["--bench", binary, what] => inside().and_then(|()| bench::run(Path::new(binary), what)),

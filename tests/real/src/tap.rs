@@ -245,6 +245,15 @@ pub fn run_if_tool() -> Option<u8> {
     note(changes, &words);
     let mut command = Command::new(format!("{REAL}/{tool}"));
     command.arg0(&name).args(std::env::args_os().skip(1));
+    // As the engine starts its commands: they outlive it, and what they print then goes nowhere. The standard
+    // library has a signal end them instead.
+    // SAFETY: between fork and exec only a signal's handling is set.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+            Ok(())
+        });
+    }
     if changes {
         let count = count();
         let trip = fs::read_to_string(file("trip")).ok().and_then(|t| Trip::read(&t));

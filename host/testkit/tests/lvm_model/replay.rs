@@ -23,6 +23,8 @@ use snapslot_testkit::storage::lvm::{GuestError, Lvm};
 /// By how many percentage points a share may differ: the model counts a pool's metadata and a
 /// file system's blocks only about right.
 const TOLERANCE: f64 = 0.75;
+/// Length of a UUID as LVM writes it.
+const UUID_BYTES: usize = 38;
 /// Blocks of 4 KiB in a MiB.
 const MIB: u64 = 256;
 
@@ -228,6 +230,7 @@ impl Replay {
         for part in text.split(" && ") {
             for part in part.split("; ") {
                 let words = words_of(part);
+                let words: Vec<String> = words.iter().map(|word| self.here(word)).collect();
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
                 said.code = self.part(&words, wanted, &mut said);
             }
@@ -236,6 +239,18 @@ impl Replay {
             }
         }
         said
+    }
+
+    /// A word of a recorded command as it is here: UUIDs are others.
+    fn here(&self, word: &str) -> String {
+        let at = word.len().saturating_sub(UUID_BYTES);
+        match word.get(at..).and_then(uuid_at) {
+            Some(uuid) => match self.pairs.get(&format!("recorded {uuid}")) {
+                Some(model) => format!("{}{model}", &word[..at]),
+                None => word.to_owned(),
+            },
+            None => word.to_owned(),
+        }
     }
 
     fn part(&mut self, words: &[&str], wanted: &Said, said: &mut Said) -> i32 {
@@ -433,7 +448,7 @@ impl Shape {
 }
 
 fn uuid_at(text: &str) -> Option<&str> {
-    let candidate = text.get(..38)?;
+    let candidate = text.get(..UUID_BYTES)?;
     let lengths = candidate.split('-').map(str::len);
     let plain = candidate.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     (plain && lengths.eq([6, 4, 4, 4, 4, 4, 6])).then_some(candidate)
@@ -448,7 +463,8 @@ fn time_at(text: &str) -> Option<usize> {
     {
         return Some(25);
     }
-    text.get(..10).filter(|s| s.starts_with("179") && digits(s)).map(|_| 10)
+    let seconds = |s: &&str| (s.starts_with("17") || s.starts_with("18")) && digits(s);
+    text.get(..10).filter(seconds).map(|_| 10)
 }
 
 /// `12.34` that is no size.

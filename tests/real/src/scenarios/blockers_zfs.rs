@@ -80,7 +80,7 @@ fn holds_and_clones(test: &mut Test, dataset: &zfs::Dataset) {
         let first = dataset.content();
         let snapshot = held(subject, dataset);
         run(&format!("zfs hold backup {snapshot}"));
-        refused(subject, dataset, "delete", &[6, 5], &["hold", "held", "backup"]);
+        refused(subject, dataset, "delete", &[5], &["backup"]);
         assert_eq!(zfs::property(&snapshot, "defer_destroy"), "off");
         dataset.scribble(5);
         subject.verb("restore", dataset.locator(), &[]).expect(0);
@@ -91,7 +91,7 @@ fn holds_and_clones(test: &mut Test, dataset: &zfs::Dataset) {
     test.case("a clone of the slot's snapshot: delete is refused, names it", |subject| {
         let snapshot = held(subject, dataset);
         run(&format!("zfs clone {snapshot} tank/clone"));
-        refused(subject, dataset, "delete", &[6, 5], &["tank/clone", "clone"]);
+        refused(subject, dataset, "delete", &[5], &["tank/clone"]);
         run("zfs destroy tank/clone");
         emptied(subject, dataset);
     });
@@ -165,23 +165,31 @@ fn used_file_system(test: &mut Test, dataset: &zfs::Dataset) {
 fn no_room(test: &mut Test) {
     let dataset = test.step("a reserved volume in a pool without room", |_| {
         zfs::clear();
-        run("rm -f /run/small.img");
-        run("truncate -s 80M /run/small.img");
-        run("zpool create -f -m none -O compression=off -O atime=off tank /run/small.img");
-        run("zfs create -V 24M -b 16K tank/vm1");
+        zfs::make_pool();
+        run("zfs create -V 8M -b 16K tank/vm1");
         zfs::wait_for_node();
+        crate::content::overwrite(&zfs::device(), 1);
+        run("zpool sync tank");
+        // What is left is reserved only now, and not written: into a pool that is full ZFS writes slowly.
+        run("zfs create -o mountpoint=none tank/filler");
+        let free = zfs::property("tank", "available").parse::<u64>().expect("bytes");
+        run(&format!("zfs set refreservation={} tank/filler", free - (2 << 20)));
         zfs::Dataset::existing(zfs::Kind::Zvol)
     });
     test.case(
         "a reserved volume needs its reservation again: said so, nothing changed",
         |subject| {
-            crate::content::overwrite(&zfs::device(), 1);
-            run("zpool sync tank");
             let by_hand = try_run("zfs snapshot tank/vm1@hand");
             assert!(by_hand.stderr.contains("out of space"), "{}", by_hand.account());
             refused(subject, &dataset, "take", &[1], &["space", "room", "free"]);
         },
     );
+    test.case("with room again it works", |subject| {
+        run("zfs destroy tank/filler");
+        subject.verb("take", dataset.locator(), &[]).expect(0);
+        subject.verb("delete", dataset.locator(), &[]).expect(0);
+        assert_eq!(dataset.snapshots(), Vec::<String>::new());
+    });
 }
 
 fn not_there(test: &mut Test) {

@@ -8,6 +8,8 @@ mod fixtures;
 mod lifecycle;
 mod machine;
 mod race;
+mod rare_lvm;
+mod rare_zfs;
 
 use crate::harness::{Group, Scenario};
 use crate::{lvm, tap, zfs};
@@ -25,6 +27,7 @@ pub const ALL: &[Scenario] = &[
     scenario!(Lvm "lvm-thick" lifecycle::thick, "the whole life of a slot on a thick volume"),
     scenario!(Lvm "lvm-blockers" blockers_lvm::all, "what stands in the way is named and nothing is changed"),
     scenario!(Lvm "lvm-overflow" blockers_lvm::overflow, "an overflowed thick snapshot is lost, and said to be"),
+    scenario!(Lvm "lvm-rare" rare_lvm::all, "external origins, long merges, shared room, volumes that are gone"),
     scenario!(Lvm "lvm-drift" faults::lvm_drift, "what a person did behind the engine's back is reported"),
     scenario!(Lvm "lvm-faults" faults::lvm_faults, "a tool that is missing, that fails, no permission"),
     scenario!(Lvm "lvm-race" race::lvm, "two engines: one wins, the other says busy"),
@@ -37,6 +40,7 @@ pub const ALL: &[Scenario] = &[
     scenario!(Zfs "zfs-encrypted" lifecycle::encrypted, "the whole life of a slot on a mounted, encrypted file system"),
     scenario!(Zfs "zfs-encrypted-zvol" lifecycle::encrypted_zvol, "the whole life of a slot on an encrypted volume"),
     scenario!(Zfs "zfs-blockers" blockers_zfs::all, "what stands in the way is named and nothing is changed"),
+    scenario!(Zfs "zfs-rare" rare_zfs::all, "replicas, promoted clones, users, what is gone"),
     scenario!(Zfs "zfs-drift" faults::zfs_drift, "what a person did behind the engine's back is reported"),
     scenario!(Zfs "zfs-faults" faults::zfs_faults, "a tool that is missing, that fails, no permission"),
     scenario!(Zfs "zfs-race" race::zfs, "two engines: one wins, the other says busy"),
@@ -44,6 +48,18 @@ pub const ALL: &[Scenario] = &[
     scenario!(Zfs "zfs-mounted-crash" crash::mounted, "killed at every command, then recovered"),
     scenario!(Zfs "machine" machine::all, "LVM and ZFS volumes as one slot: all or none"),
     scenario!(Zfs "machine-crash" machine::crash, "a machine of both killed at every command"),
+];
+
+/// What a quick run leaves out: each takes long, and something like it is in. The others that go over every
+/// command do so for fewer of them then (see [`crate::harness::Test::is_quick`]).
+pub const NOT_QUICK: [&str; 6] = [
+    "lvm-thick-crash",
+    "zfs-mounted-crash",
+    "machine-crash",
+    "zfs-unmounted",
+    // The same as without encryption but for the key, which `zfs-faults` has.
+    "zfs-encrypted",
+    "zfs-encrypted-zvol",
 ];
 
 /// Removes what scenarios make.

@@ -27,7 +27,7 @@ pub fn zfs(test: &mut Test) {
 
 fn both(test: &mut Test, storage: &dyn Storage) {
     let locator = storage.locator();
-    let rounds = setting("SNAPSLOT_RACE_ROUNDS", 20);
+    let rounds = if test.is_quick() { 4 } else { setting("SNAPSLOT_RACE_ROUNDS", 20) };
     storage.scribble(1);
     let content = storage.content();
     test.step(&format!("{rounds} rounds of two takes at once: one wins"), |subject| {

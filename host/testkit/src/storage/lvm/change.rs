@@ -1,7 +1,7 @@
 //! `lvchange`.
 
 use super::options::{Line, Output};
-use super::state::{Id, State};
+use super::state::{Id, SECTOR_BYTES, State};
 
 impl State {
     pub(super) fn change(&mut self, line: &Line) -> Output {
@@ -66,6 +66,11 @@ impl State {
             self.pool_mut(id).error_when_full = error;
         }
         let lv = self.lv_mut(id);
+        if let Some(text) = line.value("readahead") {
+            asked = true;
+            let Ok(sectors) = text.parse::<u64>() else { line.unknown("the readahead") };
+            lv.read_ahead = Some(sectors * SECTOR_BYTES);
+        }
         if let Some(skip) = line.yes_or_no("setactivationskip") {
             asked = true;
             lv.skip = skip;

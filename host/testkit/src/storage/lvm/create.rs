@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::options::{Line, Output, display_size, extents, size};
-use super::state::{Blocks, COW_CHUNK_BYTES, Cow, EXTENT_BYTES, Id, Kind, Pool, State, Thin};
+use super::state::{
+    Blocks, COW_CHUNK_BYTES, Cow, EXTENT_BYTES, Id, Kind, Pool, SECTOR_BYTES, State, Thin,
+};
 
 /// Parts of names that LVM keeps for itself, at the beginning and anywhere.
 const RESERVED_FIRST: [&str; 2] = ["snapshot", "pvmove"];
@@ -54,7 +56,7 @@ impl State {
         }
         for option in ["size", "virtualsize"] {
             if let Some(text) = line.value(option)
-                && size(text).is_none()
+                && size(text).is_none_or(|bytes| bytes % SECTOR_BYTES != 0)
             {
                 return output.unreadable(option, text);
             }

@@ -1,6 +1,6 @@
 //! The command line: which options the model knows, and what LVM says about bad values.
 
-use super::state::EXTENT_BYTES;
+use super::state::{EXTENT_BYTES, SECTOR_BYTES};
 
 /// Options of all programs: long name, short one, whether a value follows.
 const COMMON: &[(&str, char, bool)] =
@@ -46,6 +46,7 @@ fn options_of(program: &str) -> &'static [(&'static str, char, bool)] {
             ("refresh", ' ', false),
             ("poll", ' ', true),
             ("errorwhenfull", ' ', true),
+            ("readahead", 'r', true),
         ],
         "lvconvert" => &[
             ("merge", ' ', false),
@@ -281,8 +282,16 @@ impl Output {
 
     /// An argument that could not be read: exit code 3.
     pub(super) fn unreadable(mut self, option: &str, value: &str) -> Output {
-        if option == "size" {
-            self.warn("Size requires number argument.");
+        match size(value) {
+            Some(bytes) if option == "size" => {
+                let below = bytes / SECTOR_BYTES * SECTOR_BYTES;
+                let above = below + SECTOR_BYTES;
+                self.warn(&format!(
+                    "Size is not a multiple of {SECTOR_BYTES}. Try using {below} or {above}."
+                ));
+            }
+            None if option == "size" => self.warn("Size requires number argument."),
+            _ => {}
         }
         self.warn(&format!("Invalid argument for --{option}: {value}"));
         self.warn("Error during parsing of command line.");

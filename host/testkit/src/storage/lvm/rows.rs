@@ -116,12 +116,9 @@ impl State {
                 }
                 _ => String::new(),
             },
-            "snap_percent" if cow.is_some() || self.running_into(id).is_some() => {
-                self.data_percent(id)
-            }
-            "snap_percent" | "copy_percent" | "move_pv" | "mirror_log" | "convert_lv" => {
-                String::new()
-            }
+            // Of thin volumes and pools it says what `data_percent` does.
+            "snap_percent" => self.data_percent(id),
+            "copy_percent" | "move_pv" | "mirror_log" | "convert_lv" => String::new(),
             "thin_count" => pool.map(|_| self.thins(id).len().to_string()).unwrap_or_default(),
             "thin_id" => thin.map(|t| t.thin_id.to_string()).unwrap_or_default(),
             "transaction_id" => match (thin, pool) {
@@ -257,7 +254,7 @@ impl State {
             words.extend((count > 1).then_some(many));
         };
         add(self.thin_snapshots(id).len(), "thinorigin", "multithinorigin");
-        let thin = lv.thin().is_some_and(|t| t.origin.is_some());
+        let thin = lv.thin().is_some_and(|t| t.origin.or(t.external).is_some());
         let (external, cows) = (self.dependents(id).len(), self.cows(id).len());
         add(external, "extthinorigin", "multiextthinorigin");
         add(cows, "thickorigin", "multithickorigin");
@@ -298,7 +295,12 @@ impl State {
                     || self.groups[&self.row_group(row)].uuid.clone(),
                     |id| self.lv(id).uuid.clone(),
                 );
-                of.chars().rev().collect()
+                let other = |c: char| match row {
+                    Row::PoolMetadata(_) if c.is_lowercase() => c.to_ascii_uppercase(),
+                    Row::PoolMetadata(_) => c.to_ascii_lowercase(),
+                    _ => c,
+                };
+                of.chars().rev().map(other).collect()
             }
             "lv_size" => return Some(Value::Size(bytes)),
             "lv_attr" => attributes.to_owned(),

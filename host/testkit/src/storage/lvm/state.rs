@@ -7,6 +7,8 @@ use snapslot_command::Answer;
 use super::options::Line;
 use crate::rng::Rng;
 
+/// Bytes of a sector, the unit of sizes.
+pub(super) const SECTOR_BYTES: u64 = 512;
 /// Bytes in an extent, as `vgcreate` chooses by default.
 pub(super) const EXTENT_BYTES: u64 = 4 << 20;
 /// Bytes in a chunk of a thick snapshot's store, as `lvcreate -s` chooses by default.

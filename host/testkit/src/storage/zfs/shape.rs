@@ -266,6 +266,19 @@ impl World {
                 dataset.refquota = bytes;
             }
             "refreservation" => dataset.refreservation = bytes,
+            "volsize" => {
+                let whole = dataset.refreservation;
+                let Kind::Volume { size, block, .. } = &mut dataset.kind else { return None };
+                if bytes == 0 || bytes % *block != 0 {
+                    return None;
+                }
+                // A reservation of the whole volume stays one.
+                let follows = whole == reservation_of(*size, *block);
+                *size = bytes;
+                if follows {
+                    dataset.refreservation = reservation_of(bytes, *block);
+                }
+            }
             // How snapshots are shown does not matter here.
             "snapdev" => {}
             _ => return None,

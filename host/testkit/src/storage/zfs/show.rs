@@ -478,7 +478,11 @@ impl World {
         if options.is_empty() {
             return None;
         }
-        let snapshot = self.snapshot(name)?;
+        let Some(snapshot) = self.snapshot(name) else {
+            let why =
+                format!("cannot open '{name}': dataset does not exist\nno datasets available");
+            return Some(Reply::fails(why));
+        };
         // By tag; ZFS has an order of its own.
         let line = |(tag, at): (&String, &u64)| format!("{name}\t{tag}\t{}\n", date(*at));
         Some(Reply::says(snapshot.holds.iter().map(line).collect::<String>()))
