@@ -73,6 +73,8 @@ pub(crate) struct Host {
     grants: Arc<Grants>,
     seen: Option<Seen>,
     pub(crate) world: Box<dyn World>,
+    /// Since when it is at work: it may have been made ready long before.
+    pub(crate) begun: Instant,
     /// Time spent reading for it: the storage's, not its own.
     pub(crate) waited: Duration,
     /// Time its commands took, which have deadlines of their own.
@@ -84,7 +86,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(grants: Arc<Grants>, seen: Option<Seen>, world: Box<dyn World>) -> Self {
+    /// Of a plugin that is made ready before it is called.
+    pub(crate) fn idle() -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
         Host {
@@ -92,14 +95,28 @@ impl Host {
             holdings: Holdings::default(),
             plan: PlanBuilder::new(),
             acts: Vec::new(),
-            grants,
-            seen,
-            world,
+            grants: Arc::default(),
+            seen: None,
+            world: Box::new(Before(Vec::new())),
+            begun: Instant::now(),
             waited: Duration::ZERO,
             commanded: Duration::ZERO,
             asked: 0,
             printed: Vec::new(),
         }
+    }
+
+    /// Begins the call: from here on it has what it was granted, and its time runs.
+    pub(crate) fn begin(
+        &mut self,
+        grants: Arc<Grants>,
+        seen: Option<Seen>,
+        mut world: Box<dyn World>,
+    ) {
+        for line in self.world.lines() {
+            world.log(Loud::Info, &line);
+        }
+        (self.grants, self.seen, self.world, self.begun) = (grants, seen, world, Instant::now());
     }
 
     /// Hands the volume in.
@@ -142,6 +159,41 @@ impl Host {
             self.world.log(Loud::Info, line.trim_end());
         }
     }
+}
+
+/// The world of a plugin before it is called: what it logs at its start is kept until then, and there is nothing
+/// else.
+struct Before(Vec<String>);
+
+/// More lines are nobody's; the call's own limit tells of them.
+const LINES_BEFORE_MAX: usize = 1000;
+
+impl World for Before {
+    fn ask(&mut self, _: &str, _: &[Argument]) -> Result<Answer, Failure> {
+        Err(not_called())
+    }
+
+    fn copies(&mut self) -> Result<Vec<SavedCopy>, Failure> {
+        Err(not_called())
+    }
+
+    fn saving(&mut self) -> Result<Saving, Failure> {
+        Err(not_called())
+    }
+
+    fn log(&mut self, _: Loud, message: &str) {
+        if self.0.len() < LINES_BEFORE_MAX {
+            self.0.push(plain(message, PRINTED_MAX));
+        }
+    }
+
+    fn lines(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+fn not_called() -> Failure {
+    Failure::new(FailureKind::Internal, "not-called", "it was not called yet")
 }
 
 fn refused(error: &PlanError) -> Failure {

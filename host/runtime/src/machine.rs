@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wasmtime::component::types::ComponentItem;
@@ -45,6 +45,15 @@ pub(crate) struct Loaded {
     pre: StoragePre<Host>,
     pub(crate) linked: Linked,
 }
+
+/// An instance that was made ready for one call.
+pub(crate) struct Prepared {
+    store: Store<Host>,
+    storage: wasmtime::Result<Storage>,
+}
+
+/// What is left of a call. Giving its memory back takes time, and nobody needs to wait for it.
+pub(crate) struct Remains(#[allow(dead_code)] Store<Host>);
 
 /// What was seen of a component when it was linked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,26 +207,17 @@ impl Machine {
         });
     }
 
-    /// One call in a store of its own. After a trap nothing of that store is used again, but for
-    /// the lines it logged.
-    pub(crate) fn call(
-        &self,
-        loaded: &Loaded,
-        call: &Call,
-        grants: Arc<Grants>,
-        seen: Option<Seen>,
-        world: Box<dyn World>,
-    ) -> (Result<Reply<Planned>, Ended>, Box<dyn World>) {
+    /// Makes an instance ready, in a store of its own.
+    pub(crate) fn prepare(&self, loaded: &Loaded) -> Prepared {
         self.tick(|| ());
-        let mut store = Store::new(&self.engine, Host::new(grants, seen, world));
+        let mut store = Store::new(&self.engine, Host::idle());
         store.limiter(|host| &mut host.holdings);
-        let begun = Instant::now();
         let limits = self.limits;
         store.set_epoch_deadline(TICKS_CHECK);
         store.epoch_deadline_callback(move |context| {
             let host = context.data();
             // What the storage took to answer is not its fault; that it asked for ever is.
-            let own = begun.elapsed().saturating_sub(host.waited + host.commanded);
+            let own = host.begun.elapsed().saturating_sub(host.waited + host.commanded);
             let most = limits.waiting;
             if own >= limits.computing {
                 let most = limits.computing;
@@ -231,8 +231,24 @@ impl Machine {
         });
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.set_max_component_handles(64);
-        let result = loaded.pre.instantiate(&mut store).and_then(|s| ask(&s, &mut store, call));
-        let mut host = store.into_data();
+        let storage = loaded.pre.instantiate(&mut store);
+        Prepared { store, storage }
+    }
+
+    /// One call. After a trap nothing of its store is used again, but for the lines it logged.
+    pub(crate) fn call(
+        &self,
+        prepared: Prepared,
+        call: &Call,
+        grants: Arc<Grants>,
+        seen: Option<Seen>,
+        world: Box<dyn World>,
+    ) -> (Result<Reply<Planned>, Ended>, Box<dyn World>, Remains) {
+        let Prepared { mut store, storage } = prepared;
+        store.data_mut().begin(grants, seen, world);
+        store.set_epoch_deadline(TICKS_CHECK);
+        let result = storage.and_then(|s| ask(&s, &mut store, call));
+        let mut host = std::mem::replace(store.data_mut(), Host::idle());
         host.print_rest();
         let (plan, acts) = (std::mem::take(&mut host.plan), std::mem::take(&mut host.acts));
         let ended = match result {
@@ -257,7 +273,7 @@ impl Machine {
                 Err(Ended::Fault { cause, trace })
             }
         };
-        (ended, host.world)
+        (ended, host.world, Remains(store))
     }
 }
 

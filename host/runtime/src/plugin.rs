@@ -219,8 +219,9 @@ impl Plugin<'_> {
             (Home::Here(machine), Code::Here(loaded)) => {
                 let seen = sight.map(|s| Seen { place: s.place.clone(), disk: s.disk.clone() });
                 let grants = self.grants.clone();
-                let (result, mut world) =
-                    machine.call(loaded, call, grants, seen, Box::new(outside));
+                let prepared = machine.prepare(loaded);
+                let (result, mut world, _) =
+                    machine.call(prepared, call, grants, seen, Box::new(outside));
                 (result.map(|reply| reply.map(|planned| planned.plan)), world.lines())
             }
             (Home::Apart(apart), Code::Apart(component)) => {

@@ -24,7 +24,7 @@ use crate::code::CODE_MAX;
 use crate::flaw::Flaw;
 use crate::grants::effective;
 use crate::host::Seen;
-use crate::machine::{Linked, Loaded, Machine};
+use crate::machine::{Linked, Loaded, Machine, Prepared};
 use crate::outside::{Grants, Loud, World};
 
 /// Where the socket is: the only descriptor that is handed down.
@@ -101,7 +101,7 @@ pub fn serve() -> ! {
     let _ = running.recv();
     confinement.calls = sandbox::give_up_calls();
     line.say(&Word::Ready { key: machine.key(), confinement });
-    let mut worker = Worker { machine, line, ready: None };
+    let mut worker = Worker { machine, line, ready: None, next: None };
     loop {
         let (order, descriptor) = worker.line.hear();
         worker.obey(order, descriptor);
@@ -113,6 +113,8 @@ struct Worker {
     line: Line,
     /// The one component that runs here, and what is granted to it.
     ready: Option<(Loaded, Arc<Grants>)>,
+    /// Made ready for the next call.
+    next: Option<Prepared>,
 }
 
 impl Worker {
@@ -151,8 +153,20 @@ impl Worker {
                 let Some((loaded, grants)) = &self.ready else { std::process::exit(LOST) };
                 let seen = seen.map(|seen| self.seen(seen, descriptor));
                 let world = Box::new(Far(self.line.clone()));
-                let (result, _) = self.machine.call(loaded, &call, grants.clone(), seen, world);
+                let prepared = match self.next.take() {
+                    Some(prepared) => prepared,
+                    None => self.machine.prepare(loaded),
+                };
+                let (result, _, remains) =
+                    self.machine.call(prepared, &call, grants.clone(), seen, world);
+                let well = matches!(result, Ok(_) | Err(Ended::Refused(_)));
                 self.report(result);
+                // While the engine does something with the answer. Not after one that ended badly: its start
+                // may be what does not end.
+                drop(remains);
+                if let (true, Some((loaded, _))) = (well, &self.ready) {
+                    self.next = Some(self.machine.prepare(loaded));
+                }
             }
             // One component to a process, and one beginning.
             Order::Begin { .. } | Order::Load | Order::Compile { .. } => std::process::exit(LOST),
