@@ -87,7 +87,8 @@ fn passes_the_kit(snapslot: &Snapslot, component: &Path, more: &[&str]) -> Vec<S
     let missing: Vec<String> = (found["missing"].as_array().into_iter().flatten())
         .filter_map(|why| why.as_str().map(str::to_owned))
         .collect();
-    outcome.expect(if missing.is_empty() { 0 } else { 9 });
+    let account = outcome.process.account();
+    assert_eq!(outcome.code(), if missing.is_empty() { 0 } else { 9 }, "{account}");
     println!("{}: {} cases held", component.display(), found["held"]);
     missing
 }

@@ -154,5 +154,5 @@ fn each_planted_fault_is_found() {
         }
     }
     println!("{found} planted faults found");
-    assert!(missed.is_empty() && found >= 25, "not found: {missed:#?}");
+    assert!(missed.is_empty() && found >= 24, "not found: {missed:#?}");
 }
