@@ -24,12 +24,12 @@ const READS_MAX: u64 = 500;
 /// Damaged images that are tried.
 const DAMAGED: usize = 200;
 
+/// The slot, and an image of which it is the slot; or why there is none.
+type Slotted<'s> = (&'static str, Result<std::borrow::Cow<'s, [u8]>, String>);
+
 /// The images that are damaged: empty, and held where the plugin keeps its snapshots in the image.
-fn images<'s>(
-    bench: &Bench<'_>,
-    sample: &'s Sample,
-) -> Vec<(&'static str, Result<std::borrow::Cow<'s, [u8]>, String>)> {
-    let mut images = vec![("empty", Ok(sample.bytes.as_slice().into()))];
+fn images<'s>(bench: &Bench<'_>, sample: &'s Sample) -> Vec<Slotted<'s>> {
+    let mut images: Vec<Slotted<'s>> = vec![("empty", Ok(sample.bytes.as_slice().into()))];
     if bench.changes_images() {
         images.push(("held", held(bench, sample).map(|(image, _)| image.into())));
     }

@@ -96,11 +96,17 @@ impl std::fmt::Display for KitError {
 
 impl std::error::Error for KitError {}
 
+/// What a part does.
+type Run<'a> = Box<dyn Fn(&Bench<'_>, &mut Cases<'_>) + Sync + 'a>;
+
+/// Cases, and how long each took, with the number of their part.
+type Ran = (usize, Vec<(Case, Duration)>);
+
 /// A part of a run: it needs no other, and has a thread to itself.
 struct Part<'a> {
     /// What the names of all its cases begin with.
     names: Vec<String>,
-    run: Box<dyn Fn(&Bench<'_>, &mut Cases<'_>) + Sync + 'a>,
+    run: Run<'a>,
 }
 
 /// Runs all cases that are wanted.
@@ -123,7 +129,7 @@ pub fn run(subject: &Subject, options: &Options<'_>) -> Result<Report, KitError>
     let scratch = scratch().map_err(kit)?;
     let stop = options.fail_fast.then(Stop::new);
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<(usize, Vec<(Case, Duration)>)>> = Mutex::default();
+    let done: Mutex<Vec<Ran>> = Mutex::default();
     let lost: Mutex<Option<KitError>> = Mutex::default();
     // Each thread has a process for plugins of its own: one serves one call at a time.
     let work = || -> Result<(), KitError> {

@@ -42,13 +42,16 @@ impl Pieces {
     }
 }
 
+/// What is wrong, in which plans, and how it is made so.
+type Planted = (&'static str, In, fn(&mut Pieces));
+
 pub(crate) fn faults() -> impl Iterator<Item = Fault> {
     let fault = |(what, within, change): (_, _, fn(&mut Pieces))| Fault {
         what,
         base: Base::Qcow2,
         how: How::Steps(within, change),
     };
-    let all: Vec<(&'static str, In, fn(&mut Pieces))> = vec![
+    let all: Vec<Planted> = vec![
         ("no flush between seal and work", In::Take, |p| merge(p, 0)),
         ("no flush before the header names the snapshot", In::Take, |p| merge(p, 1)),
         ("the header names the snapshot before it is counted", In::Take, |p| swap(p, 1, 2)),

@@ -111,7 +111,7 @@ impl Upset {
                 // The next page, or the first.
                 let elsewhere = offset + 4096;
                 let offset =
-                    if elsewhere < size { elsewhere } else { offset % 4096 ^ SECTOR as u64 };
+                    if elsewhere < size { elsewhere } else { (offset % 4096) ^ SECTOR as u64 };
                 let other = Event::Write { file: file.clone(), offset, data: data.clone() };
                 Some(Outcome::Instead(other, None))
             }
