@@ -200,6 +200,9 @@ pub(super) fn give_up_calls() -> bool {
         && apply(allowed, SeccompAction::KillProcess, SeccompAction::Allow)
 }
 
+/// Of `prctl`, include/uapi/linux/prctl.h: only gives memory a name.
+const PR_SET_VMA: u32 = 0x5356_4d41;
+
 /// Calls that are left for some arguments.
 fn partly() -> Option<BTreeMap<i64, Vec<SeccompRule>>> {
     let when = |argument, length, operator, value| {
@@ -213,15 +216,18 @@ fn partly() -> Option<BTreeMap<i64, Vec<SeccompRule>>> {
     // nobody has reason to make.
     let itself = when(0, Dword, SeccompCmpOp::Eq, u64::from(std::process::id()));
     let abort = when(2, Dword, SeccompCmpOp::Eq, u64::from(libc::SIGABRT.unsigned_abs()));
+    // Names for memory, which allocators give it.
+    let naming = when(0, Dword, SeccompCmpOp::Eq, u64::from(PR_SET_VMA));
     let rule = |conditions| SeccompRule::new(conditions).ok();
     Some(BTreeMap::from([
         (libc::SYS_mmap, vec![rule(vec![private.ok()?])?]),
         (libc::SYS_tgkill, vec![rule(vec![itself.ok()?, abort.ok()?])?]),
+        (libc::SYS_prctl, vec![rule(vec![naming.ok()?])?]),
     ]))
 }
 
 /// What libraries try by themselves and do without: how many processors there are, words on standard
-/// error before an abort, what a file is, names for memory.
+/// error before an abort, what a file is. Not `prctl`: the second filter is installed by it.
 const DENIED: &[i64] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
@@ -231,7 +237,6 @@ const DENIED: &[i64] = &[
     libc::SYS_statx,
     libc::SYS_newfstatat,
     libc::SYS_fstat,
-    libc::SYS_prctl,
 ];
 
 const CALLS: &[i64] = &[
