@@ -223,15 +223,15 @@ fn compile_bomb() -> Vec<u8> {
     };
     // Two hundred locals of 64 bits, each set from the one before and the first, again and again.
     let mut body = vec![1, 0xc8, 0x01, 0x7e];
-    for n in 0..200_000_usize {
+    for n in 0..800_000_usize {
         let (from, to) = (number(n % 199), number((n * 7 + 1) % 199));
         body.extend([&[0x20][..], &from, &[0x20], &to, &[0x7e, 0x21], &to].concat());
     }
     body.push(0x0b);
-    let bodies: Vec<u8> = [number(body.len()), body].concat().repeat(16);
-    let code = [number(16), bodies].concat();
+    let bodies: Vec<u8> = [number(body.len()), body].concat().repeat(8);
+    let code = [number(8), bodies].concat();
     let section = |id: u8, content: &[u8]| [&[id][..], &number(content.len()), content].concat();
-    let functions = [number(16), vec![0; 16]].concat();
+    let functions = [number(8), vec![0; 8]].concat();
     let sections = [section(1, &[1, 0x60, 0, 0]), section(3, &functions), section(10, &code)];
     let module = [b"\0asm\x01\0\0\0".to_vec(), sections.concat()].concat();
     [component("raw").to_vec(), section(1, &module)].concat()
