@@ -187,10 +187,10 @@ impl<'a> Story<'a> {
         self.sound()
     }
 
-    /// A part of its present size, in whole sectors.
+    /// A part of its present size, in whole sectors; long enough still for what guests write.
     fn size_by(&self, times: u64, of: u64) -> Result<String, String> {
         let size = Qcow2::read(&self.image)?.header().size;
-        Ok((size * times / of / 512 * 512).max(512).to_string())
+        Ok((size * times / of / 512 * 512).max(32 << 10).to_string())
     }
 
     fn resize(&mut self, size: &str) -> Result<Came, String> {
