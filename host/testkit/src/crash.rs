@@ -56,7 +56,7 @@ impl Options {
             })
         };
         Options {
-            seeded: number(STATES).map_or(400, |n| n as usize),
+            seeded: number(STATES).map_or(500, |n| n as usize),
             exhaustive: 10,
             singles: usize::MAX,
             tears: true,
