@@ -225,7 +225,7 @@ fn refcount_table_grows() {
     let bench = made.expect("a size at which the take needs a longer refcount table");
     // A hundred and thirty writes are pending at a hundred and thirty boundaries: ten thousand states and more
     // come of fewer random ones, and of fewer recoveries; its calls are of the same kinds as in every other life here.
-    let states = Options { seeded: 20, singles: 30, ..depth().states };
+    let states = Options { seeded: 30, singles: 30, ..depth().states };
     let depth = Depth { nested_first: 1, nested_every: 1000, upset_every: 7, ..Depth::new(states) };
     live(bench, "refcount table grows", Vec::new(), depth, &[Take]);
 }
