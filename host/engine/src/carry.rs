@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use snapslot_capture::{
-    ActCause, ActError, CopyError, Plan, PlanView, Redo, Report, Step, Watch, Way, check,
-    execute_phases, journal, reserve, run_acts,
+    ActCause, ActError, CopyError, Plan, Redo, Report, Step, Watch, Way, check, execute_phases,
+    journal, reserve, run_acts,
 };
 use snapslot_command::RunError;
 use snapslot_disk::{Companion, DiskError};
@@ -31,7 +31,7 @@ use crate::operate::{Context, Done, PlanDone, PlannedPhase, ReportDone, VolumeDo
 use crate::others::restores;
 use crate::part::PartNote;
 use crate::recover::{before_seal, unseal};
-use crate::rehearse::{reached, rehearse};
+use crate::rehearse::{as_planned, reached, rehearse};
 use crate::store::Machine;
 use crate::volume::{Volume, changes_image};
 
@@ -131,16 +131,11 @@ impl<'e> Context<'e> {
         let mut removals = Vec::new();
         for Planned { volume, plugin, plan, goal, .. } in first {
             let failed = |e| EngineError::call(&volume.locator, e);
-            let mut sight = volume.sight();
-            match plan.way() {
+            let sight = match plan.way() {
                 Some(Way::Commands) if matches!(goal, Goal::Consumed(_)) => continue,
-                Some(Way::Image) => {
-                    let view = PlanView::new(plan.clone(), volume.disk()?.clone())
-                        .map_err(|e| EngineError::disk(&volume.locator, e))?;
-                    sight.disk = Some(Arc::new(view));
-                }
-                _ => {}
-            }
+                Some(Way::Image) => as_planned(volume, plan)?,
+                _ => volume.sight(),
+            };
             let before = plugin.inspect(&sight).map_err(failed)?;
             let found = before.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark));
             if let Some(goal) = found.map(|s| Goal::Empty(s.identity.clone())) {

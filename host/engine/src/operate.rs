@@ -554,15 +554,14 @@ impl<'e> Context<'e> {
                     })
                 };
                 let goals = sizes.iter().enumerate().map(goal).collect();
-                let removable = occupant.map(|_| facts.clone());
                 let planned = self.plan(facts, goals)?;
                 let replaced = occupant.map(|o| o.mark.clone());
                 if asked.dry_run {
                     return self.only_shown(&planned, replaced.as_deref(), done);
                 }
-                if let (Some(old), Some(facts)) = (&replaced, removable) {
+                if let Some(old) = &replaced {
                     // The second half must be possible before the first is begun.
-                    self.plan_removal(facts, old)?;
+                    self.plan_removal(seen_before(&planned), old)?;
                 }
                 let meta = Meta::new(
                     self.engine.now(),
@@ -606,14 +605,13 @@ impl<'e> Context<'e> {
                 if !asked.dry_run {
                     refuse_used(self.volumes)?;
                 }
-                let removable = asked.consume.then(|| facts.clone());
                 let planned = self.plan(facts, goals)?;
                 let consumed = asked.consume.then(|| occupant.mark.clone());
                 if asked.dry_run {
                     return self.only_shown(&planned, consumed.as_deref(), done);
                 }
-                if let Some(facts) = removable {
-                    self.plan_removal(facts, &occupant.mark)?;
+                if asked.consume {
+                    self.plan_removal(seen_before(&planned), &occupant.mark)?;
                 }
                 if enable {
                     // What is still to go afterwards must have a place in the record.
@@ -840,6 +838,11 @@ impl Drop for Context<'_> {
     fn drop(&mut self) {
         self.end_done();
     }
+}
+
+/// What was seen of the volumes when these plans were made.
+fn seen_before(planned: &[Planned<'_>]) -> Vec<Facts> {
+    planned.iter().map(|p| p.before.clone()).collect()
 }
 
 fn half_done(machine: &Machine, done: &'static str, error: EngineError) -> EngineError {

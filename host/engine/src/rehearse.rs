@@ -33,6 +33,13 @@ const BOUNDED_EXTENTS: u32 = 2;
 /// Extents asked for at once where it is not.
 const PAGE: u32 = 4096;
 
+/// Sight of a volume whose image is as the plan would make it.
+pub(crate) fn as_planned(volume: &Volume, plan: &Arc<Plan>) -> Result<Sight, EngineError> {
+    let view = PlanView::new(plan.clone(), volume.disk()?.clone())
+        .map_err(|e| EngineError::disk(&volume.locator, e))?;
+    Ok(Sight { disk: Some(Arc::new(view)), ..volume.sight() })
+}
+
 /// Fails unless the plan leads to the goal and keeps the content it must keep.
 pub(crate) fn rehearse(
     plugin: &Plugin<'_>,
@@ -57,10 +64,8 @@ pub(crate) fn rehearse(
         // What a command does cannot be tried in memory: it is looked at afterwards.
         return Ok(());
     }
-    let view = PlanView::new(plan.clone(), volume.disk()?.clone())
-        .map_err(|e| EngineError::disk(&volume.locator, e))?;
     let real = volume.sight();
-    let planned = Sight { disk: Some(Arc::new(view)), ..real.clone() };
+    let planned = as_planned(volume, plan)?;
     let refuse = |why: &str| EngineError::Plugin {
         volume: volume.locator.to_string(),
         plugin: plugin.description().name.clone(),
