@@ -58,7 +58,7 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
         _ => {}
     }
     // Never dropped: the process ends with it, and the system clears up faster.
-    let engine = Engine::open_for(settings(&args)?, likely(&args.command))?;
+    let engine = Engine::open_for(settings(&args)?, asked_about(&args.command))?;
     let engine = ManuallyDrop::new(engine.for_one_command());
     // But for the process that runs plugins: in a container nobody else may take note of its end.
     let _ended = EndPlugins(&engine);
@@ -140,19 +140,15 @@ fn settings(args: &Args) -> Result<Settings, Failed> {
     })
 }
 
-/// The plugin that a command will ask first, as far as its words tell.
-fn likely(command: &Command) -> Option<&str> {
-    let (Command::Take { machine, .. }
-    | Command::Restore { machine, .. }
-    | Command::Delete { machine, .. }
-    | Command::Status { machine }
-    | Command::Diff { machine, .. }) = command
-    else {
-        return None;
-    };
-    match machine.split_once(':') {
-        Some((backend, _)) => Some(backend),
-        None => machine.ends_with(".qcow2").then_some("qcow2"),
+/// The machine whose plugins a command will ask first.
+fn asked_about(command: &Command) -> Option<&str> {
+    match command {
+        Command::Take { machine, .. }
+        | Command::Restore { machine, .. }
+        | Command::Delete { machine, .. }
+        | Command::Status { machine }
+        | Command::Diff { machine, .. } => Some(machine),
+        _ => None,
     }
 }
 

@@ -13,7 +13,7 @@ use snapslot_slot::{Moment, Refusal};
 use crate::clock::{Clock, OfThisMachine};
 use crate::error::EngineError;
 use crate::installed::{Installed, Shelf};
-use crate::locator::{Known, Locator, LocatorError, is_machine_name};
+use crate::locator::{Known, Locator, LocatorError, is_machine_name, named};
 use crate::plugins;
 use crate::rehearse::Depth;
 use crate::status::lock_error;
@@ -90,13 +90,16 @@ impl Engine {
         Self::open_for(settings, None)
     }
 
-    /// The same, when a plugin is likely to be needed at once: it is made ready meanwhile, if it is one of ours.
-    pub fn open_for(settings: Settings, likely: Option<&str>) -> Result<Engine, EngineError> {
+    /// The same, when it will be asked about this machine at once: the plugin that its volume needs, as far as its
+    /// words tell, is made ready meanwhile, if it is one of ours.
+    pub fn open_for(settings: Settings, machine: Option<&str>) -> Result<Engine, EngineError> {
         // First, because the process for plugins readies itself while the record is opened.
         let runtime =
             Runtime::new(&settings.cache_dir, settings.plugin_time_max, &settings.confine)
                 .map_err(|e| EngineError::load("any", &e))?;
-        if let Some(plugin) = likely.and_then(built_in) {
+        let ours: Vec<Known> = snapslot_builtin::PLUGINS.iter().map(builtin).collect();
+        let likely = machine.and_then(|text| named(text, &ours).ok());
+        if let Some(plugin) = likely.and_then(|(known, _)| built_in(&known.name)) {
             runtime.expect(plugin.digest);
         }
         let recording = settings.record.as_deref().map(Recording::begin).transpose();

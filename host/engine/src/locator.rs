@@ -73,32 +73,41 @@ pub fn is_machine_name(text: &str, backends: &[Known]) -> bool {
         && !backends.iter().flat_map(|b| &b.endings).any(|ending| text.ends_with(ending.as_str()))
 }
 
+fn form(text: &str) -> LocatorError {
+    LocatorError::Form { given: text.chars().take(80).collect() }
+}
+
+/// Which backend a text names, by its word before a colon or by its ending; and what is left of the text.
+/// Looks at nothing.
+pub(crate) fn named<'k, 't>(
+    text: &'t str,
+    backends: &'k [Known],
+) -> Result<(&'k Known, &'t str), LocatorError> {
+    if text.is_empty() || text.len() > LOCATOR_MAX || text.chars().any(char::is_control) {
+        return Err(form(text));
+    }
+    let word = text.split_once(':').filter(|(backend, _)| {
+        !backend.is_empty()
+            && backend.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    });
+    let find = |name: &str| backends.iter().find(|b| b.name == name);
+    let ending = || backends.iter().find(|b| b.endings.iter().any(|e| text.ends_with(e)));
+    match word {
+        Some((name, place)) => match (find(name), ending()) {
+            (Some(backend), _) => Ok((backend, place)),
+            // A file may have a colon in its name; but only one that ends as it should.
+            (None, Some(backend)) => Ok((backend, text)),
+            (None, None) => Err(LocatorError::Backend { backend: name.to_owned() }),
+        },
+        None => ending().map(|backend| (backend, text)).ok_or_else(|| form(text)),
+    }
+}
+
 impl Locator {
     /// Reads what a person typed. `backends` are those there are.
     pub fn parse(text: &str, backends: &[Known]) -> Result<Locator, LocatorError> {
-        let given = || text.chars().take(80).collect::<String>();
-        let form = || LocatorError::Form { given: given() };
-        if text.is_empty() || text.len() > LOCATOR_MAX || text.chars().any(char::is_control) {
-            return Err(form());
-        }
-        let named = text.split_once(':').filter(|(backend, _)| {
-            !backend.is_empty()
-                && backend
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        });
-        let find = |name: &str| backends.iter().find(|b| b.name == name);
-        let ending = || backends.iter().find(|b| b.endings.iter().any(|e| text.ends_with(e)));
-        let (backend, place) = match named {
-            Some((name, place)) if find(name).is_some() => (find(name), place),
-            // A file may have a colon in its name; but only one that ends as it should.
-            Some((name, _)) => match ending() {
-                Some(backend) => (Some(backend), text),
-                None => return Err(LocatorError::Backend { backend: name.to_owned() }),
-            },
-            None => (ending(), text),
-        };
-        let backend = backend.ok_or_else(form)?;
+        let form = || form(text);
+        let (backend, place) = named(text, backends)?;
         if place.is_empty() {
             return Err(form());
         }
