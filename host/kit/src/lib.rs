@@ -47,7 +47,7 @@ use snapslot_testkit::storage::machine::Kind;
 use bench::Bench;
 use cases::{Cases, Selection, Stop};
 use files::{FileMachine, Sample};
-use machine::StorageMachine;
+use machine::{Live, StorageMachine};
 pub use report::{Case, Counts, Outcome, PARTS, Report, Times, Verdict};
 
 /// What to test.
@@ -240,6 +240,25 @@ fn describe(bench: &Bench<'_>, cases: &mut Cases<'_>) {
     });
 }
 
+/// Lives of machines, each with one of its own.
+fn lives<L: Live>(
+    machine: impl Fn() -> Result<L, String>,
+    prefix: &str,
+    bench: &Bench<'_>,
+    cases: &mut Cases<'_>,
+) {
+    if let Some(live) = begun(&machine, prefix, cases) {
+        life::script(prefix, &live, &bench.beyond, cases);
+    }
+    if let Some(live) = begun(&machine, prefix, cases) {
+        life::what_others_delete(prefix, &live, cases);
+    }
+    if let Some(live) = begun(&machine, prefix, cases) {
+        life::what_others_took(prefix, &live, cases);
+    }
+    life::clock_jumps(prefix, machine, cases);
+}
+
 fn on_storage(kind: Kind, parts: &mut Vec<Part<'_>>) {
     let mut part = |name: &str, run: fn(&Bench<'_>, Kind, &mut Cases<'_>)| {
         parts.push(Part {
@@ -250,17 +269,7 @@ fn on_storage(kind: Kind, parts: &mut Vec<Part<'_>>) {
     // A machine of its own for each: a case must not lean on what another left.
     part("life", |bench, kind, cases| {
         let prefix = format!("life/{kind:?}");
-        let machine = || StorageMachine::new(bench, kind);
-        if let Some(live) = begun(machine, &prefix, cases) {
-            life::script(&prefix, &live, &bench.beyond, cases);
-        }
-        if let Some(live) = begun(machine, &prefix, cases) {
-            life::what_others_delete(&prefix, &live, cases);
-        }
-        if let Some(live) = begun(machine, &prefix, cases) {
-            life::what_others_took(&prefix, &live, cases);
-        }
-        life::clock_jumps(&prefix, machine, cases);
+        lives(|| StorageMachine::new(bench, kind), &prefix, bench, cases);
         sequences::undisturbed(bench, kind, cases);
     });
     part("plan", |bench, kind, cases| {
@@ -300,17 +309,7 @@ fn on_sample<'a>(sample: &'a Sample, parts: &mut Vec<Part<'a>>) {
     };
     part("life", |bench, sample, cases| {
         let prefix = format!("life/{}", sample.name);
-        let machine = || FileMachine::new(bench, sample);
-        if let Some(live) = begun(machine, &prefix, cases) {
-            life::script(&prefix, &live, &bench.beyond, cases);
-        }
-        if let Some(live) = begun(machine, &prefix, cases) {
-            life::what_others_delete(&prefix, &live, cases);
-        }
-        if let Some(live) = begun(machine, &prefix, cases) {
-            life::what_others_took(&prefix, &live, cases);
-        }
-        life::clock_jumps(&prefix, machine, cases);
+        lives(|| FileMachine::new(bench, sample), &prefix, bench, cases);
     });
     part("plan", |bench, sample, cases| {
         let prefix = format!("plan/{}", sample.name);
