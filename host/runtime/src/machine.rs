@@ -82,6 +82,11 @@ impl Machine {
         Ok(Machine { engine, linker, limits, ticker: OnceLock::new() })
     }
 
+    /// Other limits, for calls from now on.
+    pub(crate) fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// A number of all that compiled code depends on.
     pub(crate) fn key(&self) -> u64 {
         let mut hasher = DefaultHasher::new();

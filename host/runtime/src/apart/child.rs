@@ -24,6 +24,7 @@ use crate::code::CODE_MAX;
 use crate::flaw::Flaw;
 use crate::grants::effective;
 use crate::host::Seen;
+use crate::limits::Limits;
 use crate::machine::{Linked, Loaded, Machine, Prepared};
 use crate::outside::{Grants, Loud, World};
 
@@ -82,8 +83,8 @@ pub fn serve() -> ! {
     let closed = socket.try_clone();
     let line = Line(Arc::new(Mutex::new(Trusting::new(socket))));
     let mut confinement = sandbox::give_up_rights(Most::default());
-    let (Order::Begin { limits }, _) = line.hear() else { std::process::exit(LOST) };
-    let (Ok(machine), Ok(closed)) = (Machine::new(limits), closed) else {
+    // Wasm is made ready while the engine still reads what it is asked to do.
+    let (Ok(mut machine), Ok(closed)) = (Machine::new(Limits::default()), closed) else {
         std::process::exit(LOST)
     };
     // A plugin may compute while the engine dies. Starting a thread takes calls that are given up
@@ -100,6 +101,8 @@ pub fn serve() -> ! {
     });
     let _ = running.recv();
     confinement.calls = sandbox::give_up_calls();
+    let (Order::Begin { limits }, _) = line.hear() else { std::process::exit(LOST) };
+    machine.limit(limits);
     line.say(&Word::Ready { key: machine.key(), confinement });
     let mut worker = Worker { machine, line, ready: None, next: None };
     loop {

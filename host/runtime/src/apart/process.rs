@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{ForkResult, Pid, chdir, fork, setpgid};
 
@@ -67,7 +68,10 @@ fn split_off() -> io::Result<(Process, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     // SAFETY: this process has one thread, so its copy may do all that it may do.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok((Process(child), ours)),
+        ForkResult::Parent { child } => {
+            to_another_processor(child);
+            Ok((Process(child), ours))
+        }
         ForkResult::Child => {
             let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
             let _ = chdir("/");
@@ -80,6 +84,19 @@ fn split_off() -> io::Result<(Process, UnixStream)> {
             std::mem::forget((ours, theirs));
             super::serve()
         }
+    }
+}
+
+/// Moves a new process to another processor than this one's, if there is one. Where it was left, as often as not
+/// behind this one, it would begin only once this one sleeps, two milliseconds later.
+fn to_another_processor(child: Pid) {
+    let Ok(all) = sched_getaffinity(Pid::from_raw(0)) else { return };
+    // SAFETY: it takes nothing and tells a number.
+    let Ok(here) = usize::try_from(unsafe { libc::sched_getcpu() }) else { return };
+    let mut others = all;
+    if others.unset(here).is_ok() && others != CpuSet::new() {
+        // It stays there once it may be anywhere again.
+        let _ = sched_setaffinity(child, &others).and_then(|()| sched_setaffinity(child, &all));
     }
 }
 
