@@ -193,6 +193,9 @@ pub enum Command {
         /// A backing file of IMAGE that may be read, the nearest first; repeat for a chain
         #[arg(long, value_name = "VOLUME", requires = "from")]
         backing: Vec<String>,
+        /// With --from, where a device can share nothing: make a whole copy of it meanwhile, to go back to
+        #[arg(long, requires = "from")]
+        full_copy: bool,
         /// Print the plan that would run, and stop
         #[arg(long)]
         dry_run: bool,

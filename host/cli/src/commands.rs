@@ -70,8 +70,8 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
                 Asked { note, replace, dry_run, room: store_size, full_copy, ..Asked::default() };
             slot::take(&engine, output, &machine, &asked)
         }
-        Command::Restore { machine, yes, from: Some(from), backing, .. } => {
-            content::import(&engine, output, &machine, &from, &backing, yes)
+        Command::Restore { machine, yes, from: Some(from), backing, full_copy, .. } => {
+            content::import(&engine, output, &machine, &from, &backing, full_copy, yes)
         }
         Command::Restore { machine, yes, consume, dry_run, .. } => {
             slot::restore(&engine, output, &machine, yes, consume, dry_run)

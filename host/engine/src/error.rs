@@ -116,6 +116,14 @@ pub enum EngineError {
         /// What went wrong.
         cause: String,
     },
+    /// An import stopped in the middle, and there is no way back.
+    #[error(
+        "{volume}: an import onto it was interrupted, and the snapshot that led back is gone: it holds a part of the image, and of what was there before. `snapslot restore {volume} --from IMAGE` writes it whole; leave the machine off until then"
+    )]
+    HalfImported {
+        /// The volume.
+        volume: String,
+    },
     /// A disk is served no longer, and what was written last is in nobody's hands.
     #[error(
         "{volume}: its server has ended and what the machine wrote last is not on the disk: {cause}. What was flushed with success is there; see to the cause before the machine is started again"
@@ -317,6 +325,7 @@ impl EngineError {
             EngineError::Disk { .. } => "io",
             EngineError::Interrupted { .. } => "interrupted",
             EngineError::Unsettled { .. } => "unsettled",
+            EngineError::HalfImported { .. } => "half-imported",
             EngineError::NotDurable { .. } => "not-durable",
             EngineError::Partly { source, .. } if source.exit() == 5 => return source.code(),
             EngineError::Partly { .. } => "unsettled",
@@ -400,6 +409,7 @@ impl EngineError {
             EngineError::Journal { source: JournalError::Disk(_), .. } => 1,
             EngineError::Interrupted { .. }
             | EngineError::Unsettled { .. }
+            | EngineError::HalfImported { .. }
             | EngineError::NotDurable { .. }
             | EngineError::Partly { .. }
             | EngineError::Mixed { .. }
@@ -482,6 +492,7 @@ impl EngineError {
             | EngineError::Content { volume, .. }
             | EngineError::NoContent { volume, .. }
             | EngineError::Unsettled { volume, .. }
+            | EngineError::HalfImported { volume, .. }
             | EngineError::NotDurable { volume, .. }
             | EngineError::Unexpected { volume, .. }
             | EngineError::Journal { volume, .. }

@@ -58,6 +58,12 @@ impl Meta {
         }
     }
 
+    /// An import, for the time of which this mark's snapshot leads back.
+    pub fn of_import(machine: &Machine, mark: &str, started: Moment) -> Meta {
+        let meta = Meta::new(started, machine, Verb::Restore, None, None);
+        Meta { verb: "import".to_owned(), mark: Some(mark.to_owned()), ..meta }
+    }
+
     /// The removal of a mark's snapshots, as the operation itself or its second half: the same verb, nothing
     /// after it.
     pub fn removal(&self, started: Moment, mark: &str) -> Meta {

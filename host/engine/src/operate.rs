@@ -845,7 +845,7 @@ fn seen_before(planned: &[Planned<'_>]) -> Vec<Facts> {
     planned.iter().map(|p| p.before.clone()).collect()
 }
 
-fn half_done(machine: &Machine, done: &'static str, error: EngineError) -> EngineError {
+pub(crate) fn half_done(machine: &Machine, done: &'static str, error: EngineError) -> EngineError {
     EngineError::HalfDone { machine: machine.name.clone(), done, source: Box::new(error) }
 }
 

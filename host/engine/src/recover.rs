@@ -26,6 +26,8 @@
 //! taken again, leaves no slot to go back to: the other volumes' snapshots go too, and the slot is
 //! empty, as it is after the same with one volume. All disks have its content.
 //!
+//! An import onto a device has a note of its own, and is taken back or ended by it ([`crate::import`]).
+//!
 //! Of several volumes the first one's journal decides: it is written last and removed last, so
 //! the others count only while it is there.
 
@@ -40,6 +42,7 @@ use snapslot_slot::{Occupant, State};
 use crate::decide::{self, Aim, Direction, Progress};
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::import::is_noted;
 use crate::locator::Locator;
 use crate::meta::Meta;
 use crate::operate::{Context, Done, Verb, lock_images, look_at, refuse_used};
@@ -116,15 +119,24 @@ impl Engine {
                 }
             }
         }
-        if found.is_empty() && machine.pending.is_none() {
+        let mut imports = false;
+        for volume in volumes {
+            imports |= is_noted(volume).map_err(|e| EngineError::disk(&volume.locator, e))?;
+        }
+        if found.is_empty() && machine.pending.is_none() && !imports {
             return Ok((Vec::new(), Vec::new()));
         }
         // Nobody may have the image open while we decide, nor while we write.
         let _locks = lock_images(volumes)?;
         let plugins = self.plugins(volumes)?;
         let context = Context::new(self, volumes, &plugins, &|_, _, _| ());
-        let done = self.recover_found(machine, &context, &found);
-        done.map_err(|e| context.told(&machine.name, e))
+        let ended = || -> Result<_, EngineError> {
+            let (mut finished, cleared) = self.recover_found(machine, &context, &found)?;
+            // While one is under way nothing else is, and there is no journal.
+            finished.extend(context.end_imports(&machine.name)?);
+            Ok((finished, cleared))
+        };
+        ended().map_err(|e| context.told(&machine.name, e))
     }
 
     /// Refuses to recover some of a machine's volumes without the others: journals that decide over all would

@@ -10,6 +10,7 @@ use snapslot_slot::{Consistency, Drift, Moment, Occupant, Part, Running, State};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::import::import_left;
 use crate::locator::Locator;
 use crate::looks::Looks;
 use crate::meta::Meta;
@@ -298,7 +299,7 @@ fn in_progress(verb: &str, running: Running) -> State {
 pub(crate) fn left_behind(volume: &Volume) -> Option<Meta> {
     match journal::read(&volume.journal()) {
         Ok(Found::Committed { meta, .. }) => Meta::read(&meta),
-        _ => None,
+        _ => import_left(volume),
     }
 }
 

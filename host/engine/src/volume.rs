@@ -115,6 +115,11 @@ impl Volume {
         self.beside_journal("-part")
     }
 
+    /// How far an import onto this volume is (see [`crate::import`]).
+    pub fn import_note(&self) -> FileCompanion {
+        self.beside_journal("-import")
+    }
+
     /// The journal of what ends a change that was interrupted.
     pub fn rest_journal(&self) -> FileCompanion {
         self.beside_journal("-rest")
@@ -170,6 +175,11 @@ impl Volume {
     /// Whether its lock is a file of its own. An image is no file to give to a command.
     pub fn has_lock_file(&self) -> bool {
         self.image.as_ref().is_none_or(|disk| !Arc::ptr_eq(disk, &self.lock))
+    }
+
+    /// Whether it is no file, so that an image can only be written over what it holds.
+    pub fn is_written_in_place(&self) -> bool {
+        self.image.as_ref().is_none_or(|disk| !disk.is_file())
     }
 
     /// Which file it is, where it is one.

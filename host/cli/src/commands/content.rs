@@ -131,6 +131,7 @@ pub fn import(
     machine: &str,
     from: &str,
     backing: &[String],
+    full_copy: bool,
     yes: bool,
 ) -> Result<ExitCode, Failed> {
     if !yes {
@@ -154,7 +155,7 @@ pub fn import(
     let progress = Progress::new(output.json);
     let tell = |n, all| progress.tell(machine, n, all);
     let watch = Watch { progress: &tell, stop: &stop::wanted };
-    let done = engine.import(machine, from, backing, &watch)?;
+    let done = engine.import(machine, from, backing, full_copy, &watch)?;
     drop(progress);
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     let words = format!(

@@ -145,6 +145,27 @@ pub fn replace(
     to_path(content, path, &wanted, watch, dress)
 }
 
+/// Writes content over a block device, and zeroes over what is behind it. `same` is given the device when it is
+/// open to nobody else, and before anything is written: for a last look at what it is.
+pub fn overwrite(
+    content: &dyn Content,
+    path: &Path,
+    watch: &Watch<'_>,
+    same: &dyn Fn(&File) -> Result<(), ContentError>,
+) -> Result<Exported, ContentError> {
+    let target = Target::open(path, true, true)?;
+    if target.is_file() {
+        let why = "it is no block device".to_owned();
+        return Err(ContentError::Target { name: target.name().to_owned(), why });
+    }
+    same(target.file())?;
+    let sink = raw::Raw::new(&target, content.size())?;
+    let done = run(content, &sink, Cut { grain: 4096, share: false }, false, watch)?;
+    sink.clear_rest()?;
+    target.keep(true)?;
+    Ok(done)
+}
+
 /// Writes raw content to a stream, in order.
 fn to_stream(
     content: &dyn Content,

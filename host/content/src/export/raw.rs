@@ -17,17 +17,21 @@ const HOLE_MIN: usize = 64 << 10;
 
 pub(super) struct Raw<'t> {
     target: &'t Target,
+    /// Of the content.
     size: u64,
+    /// Of the target.
+    room: u64,
     written: AtomicU64,
 }
 
 impl<'t> Raw<'t> {
     pub(super) fn new(target: &'t Target, size: u64) -> Result<Self, ContentError> {
         let fail = |doing, e: std::io::Error| ContentError::io(target.name(), doing, e);
+        let mut room = size;
         if target.is_file() {
             target.file().set_len(size).map_err(|e| fail(Doing::Resize, e))?;
         } else {
-            let room = lseek64(target.file(), 0, Whence::SeekEnd)
+            room = lseek64(target.file(), 0, Whence::SeekEnd)
                 .map_err(|e| fail(Doing::Stat, e.into()))?
                 .unsigned_abs();
             if room < size {
@@ -35,7 +39,14 @@ impl<'t> Raw<'t> {
                 return Err(ContentError::Target { name: target.name().to_owned(), why });
             }
         }
-        Ok(Raw { target, size, written: AtomicU64::new(0) })
+        Ok(Raw { target, size, room, written: AtomicU64::new(0) })
+    }
+
+    /// Zeroes behind the content.
+    pub(super) fn clear_rest(&self) -> Result<(), ContentError> {
+        let even = self.size.next_multiple_of(4096).min(self.room);
+        self.zero(0, self.size, even - self.size)?;
+        self.zero(0, even, self.room - even)
     }
 
     fn fail(&self, doing: Doing, e: std::io::Error) -> ContentError {
@@ -88,8 +99,9 @@ impl Sink for Raw<'_> {
             return Err(self.fail(Doing::Write, error));
         };
         let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let end = start + length;
         let whole = start.is_multiple_of(4096)
-            && (length.is_multiple_of(4096) || start + length == self.size);
+            && (end.is_multiple_of(4096) || end == self.size || end == self.room);
         if whole && fallocate(self.target.file(), flags, at, bytes).is_ok() {
             return Ok(());
         }

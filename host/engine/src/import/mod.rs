@@ -1,24 +1,34 @@
 //! Putting an exported image back in place of a disk.
 //!
-//! The new disk is written beside the old one, without a name, and takes its name when it is whole and durable,
-//! with its owner and mode. Whatever stops it leaves the old disk. For disks that are files: a raw one becomes the
-//! image's content; a qcow2 image is written anew, which is done only while it holds no snapshot, as that would
-//! be lost. A raw disk's copy lies beside it and stays; a live snapshot, which lies partly in the disk itself,
-//! is in the way.
+//! A disk that is a file is written beside the old one, without a name, and takes its name when it is whole and durable,
+//! with its owner and mode. Whatever stops it leaves the old disk. A raw one becomes the image's content; a qcow2
+//! image is written anew, which is done only while it holds no snapshot, as that would be lost. A raw disk's copy lies
+//! beside it and stays; a live snapshot, which lies partly in the disk itself, is in the way.
+//!
+//! A device is written in place, with the slot as the way back ([`device`]).
+
+mod device;
+mod file;
+mod note;
 
 use std::sync::Arc;
 
 use serde::Serialize;
-use snapslot_content::export::{Exported, Format, replace};
-use snapslot_content::{Content, ContentError, Watch};
-use snapslot_disk::{FileDisk, Users};
-use snapslot_runtime::View;
+use snapslot_content::export::Exported;
+use snapslot_content::{Content, Watch};
+use snapslot_disk::FileDisk;
+use snapslot_slot::{Refusal, Request, decide};
+use snapslot_runtime::{Facts, View};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, refused};
 use crate::error::EngineError;
 use crate::operate::{Context, lock_images};
+use crate::status::derive;
+use crate::store::Machine;
 use crate::view::{image, reading_all, sight_of};
 use crate::volume::Volume;
+
+pub(crate) use device::{import_left, is_noted};
 
 /// What was put back.
 #[derive(Clone, Debug, Serialize)]
@@ -37,12 +47,14 @@ pub struct Imported {
 }
 
 impl Engine {
-    /// Sets a disk to what an image holds. `backing` names the image's chain of backing files.
+    /// Sets a disk to what an image holds. `backing` names the image's chain of backing files. `full_copy`: of a
+    /// device that can share nothing a whole copy may be made meanwhile, to go back to.
     pub fn import(
         &self,
         text: &str,
         from: &str,
         backing: &[String],
+        full_copy: bool,
         watch: &Watch<'_>,
     ) -> Result<Imported, EngineError> {
         let (machine, known) = self.resolve(text)?;
@@ -50,68 +62,42 @@ impl Engine {
         let index = self.one_of(text, &machine.name, &locators)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _engine_locks = self.lock(&machine, &volumes)?;
-        self.recover_locked(&machine, &volumes)?;
-        let machine = self.store.machine(&machine.name)?.unwrap_or(machine);
         let volume = &volumes[index];
-        let refuse =
-            |why: String| EngineError::NoContent { volume: volume.locator.to_string(), why };
+        match self.recover_locked(&machine, &volumes) {
+            // Of an import that cannot be taken back the rest is this: another one.
+            Err(EngineError::HalfImported { volume: half }) if half == volume.locator.to_string() => {
+                note::ImportNote::clear(volume).map_err(|e| EngineError::disk(&volume.locator, e))?;
+                self.recover_locked(&machine, &volumes)?;
+            }
+            recovered => drop(recovered?),
+        }
+        let machine = self.store.machine(&machine.name)?.unwrap_or(machine);
         if volume.is_served()? {
-            return Err(EngineError::InUse {
-                volume: volume.locator.to_string(),
-                users: Users::default(),
-            });
+            return Err(device::used(volume));
         }
         let _image_locks = lock_images(&volumes)?;
         let plugins = self.plugins(&volumes)?;
         let context = Context::new(self, &volumes, &plugins, &|_, _, _| {});
         let (facts, _) = context.look_at_settled(&machine.name)?;
-        let (Some(disk), Some(path), Some(copies)) =
-            (volume.image.as_ref().filter(|d| d.is_file()), volume.locator.path(), &volume.copies)
-        else {
-            return Err(refuse(
-                "an image is put back in place of a file only; for a device take a snapshot, write the image \
-                 to it by `qemu-img convert -n`, and the slot is the way back"
-                    .to_owned(),
-            ));
+        let file = match volume.is_written_in_place() {
+            true => {
+                self.refuse_held(&machine, known, &facts, &volumes)?;
+                None
+            }
+            false => Some(context.replaced(index, &facts[index])?),
         };
-        let format = match plugins[index].description() {
-            d if d.copies.is_some() => Format::Raw,
-            d if d.name == "qcow2" && self.is_built_in("qcow2") => Format::Qcow2,
-            d => return Err(refuse(format!("images of {} cannot be written here", d.name))),
-        };
-        if format == Format::Qcow2 && !facts[index].snapshots.is_empty() {
-            return Err(refuse(format!(
-                "it would be written anew, and its {} snapshots would be lost: `snapslot delete` empties the slot first",
-                facts[index].snapshots.len()
-            )));
-        }
-        let copied = |e| EngineError::copy(&volume.locator, &e);
-        if copies.shares_with_disk().map_err(copied)? {
-            return Err(refuse(
-                "its snapshot was taken while it was served and lies partly in the disk itself, so it would be lost: \
-                 `snapslot delete` empties the slot first, after `snapslot export` if it is to be kept"
-                    .to_owned(),
-            ));
-        }
-        if let Some(who) = copies.user().map_err(copied)? {
-            return Err(refuse(format!("it is in use by {who}")));
-        }
         let done = self.with_image(from, backing, |image, content| {
-            if image.id() == disk.id() {
+            if file.as_ref().is_some_and(|file| image.id() == file.disk.id()) {
                 return Err(EngineError::Usage(format!("{from} is the disk itself")));
             }
             let operation = self.store.begin(&machine.name, "import", self.now())?;
-            let dress = |file: &std::fs::File| {
-                let refuse = |why| ContentError::Target { name: volume.locator.to_string(), why };
-                copies.dress(file).map_err(|e| refuse(e.to_string()))?;
-                // Writing the image takes long, and what has no locks may have been begun meanwhile.
-                match copies.user().map_err(|e| refuse(e.to_string()))? {
-                    Some(who) => Err(refuse(format!("it is in use by {who} by now"))),
-                    None => Ok(()),
+            let done = match &file {
+                Some(file) => file.write(content, watch),
+                None => {
+                    let facts = &facts[index];
+                    context.write_device(&machine, index, facts, content, full_copy, watch)
                 }
             };
-            let done = replace(&**content, path, format, watch, &dress)
-                .map_err(|e| EngineError::content(&volume.locator, e));
             let outcome = done.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
             self.store.end(operation, self.now(), &outcome)?;
             done
@@ -122,6 +108,21 @@ impl Engine {
         let Exported { virtual_size, written_bytes, shared_bytes, .. } = done;
         let volume = volume.locator.to_string();
         Ok(Imported { volume, from: from.to_owned(), virtual_size, written_bytes, shared_bytes })
+    }
+
+    /// The way back is kept in the slot: it must be empty.
+    fn refuse_held(
+        &self,
+        machine: &Machine,
+        known: bool,
+        facts: &[Facts],
+        volumes: &[Volume],
+    ) -> Result<(), EngineError> {
+        let state = derive(machine, known, &facts.iter().collect::<Vec<_>>(), volumes);
+        match decide(&state, Request::Take { replace: false }) {
+            Ok(()) | Err(Refusal::Disabled) => Ok(()),
+            Err(refusal) => Err(refused(&machine.name, refusal)),
+        }
     }
 
     /// Opens the present content of an image that is no volume of ours.
