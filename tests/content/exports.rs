@@ -409,3 +409,123 @@ fn an_exported_image_comes_back() {
     assert_ne!(refused.code(), 0);
     assert_same("after rubbish", &std::fs::read(&disk).expect("it"), &first);
 }
+
+/// A file as a block device, until it is dropped.
+struct Loop(String);
+
+impl Loop {
+    #[track_caller]
+    fn of(file: &Path) -> Loop {
+        let made = program("losetup", &["--show", "-f", &file.display().to_string()]);
+        Loop(String::from_utf8_lossy(&made.expect_success().stdout).trim().to_owned())
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.0).expect("the device")
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        program("losetup", &["-d", &self.0]);
+    }
+}
+
+/// Goal: an image is put back onto a device wholly, and what hinders it is told before anything is written. Method: a
+/// loop device larger than the image, every hindrance in turn.
+#[test]
+fn an_image_comes_back_onto_a_device() {
+    if !needs::has(&[ROOT]) {
+        return;
+    }
+    let Subject { scratch, image, before, .. } = subject(&[], None, 33);
+    let snapslot = snapslot(&scratch);
+    let away = scratch.join("away.qcow2").display().to_string();
+    snapslot.verb("export", image.path(), &[&away]).expect(0);
+    let file = scratch.join("device");
+    let old = SplitMix64::new(34).bytes(SIZE as usize + 3 * MIB as usize);
+    std::fs::write(&file, &old).expect("room");
+    let device = Loop::of(&file);
+    let volume = format!("raw:{}", device.0);
+    let volume = Path::new(&volume);
+    let import = |more: &[&str]| {
+        snapslot.verb("restore", volume, &[&["--from", away.as_str()], more].concat())
+    };
+    // It can share nothing, so what the way back costs is asked first.
+    assert_eq!(import(&[]).expect(6)["error"]["code"], "full-copy");
+    snapslot.verb("take", volume, &["--full-copy"]).expect(0);
+    assert_eq!(import(&["--full-copy"]).expect(3)["error"]["code"], "slot-held");
+    snapslot.verb("delete", volume, &[]).expect(0);
+    let small = scratch.join("small");
+    std::fs::write(&small, vec![0x55; MIB as usize]).expect("room");
+    let small = Loop::of(&small);
+    let small_volume = format!("raw:{}", small.0);
+    let more = ["--from", &away, "--full-copy"];
+    let refused = snapslot.verb("restore", Path::new(&small_volume), &more);
+    assert_eq!(refused.expect(6)["error"]["code"], "no-content");
+    assert!(small.bytes().iter().all(|b| *b == 0x55));
+    assert_same("after refusals", &device.bytes(), &old);
+
+    let done = import(&["--full-copy"]);
+    assert_eq!(done.expect(0)["virtual-size"], SIZE);
+    let now = device.bytes();
+    assert_same("the device", &now[..SIZE as usize], &before);
+    assert!(now[SIZE as usize..].iter().all(|b| *b == 0), "old content lies behind the image");
+    assert_eq!(snapslot.verb("status", volume, &[]).slot(), "empty");
+    assert_eq!(snapslot.verb("recover", volume, &[]).expect(0)["finished"], serde_json::json!([]));
+}
+
+/// Goal: a device that is written over has what it had or what the image holds, whenever the engine is killed. Method:
+/// killed after times that grow until it gets to its end, then `recover` or a dry run, which changes nothing.
+#[test]
+fn a_killed_import_onto_a_device_is_taken_back() {
+    if !needs::has(&[ROOT]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let (file, from) = (scratch.join("device"), scratch.join("new.raw"));
+    let size = 96 * MIB as usize;
+    let (old, new) = (SplitMix64::new(1).bytes(size), SplitMix64::new(2).bytes(size));
+    std::fs::write(&file, &old).expect("room");
+    std::fs::write(&from, &new).expect("room");
+    let device = Loop::of(&file);
+    let volume = format!("raw:{}", device.0);
+    let from = format!("raw:{}", from.display());
+    let (mut taken_back, mut mixed, mut wait) = (0, 0, 5);
+    loop {
+        let arguments = ["restore", &volume, "--yes", "--full-copy", "--from", &from];
+        let mut process = snapslot.start(arguments);
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        let ended = process.has_ended();
+        program("kill", &["-KILL", &process.id().to_string()]);
+        process.finish(std::time::Duration::from_secs(60));
+        let found = device.bytes();
+        mixed += u32::from(found != old && found != new);
+        let half = snapslot.verb("restore", Path::new(&volume), &["--dry-run"]);
+        assert_same("after a dry run", &device.bytes(), &found);
+        let recovered = snapslot.verb("recover", Path::new(&volume), &[]);
+        let finished = recovered.expect(0)["finished"].as_array().map_or(0, Vec::len);
+        assert_eq!(half.code(), if finished > 0 { 8 } else { 4 }, "{}", half.process.account());
+        taken_back += finished;
+        let now = device.bytes();
+        assert!(now == old || now == new, "a mixture after {wait} ms");
+        assert!(found != old || now == old, "nothing was written, and recovery wrote");
+        assert_eq!(snapslot.verb("status", Path::new(&volume), &[]).slot(), "disabled");
+        let copies: Vec<_> = std::fs::read_dir(snapslot.state().join("copies"))
+            .map(|found| found.flatten().collect())
+            .unwrap_or_default();
+        assert!(copies.is_empty(), "left: {copies:?}");
+        if ended {
+            break;
+        }
+        if now == new {
+            std::fs::write(&device.0, &old).expect("room");
+        }
+        wait += 15 + wait / 8;
+    }
+    assert!(
+        taken_back > 0 && mixed > 0,
+        "it was never killed in the middle: {taken_back}, {mixed}"
+    );
+}

@@ -24,9 +24,10 @@ use crate::volume::Volume;
 /// The volume's device.
 pub(super) fn device_of(volume: &Volume) -> Result<PathBuf, EngineError> {
     let refuse = |why: String| EngineError::NoContent { volume: volume.locator.to_string(), why };
-    let path = volume.locator.place.device().ok_or_else(|| {
-        refuse("it has no device that an image could be written to".to_owned())
-    })?;
+    let path =
+        volume.locator.place.device().ok_or_else(|| {
+            refuse("it has no device that an image could be written to".to_owned())
+        })?;
     match std::fs::metadata(&path) {
         Ok(meta) if meta.file_type().is_block_device() => Ok(path),
         Ok(_) => Err(refuse(format!("{} is no device", path.display()))),
@@ -63,7 +64,8 @@ impl<'e> Context<'e> {
         }
         refuse_used(self.volumes)?;
         let (mark, now) = (self.engine.new_mark()?, self.engine.now());
-        let mut note = ImportNote::begin(volume, Meta::of_import(machine, &mark, now)).map_err(failed)?;
+        let mut note =
+            ImportNote::begin(volume, Meta::of_import(machine, &mark, now)).map_err(failed)?;
         let goal = Goal::Held(NewSnapshot {
             mark: mark.clone(),
             taken_seconds: now.seconds.cast_unsigned(),
@@ -86,7 +88,8 @@ impl<'e> Context<'e> {
             note.reach(Stage::Written).map_err(failed)?;
             // Once the device is open: it must still be the one whose snapshot was taken.
             let same = |file: &File| -> Result<(), ContentError> {
-                let refuse = |why: String| ContentError::Target { name: volume.locator.to_string(), why };
+                let refuse =
+                    |why: String| ContentError::Target { name: volume.locator.to_string(), why };
                 let facts = volume.inspect(plugin).map_err(|e| refuse(e.without_claim()))?;
                 let number = |meta: std::io::Result<std::fs::Metadata>| {
                     meta.map(|m| m.rdev()).map_err(|e| refuse(e.to_string()))
@@ -96,7 +99,9 @@ impl<'e> Context<'e> {
                     && number(file.metadata())? == number(std::fs::metadata(&path))?;
                 match is {
                     true => Ok(()),
-                    false => Err(refuse("it is another volume by now, or its way back is gone".to_owned())),
+                    false => Err(refuse(
+                        "it is another volume by now, or its way back is gone".to_owned(),
+                    )),
                 }
             };
             overwrite(&**content, &path, watch, &same)
@@ -115,7 +120,11 @@ impl<'e> Context<'e> {
                 Ok(_) => Err(error),
                 Err(and) => Err(EngineError::Unsettled {
                     volume: volume.locator.to_string(),
-                    cause: format!("{}; then going back failed: {}", error.without_claim(), and.without_claim()),
+                    cause: format!(
+                        "{}; then going back failed: {}",
+                        error.without_claim(),
+                        and.without_claim()
+                    ),
                 }),
             },
         }

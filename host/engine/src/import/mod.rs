@@ -17,8 +17,8 @@ use serde::Serialize;
 use snapslot_content::export::Exported;
 use snapslot_content::{Content, Watch};
 use snapslot_disk::FileDisk;
-use snapslot_slot::{Refusal, Request, decide};
 use snapslot_runtime::{Facts, View};
+use snapslot_slot::{Refusal, Request, decide};
 
 use crate::engine::{Engine, refused};
 use crate::error::EngineError;
@@ -65,8 +65,11 @@ impl Engine {
         let volume = &volumes[index];
         match self.recover_locked(&machine, &volumes) {
             // Of an import that cannot be taken back the rest is this: another one.
-            Err(EngineError::HalfImported { volume: half }) if half == volume.locator.to_string() => {
-                note::ImportNote::clear(volume).map_err(|e| EngineError::disk(&volume.locator, e))?;
+            Err(EngineError::HalfImported { volume: half })
+                if half == volume.locator.to_string() =>
+            {
+                note::ImportNote::clear(volume)
+                    .map_err(|e| EngineError::disk(&volume.locator, e))?;
                 self.recover_locked(&machine, &volumes)?;
             }
             recovered => drop(recovered?),

@@ -5,6 +5,7 @@ mod blockers_zfs;
 mod crash;
 mod faults;
 mod fixtures;
+mod import;
 mod lifecycle;
 mod machine;
 mod race;
@@ -28,6 +29,7 @@ pub const ALL: &[Scenario] = &[
     scenario!(Lvm "lvm-blockers" blockers_lvm::all, "what stands in the way is named and nothing is changed"),
     scenario!(Lvm "lvm-overflow" blockers_lvm::overflow, "an overflowed thick snapshot is lost, and said to be"),
     scenario!(Lvm "lvm-rare" rare_lvm::all, "external origins, long merges, shared room, volumes that are gone"),
+    scenario!(Lvm "lvm-import" import::lvm, "an image put back onto a volume, killed at every command and while it writes"),
     scenario!(Lvm "lvm-drift" faults::lvm_drift, "what a person did behind the engine's back is reported"),
     scenario!(Lvm "lvm-faults" faults::lvm_faults, "a tool that is missing, that fails, no permission"),
     scenario!(Lvm "lvm-race" race::lvm, "two engines: one wins, the other says busy"),
@@ -41,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     scenario!(Zfs "zfs-encrypted-zvol" lifecycle::encrypted_zvol, "the whole life of a slot on an encrypted volume"),
     scenario!(Zfs "zfs-blockers" blockers_zfs::all, "what stands in the way is named and nothing is changed"),
     scenario!(Zfs "zfs-rare" rare_zfs::all, "replicas, promoted clones, users, what is gone"),
+    scenario!(Zfs "zfs-import" import::zfs, "the same on a ZFS volume"),
     scenario!(Zfs "zfs-drift" faults::zfs_drift, "what a person did behind the engine's back is reported"),
     scenario!(Zfs "zfs-faults" faults::zfs_faults, "a tool that is missing, that fails, no permission"),
     scenario!(Zfs "zfs-race" race::zfs, "two engines: one wins, the other says busy"),
