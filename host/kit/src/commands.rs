@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::time::Instant;
 
-use snapslot_engine::{Asked, EngineError, Verb};
+use snapslot_engine::{Asked, EngineError, Measure, Verb};
 use snapslot_testkit::storage::When;
 use snapslot_testkit::storage::machine::Kind;
 
@@ -156,6 +156,7 @@ fn inside_recovery(bench: &Bench<'_>, kind: Kind, act: Act, known: &Known, cases
 
 /// Trouble with every command, looks too: with that one, or with it and all after it.
 pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
+    looks(bench, kind, cases);
     let known = Known::default();
     for act in Act::ALL {
         for trouble in Trouble::ALL {
@@ -180,6 +181,7 @@ pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
                         // Beyond its last command nothing is disturbed any more.
                         came = live.trouble.over();
                         let rest = said(&result, trouble)
+                            .and_then(|()| kept(&live, act, held.as_ref(), &result))
                             .and_then(|()| judged(&live, act, held.as_ref(), &known));
                         rest.map(|()| None).map_err(|e| told(&live, e))
                     });
@@ -189,6 +191,68 @@ pub fn troubles(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
                     cases.ran(&name, outcome, begun.elapsed());
                 }
             }
+        }
+    }
+}
+
+/// What is said to be done is done: looked at again, now that nothing is disturbed.
+fn kept<T, E>(
+    live: &StorageMachine<'_>,
+    act: Act,
+    held: Option<&String>,
+    result: &Result<T, E>,
+) -> Result<(), String> {
+    if result.is_err() {
+        return Ok(());
+    }
+    let (sees, now) = (live.storage.sees()?, mark(live)?);
+    let is = match act {
+        Act::Take | Act::Replace => sees == 2 && now.is_some() && now.as_ref() != held,
+        Act::Restore => sees == 1 && now.as_ref() == held,
+        Act::Consume => sees == 1 && now.is_none() && live.left().is_empty(),
+        Act::Delete => sees == 2 && now.is_none() && live.left().is_empty(),
+    };
+    match is {
+        true => Ok(()),
+        false => Err(format!(
+            "{} is said to be done: the guest sees {sees}, the slot is held by {now:?}, before it was by {held:?}, \
+             and of ours there is {:?}",
+            act.word(),
+            live.left()
+        )),
+    }
+}
+
+/// A look that is disturbed shows the slot as it is, or fails: it never shows another.
+fn looks(bench: &Bench<'_>, kind: Kind, cases: &mut Cases<'_>) {
+    for trouble in Trouble::ALL {
+        for for_ever in [false, true] {
+            let word = if for_ever { "-for-ever" } else { "" };
+            cases.run_telling(&format!("trouble/{kind:?}/status/{trouble:?}{word}"), || {
+                let (live, held) = ready(bench, kind, Act::Restore)?;
+                for n in 1..=COMMANDS_MAX {
+                    live.trouble.at(n, for_ever, trouble);
+                    let engine = live.engine().map_err(|e| e.to_string())?;
+                    let status = engine.status(&live.volume(), Measure::Wholly);
+                    let came = live.trouble.over();
+                    match &status {
+                        Ok(status) if status.slot.occupant().map(|o| &o.mark) != held.as_ref() => {
+                            return Err(told(
+                                &live,
+                                format!(
+                                    "at command {n} the slot is told to be {}",
+                                    status.slot.word()
+                                ),
+                            ));
+                        }
+                        _ => said(&status, trouble)?,
+                    }
+                    if !came {
+                        return Ok(Some(format!("{} commands", n - 1)));
+                    }
+                }
+                Ok(None)
+            });
         }
     }
 }

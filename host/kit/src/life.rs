@@ -83,7 +83,7 @@ pub fn script(prefix: &str, live: &dyn Live, beyond: &Beyond, cases: &mut Cases<
             None => Err("the snapshot is gone".to_owned()),
         }
     };
-    cases.script(vec![
+    let mut steps = vec![
         Step::new(name("a-take-fills-the-slot-and-changes-nothing"), || {
             let before = live.sees()?;
             let took = dry_then_real(live, Verb::Take, Asked::default())?;
@@ -147,7 +147,17 @@ pub fn script(prefix: &str, live: &dyn Live, beyond: &Beyond, cases: &mut Cases<
                 Err(why.to_owned())
             }
         }),
-    ]);
+    ];
+    if live.refused().is_some() {
+        // What a plan gets wrong may be put right after a command failed; but nothing was in its way.
+        steps.push(Step::new(name("no-command-failed"), || {
+            match live.refused().unwrap_or_default().as_slice() {
+                [] => Ok(()),
+                refused => Err(format!("nothing disturbed it, and it ran {}", refused.join("; "))),
+            }
+        }));
+    }
+    cases.script(steps);
 }
 
 /// Somebody deletes the snapshot by hand: it is told as that, and never as a slot that is held.

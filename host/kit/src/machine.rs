@@ -35,6 +35,10 @@ pub trait Live {
     fn others_take(&self) -> Result<bool, String>;
     /// The snapshots of others.
     fn of_others(&self) -> Result<String, String>;
+    /// Commands that were run and said no, with what they said; none where no commands are run.
+    fn refused(&self) -> Option<Vec<String>> {
+        None
+    }
     /// What the plugin sees.
     fn sight(&self) -> Result<Sight, String>;
 }
@@ -157,6 +161,10 @@ impl Live for StorageMachine<'_> {
         let names = self.storage.names().into_iter();
         let foreign: Vec<String> = names.filter(|n| n.contains("foreign")).collect();
         Ok(foreign.join(", "))
+    }
+
+    fn refused(&self) -> Option<Vec<String>> {
+        Some(self.trouble.refused())
     }
 
     fn sight(&self) -> Result<Sight, String> {

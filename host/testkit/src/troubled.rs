@@ -72,12 +72,29 @@ struct State {
 pub struct Troubled {
     inner: Arc<dyn Executor>,
     state: Mutex<State>,
+    /// Undisturbed commands that said no.
+    refused: Mutex<Vec<String>>,
 }
 
 impl Troubled {
     /// No trouble yet.
     pub fn new(inner: Arc<dyn Executor>) -> Troubled {
-        Troubled { inner, state: Mutex::default() }
+        Troubled { inner, state: Mutex::default(), refused: Mutex::default() }
+    }
+
+    /// The commands so far that were not disturbed and said no all the same, with what they said.
+    pub fn refused(&self) -> Vec<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn undisturbed(&self, command: &Command) -> Result<Answer, RunError> {
+        let said = self.inner.run(command)?;
+        if said.exit_code != 0 {
+            let words = String::from_utf8_lossy(&said.errors).trim().to_owned();
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.push(format!("{command}: {words}"));
+        }
+        Ok(said)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -105,7 +122,7 @@ impl Troubled {
 
 impl Executor for Troubled {
     fn run(&self, command: &Command) -> Result<Answer, RunError> {
-        let Some(trouble) = self.now() else { return self.inner.run(command) };
+        let Some(trouble) = self.now() else { return self.undisturbed(command) };
         let deadline = || RunError::Deadline {
             command: command.to_string(),
             seconds: command.deadline.as_secs(),

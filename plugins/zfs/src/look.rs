@@ -256,10 +256,15 @@ struct Row<'a> {
 
 impl<'a> Row<'a> {
     fn new(place: &'a str, line: &'a str) -> Result<Row<'a>, Failure> {
-        // The last column takes what is over: a person may have put a tab into our property.
-        let fields: Vec<&str> = line.splitn(COLUMNS.len(), '\t').collect();
+        // A person may have put a tab into a property of a snapshot of theirs, and the last column takes what is
+        // over. Elsewhere one column more is no better than one less: a snapshot of ours would not be seen as that.
+        let name = line.split('\t').next().unwrap_or_default();
+        let theirs = name.split_once('@').is_some_and(|(_, part)| !is_own_name(part));
+        let most = if theirs { COLUMNS.len() } else { usize::MAX };
+        let fields: Vec<&str> = line.splitn(most, '\t').collect();
         if fields.len() != COLUMNS.len() {
-            let message = format!("a line has {} columns, not {}", fields.len(), COLUMNS.len());
+            let (has, wanted) = (fields.len(), COLUMNS.len());
+            let message = format!("the line of {name} has {has} columns, not {wanted}");
             return Err(unknown(place, &message));
         }
         Ok(Row { place, fields })

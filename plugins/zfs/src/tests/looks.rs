@@ -143,6 +143,14 @@ fn a_property_that_tears_its_line() {
     // One column more than there are.
     let more = changed(seen("names", "tank/vm1", 0), "tank/vm1@other", "snapslot:mark", "a\tb");
     assert_eq!(super::facts(&more).snapshots.len(), 2);
+    // In a line that says whether a snapshot is ours that would hide it.
+    let ours = "tank/vm1@snapslot-fedcba9876543210";
+    for name in ["tank/vm1", ours] {
+        let torn = changed(seen("names", "tank/vm1", 1), name, "snapslot:of", "1\tb");
+        let refused = Zfs::inspect(&torn).expect_err("a look at a torn line");
+        assert_eq!(refused.code, "unknown-answer");
+        assert!(refused.message.contains(name), "{}", refused.message);
+    }
 }
 
 /// Ours with a time that somebody spoiled is still ours.
