@@ -6,6 +6,7 @@ mod crash;
 mod faults;
 mod fixtures;
 mod import;
+mod kernel_nbd;
 mod lifecycle;
 mod machine;
 mod race;
@@ -32,6 +33,7 @@ pub const ALL: &[Scenario] = &[
     scenario!(Lvm "lvm-import" import::lvm, "an image put back onto a volume, killed at every command and while it writes"),
     scenario!(Lvm "lvm-drift" faults::lvm_drift, "what a person did behind the engine's back is reported"),
     scenario!(Lvm "lvm-faults" faults::lvm_faults, "a tool that is missing, that fails, no permission"),
+    scenario!(Lvm "kernel-nbd" kernel_nbd::all, "the kernel's NBD client on a disk that is served and a snapshot that is opened"),
     scenario!(Lvm "lvm-race" race::lvm, "two engines: one wins, the other says busy"),
     scenario!(Lvm "lvm-thin-crash" crash::thin, "killed at every command, then recovered"),
     scenario!(Lvm "lvm-thick-crash" crash::thick, "killed at every command, then recovered"),
