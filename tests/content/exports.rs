@@ -1,10 +1,11 @@
 //! Exports and diffs over the features of qcow2, and of raw disks.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use snapslot_test_support::needs::{self, ROOT};
-use snapslot_test_support::{Image, Scratch, SplitMix64, assert_same, qemu_img};
+use snapslot_test_support::{Image, Process, Scratch, SplitMix64, assert_same, qemu_img};
 
 use crate::{MIB, program, sha256, snapslot};
 
@@ -283,10 +284,10 @@ fn an_export_goes_to_a_pipe_and_a_killed_one_leaves_nothing() {
     for signal in ["-KILL", "-INT"] {
         let mut process =
             snapslot.start(["export".as_ref(), large.path().as_os_str(), out.as_ref()]);
-        std::thread::sleep(std::time::Duration::from_millis(120));
+        std::thread::sleep(Duration::from_millis(120));
         let ended = process.has_ended();
         program("kill", &[signal, &process.id().to_string()]);
-        let done = process.finish(std::time::Duration::from_secs(60));
+        let done = process.finish(Duration::from_secs(60));
         if !ended && done.code != Some(0) {
             let left: Vec<_> = std::fs::read_dir(&folder).expect("it").flatten().collect();
             assert!(left.is_empty(), "{signal} left {left:?}");
@@ -475,8 +476,21 @@ fn an_image_comes_back_onto_a_device() {
     assert_eq!(snapslot.verb("recover", volume, &[]).expect(0)["finished"], serde_json::json!([]));
 }
 
+/// Waits until the beginning of a file is not that of `old` any more, or the process has ended.
+fn until_written(process: &mut Process, file: &Path, old: &[u8]) {
+    let file = std::fs::File::open(file).expect("it");
+    let mut head = [0; 4096];
+    while !process.has_ended()
+        && file.read_exact_at(&mut head, 0).is_ok()
+        && head[..] == old[..head.len()]
+    {
+        std::thread::yield_now();
+    }
+}
+
 /// Goal: a device that is written over has what it had or what the image holds, whenever the engine is killed. Method:
-/// killed after times that grow until it gets to its end, then `recover` or a dry run, which changes nothing.
+/// killed after times that grow until it gets to its end, then once the image's first bytes are there; after each a dry
+/// run, which changes nothing, and `recover`.
 #[test]
 fn a_killed_import_onto_a_device_is_taken_back() {
     if !needs::has(&[ROOT]) {
@@ -492,40 +506,85 @@ fn a_killed_import_onto_a_device_is_taken_back() {
     let device = Loop::of(&file);
     let volume = format!("raw:{}", device.0);
     let from = format!("raw:{}", from.display());
-    let (mut taken_back, mut mixed, mut wait) = (0, 0, 5);
-    loop {
+    // Gives whether it had ended, and whether it was cut off in the middle.
+    let killed = |wait: &dyn Fn(&mut Process)| -> (bool, bool) {
         let arguments = ["restore", &volume, "--yes", "--full-copy", "--from", &from];
         let mut process = snapslot.start(arguments);
-        std::thread::sleep(std::time::Duration::from_millis(wait));
+        wait(&mut process);
         let ended = process.has_ended();
-        program("kill", &["-KILL", &process.id().to_string()]);
-        process.finish(std::time::Duration::from_secs(60));
+        process.kill();
+        process.finish(Duration::from_secs(60));
         let found = device.bytes();
-        mixed += u32::from(found != old && found != new);
         let half = snapslot.verb("restore", Path::new(&volume), &["--dry-run"]);
         assert_same("after a dry run", &device.bytes(), &found);
         let recovered = snapslot.verb("recover", Path::new(&volume), &[]);
         let finished = recovered.expect(0)["finished"].as_array().map_or(0, Vec::len);
         assert_eq!(half.code(), if finished > 0 { 8 } else { 4 }, "{}", half.process.account());
-        taken_back += finished;
         let now = device.bytes();
-        assert!(now == old || now == new, "a mixture after {wait} ms");
+        assert!(now == old || now == new, "a mixture");
         assert!(found != old || now == old, "nothing was written, and recovery wrote");
         assert_eq!(snapslot.verb("status", Path::new(&volume), &[]).slot(), "disabled");
         let copies: Vec<_> = std::fs::read_dir(snapslot.state().join("copies"))
             .map(|found| found.flatten().collect())
             .unwrap_or_default();
         assert!(copies.is_empty(), "left: {copies:?}");
-        if ended {
-            break;
-        }
         if now == new {
             std::fs::write(&device.0, &old).expect("room");
         }
+        (ended, found != old && found != new)
+    };
+    let mut wait = 5;
+    while !killed(&|_| std::thread::sleep(Duration::from_millis(wait))).0 {
         wait += 15 + wait / 8;
     }
     assert!(
-        taken_back > 0 && mixed > 0,
-        "it was never killed in the middle: {taken_back}, {mixed}"
+        (0..20).any(|_| killed(&|process| until_written(process, &file, &old)).1),
+        "it was never killed in the middle"
     );
+}
+
+/// Goal: where somebody removed the way back of an import that was cut off, that is told, the machine's verbs are
+/// refused, and another import ends it. Method: killed once the image's first bytes are there; the copy is deleted.
+#[test]
+fn an_import_without_a_way_back_is_told_and_ended_by_another() {
+    if !needs::has(&[ROOT]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let snapslot = snapslot(&scratch);
+    let (file, from) = (scratch.join("device"), scratch.join("new.raw"));
+    let size = 192 * MIB as usize;
+    let (old, new) = (SplitMix64::new(3).bytes(size), SplitMix64::new(4).bytes(size));
+    std::fs::write(&file, &old).expect("room");
+    std::fs::write(&from, &new).expect("room");
+    let device = Loop::of(&file);
+    let volume = format!("raw:{}", device.0);
+    let from = format!("raw:{}", from.display());
+    let import = ["restore", &volume, "--yes", "--full-copy", "--from", &from];
+    let mut cut_off = false;
+    for _ in 0..20 {
+        let mut process = snapslot.start(import);
+        until_written(&mut process, &file, &old);
+        process.kill();
+        process.finish(Duration::from_secs(60));
+        let now = device.bytes();
+        cut_off = now != old && now != new;
+        if cut_off {
+            break;
+        }
+        snapslot.verb("recover", Path::new(&volume), &[]).expect(0);
+        std::fs::write(&device.0, &old).expect("room");
+    }
+    assert!(cut_off, "it was never killed in the middle");
+    let half = device.bytes();
+    let copies = snapslot.state().join("copies");
+    std::fs::remove_dir_all(&copies).expect("the way back");
+    for verb in ["recover", "take"] {
+        let refused = snapslot.verb(verb, Path::new(&volume), &[]);
+        assert_eq!(refused.expect(8)["error"]["code"], "half-imported", "{verb}");
+    }
+    assert_same("after refusals", &device.bytes(), &half);
+    snapslot.run(import).expect(0);
+    assert_same("the image", &device.bytes(), &new);
+    assert_eq!(snapslot.verb("recover", Path::new(&volume), &[]).code(), 0);
 }
