@@ -200,7 +200,9 @@ fn a_process_that_is_not_held_is_not_used_where_it_must_be() {
 #[test]
 fn who_closes_is_gone() {
     // Once it was told to begin: before that its end is known already when it is.
-    let closes = |mut socket: UnixStream| drop(hear(&mut socket));
+    let closes = |mut socket: UnixStream| {
+        hear(&mut socket);
+    };
     assert!(matches!(played(closes).ready(), Err(Lost::Gone(_))));
     let mut late = called(|socket| socket.shutdown(std::net::Shutdown::Both).expect("closed"));
     load(&mut late).expect("loaded");
