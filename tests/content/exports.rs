@@ -1,11 +1,11 @@
 //! Exports and diffs over the features of qcow2, and of raw disks.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use snapslot_test_support::needs::{self, ROOT};
-use snapslot_test_support::{Image, Process, Scratch, SplitMix64, assert_same, qemu_img};
+use snapslot_test_support::{Image, Process, Scratch, Snapslot, SplitMix64, assert_same, qemu_img};
 
 use crate::{MIB, program, sha256, snapslot};
 
@@ -476,6 +476,44 @@ fn an_image_comes_back_onto_a_device() {
     assert_eq!(snapslot.verb("recover", volume, &[]).expect(0)["finished"], serde_json::json!([]));
 }
 
+/// A device with old content, and an image with new that is to be written over it.
+struct Overwritten {
+    snapslot: Snapslot,
+    file: PathBuf,
+    device: Loop,
+    volume: String,
+    from: String,
+    old: Vec<u8>,
+    new: Vec<u8>,
+    /// Last: the device is given back before its file goes.
+    _scratch: Scratch,
+}
+
+impl Overwritten {
+    fn new(size: usize) -> Overwritten {
+        let scratch = Scratch::new();
+        let (file, image) = (scratch.join("device"), scratch.join("new.raw"));
+        let (old, new) = (SplitMix64::new(1).bytes(size), SplitMix64::new(2).bytes(size));
+        std::fs::write(&file, &old).expect("room");
+        std::fs::write(&image, &new).expect("room");
+        let device = Loop::of(&file);
+        Overwritten {
+            snapslot: snapslot(&scratch),
+            volume: format!("raw:{}", device.0),
+            from: format!("raw:{}", image.display()),
+            _scratch: scratch,
+            file,
+            device,
+            old,
+            new,
+        }
+    }
+
+    fn import(&self) -> [&str; 6] {
+        ["restore", &self.volume, "--yes", "--full-copy", "--from", &self.from]
+    }
+}
+
 /// Waits until the beginning of a file is not that of `old` any more, or the process has ended.
 fn until_written(process: &mut Process, file: &Path, old: &[u8]) {
     let file = std::fs::File::open(file).expect("it");
@@ -496,49 +534,40 @@ fn a_killed_import_onto_a_device_is_taken_back() {
     if !needs::has(&[ROOT]) {
         return;
     }
-    let scratch = Scratch::new();
-    let snapslot = snapslot(&scratch);
-    let (file, from) = (scratch.join("device"), scratch.join("new.raw"));
-    let size = 96 * MIB as usize;
-    let (old, new) = (SplitMix64::new(1).bytes(size), SplitMix64::new(2).bytes(size));
-    std::fs::write(&file, &old).expect("room");
-    std::fs::write(&from, &new).expect("room");
-    let device = Loop::of(&file);
-    let volume = format!("raw:{}", device.0);
-    let from = format!("raw:{}", from.display());
+    let to = Overwritten::new(96 * MIB as usize);
+    let Overwritten { snapslot, file, device, volume, old, new, .. } = &to;
     // Gives whether it had ended, and whether it was cut off in the middle.
     let killed = |wait: &dyn Fn(&mut Process)| -> (bool, bool) {
-        let arguments = ["restore", &volume, "--yes", "--full-copy", "--from", &from];
-        let mut process = snapslot.start(arguments);
+        let mut process = snapslot.start(to.import());
         wait(&mut process);
         let ended = process.has_ended();
         process.kill();
         process.finish(Duration::from_secs(60));
         let found = device.bytes();
-        let half = snapslot.verb("restore", Path::new(&volume), &["--dry-run"]);
+        let half = snapslot.verb("restore", Path::new(volume), &["--dry-run"]);
         assert_same("after a dry run", &device.bytes(), &found);
-        let recovered = snapslot.verb("recover", Path::new(&volume), &[]);
+        let recovered = snapslot.verb("recover", Path::new(volume), &[]);
         let finished = recovered.expect(0)["finished"].as_array().map_or(0, Vec::len);
         assert_eq!(half.code(), if finished > 0 { 8 } else { 4 }, "{}", half.process.account());
         let now = device.bytes();
-        assert!(now == old || now == new, "a mixture");
-        assert!(found != old || now == old, "nothing was written, and recovery wrote");
-        assert_eq!(snapslot.verb("status", Path::new(&volume), &[]).slot(), "disabled");
+        assert!(now == *old || now == *new, "a mixture");
+        assert!(found != *old || now == *old, "nothing was written, and recovery wrote");
+        assert_eq!(snapslot.verb("status", Path::new(volume), &[]).slot(), "disabled");
         let copies: Vec<_> = std::fs::read_dir(snapslot.state().join("copies"))
             .map(|found| found.flatten().collect())
             .unwrap_or_default();
         assert!(copies.is_empty(), "left: {copies:?}");
-        if now == new {
-            std::fs::write(&device.0, &old).expect("room");
+        if now == *new {
+            std::fs::write(&device.0, old).expect("room");
         }
-        (ended, found != old && found != new)
+        (ended, found != *old && found != *new)
     };
     let mut wait = 5;
     while !killed(&|_| std::thread::sleep(Duration::from_millis(wait))).0 {
         wait += 15 + wait / 8;
     }
     assert!(
-        (0..20).any(|_| killed(&|process| until_written(process, &file, &old)).1),
+        (0..20).any(|_| killed(&|process| until_written(process, file, old)).1),
         "it was never killed in the middle"
     );
 }
@@ -550,41 +579,32 @@ fn an_import_without_a_way_back_is_told_and_ended_by_another() {
     if !needs::has(&[ROOT]) {
         return;
     }
-    let scratch = Scratch::new();
-    let snapslot = snapslot(&scratch);
-    let (file, from) = (scratch.join("device"), scratch.join("new.raw"));
-    let size = 192 * MIB as usize;
-    let (old, new) = (SplitMix64::new(3).bytes(size), SplitMix64::new(4).bytes(size));
-    std::fs::write(&file, &old).expect("room");
-    std::fs::write(&from, &new).expect("room");
-    let device = Loop::of(&file);
-    let volume = format!("raw:{}", device.0);
-    let from = format!("raw:{}", from.display());
-    let import = ["restore", &volume, "--yes", "--full-copy", "--from", &from];
+    let to = Overwritten::new(192 * MIB as usize);
+    let Overwritten { snapslot, file, device, volume, old, new, .. } = &to;
     let mut cut_off = false;
     for _ in 0..20 {
-        let mut process = snapslot.start(import);
-        until_written(&mut process, &file, &old);
+        let mut process = snapslot.start(to.import());
+        until_written(&mut process, file, old);
         process.kill();
         process.finish(Duration::from_secs(60));
         let now = device.bytes();
-        cut_off = now != old && now != new;
+        cut_off = now != *old && now != *new;
         if cut_off {
             break;
         }
-        snapslot.verb("recover", Path::new(&volume), &[]).expect(0);
-        std::fs::write(&device.0, &old).expect("room");
+        snapslot.verb("recover", Path::new(volume), &[]).expect(0);
+        std::fs::write(&device.0, old).expect("room");
     }
     assert!(cut_off, "it was never killed in the middle");
     let half = device.bytes();
     let copies = snapslot.state().join("copies");
     std::fs::remove_dir_all(&copies).expect("the way back");
     for verb in ["recover", "take"] {
-        let refused = snapslot.verb(verb, Path::new(&volume), &[]);
+        let refused = snapslot.verb(verb, Path::new(volume), &[]);
         assert_eq!(refused.expect(8)["error"]["code"], "half-imported", "{verb}");
     }
     assert_same("after refusals", &device.bytes(), &half);
-    snapslot.run(import).expect(0);
-    assert_same("the image", &device.bytes(), &new);
-    assert_eq!(snapslot.verb("recover", Path::new(&volume), &[]).code(), 0);
+    snapslot.run(to.import()).expect(0);
+    assert_same("the image", &device.bytes(), new);
+    assert_eq!(snapslot.verb("recover", Path::new(volume), &[]).code(), 0);
 }

@@ -221,7 +221,7 @@ impl Volume {
             return Ok(Users::default());
         }
         let device = match self.locator.place.device() {
-            Some(path) if self.image.as_ref().is_none_or(|d| !d.is_file()) => path,
+            Some(path) if self.is_written_in_place() => path,
             _ => return Ok(Users::default()),
         };
         match &self.locator.place {

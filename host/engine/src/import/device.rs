@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use snapslot_content::export::{Exported, overwrite};
 use snapslot_content::{Content, ContentError, Watch};
-use snapslot_disk::{Companion as _, DiskError, Users};
+use snapslot_disk::{Companion as _, DiskError};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Snapshot};
 
 use super::note::{ImportNote, Stage};
@@ -213,9 +213,4 @@ pub(crate) fn import_left(volume: &Volume) -> Option<Meta> {
         return None;
     }
     ImportNote::of(volume, false).ok().flatten().map(|note| note.meta)
-}
-
-/// A device that somebody uses.
-pub(super) fn used(volume: &Volume) -> EngineError {
-    EngineError::InUse { volume: volume.locator.to_string(), users: Users::default() }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use snapslot_content::export::Exported;
 use snapslot_content::{Content, Watch};
-use snapslot_disk::FileDisk;
+use snapslot_disk::{FileDisk, Users};
 use snapslot_runtime::{Facts, View};
 use snapslot_slot::{Refusal, Request, decide};
 
@@ -76,7 +76,10 @@ impl Engine {
         }
         let machine = self.store.machine(&machine.name)?.unwrap_or(machine);
         if volume.is_served()? {
-            return Err(device::used(volume));
+            return Err(EngineError::InUse {
+                volume: volume.locator.to_string(),
+                users: Users::default(),
+            });
         }
         let _image_locks = lock_images(&volumes)?;
         let plugins = self.plugins(&volumes)?;
