@@ -25,6 +25,7 @@ mod operate;
 mod others;
 mod part;
 mod plugins;
+mod pool;
 mod recover;
 mod rehearse;
 mod serving;

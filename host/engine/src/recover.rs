@@ -47,6 +47,7 @@ use crate::locator::Locator;
 use crate::meta::Meta;
 use crate::operate::{Context, Done, Verb, lock_images, look_at, refuse_used};
 use crate::others::Other;
+use crate::pool;
 use crate::status::{derive, parts};
 use crate::store::Machine;
 use crate::volume::{Volume, journal_of};
@@ -80,6 +81,7 @@ impl Engine {
         let locators = self.locators(&machine)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _locks = self.lock(&machine, &volumes)?;
+        pool::let_go(&*self.commands, &self.settings.state_dir);
         let (mut finished, cleared) = self.recover_locked(&machine, &volumes)?;
         // And what storage without a seal shows half done, without a journal that tells of it.
         let plugins = self.plugins(&volumes)?;

@@ -27,6 +27,7 @@ use snapslot_slot::{Refusal, State};
 use crate::engine::{Engine, refused};
 use crate::error::EngineError;
 use crate::locator::Locator;
+use crate::pool::Held;
 use crate::status::{derive, image_lock_error, left_behind, lock_error};
 use crate::volume::{Volume, changes_image};
 
@@ -184,7 +185,8 @@ impl Engine {
                 true => None,
                 false if known.is_some() => known,
                 false => {
-                    differing(volume, plugin, &then.map_or(String::new(), |s| s.identity.clone()))?
+                    let identity = then.map_or(String::new(), |s| s.identity.clone());
+                    self.differing(volume, plugin, &identity)?
                 }
             };
             drop(shared);
@@ -211,6 +213,49 @@ impl Engine {
                     .map_err(|e| EngineError::content(volume, e))
             })
         })
+    }
+
+    /// By metadata, where the plugin can; none where it cannot.
+    fn differing(
+        &self,
+        volume: &Volume,
+        plugin: &Plugin<'_>,
+        identity: &str,
+    ) -> Result<Option<Vec<Range>>, EngineError> {
+        let unsupported = |e: &runtime::CallError| matches!(e, runtime::CallError::Refused(f) if f.kind == FailureKind::Unsupported);
+        let mut sight = volume.sight();
+        // Let go of when all pages are there.
+        let of_pool = |i: &runtime::ImageGrant| i.role == runtime::Role::PoolMetadata;
+        let wanted = plugin.description().images.iter().any(of_pool);
+        let held = wanted.then(|| Held::of(volume, &*self.commands, &self.settings.state_dir));
+        match &held {
+            Some(Ok(held)) => sight.disk = Some(held.metadata.clone()),
+            Some(Err(why)) => tracing::info!("{}: no metadata of its pool: {why}", volume.locator),
+            None => {}
+        }
+        let (mut cursor, mut ranges) = (0, Vec::new());
+        loop {
+            match plugin.differences(&sight, identity, cursor, PAGE) {
+                Ok(page) => {
+                    let range = |s: &runtime::Stretch| Range { offset: s.start, length: s.length };
+                    ranges.extend(page.stretches.iter().map(range));
+                    match page.next {
+                        Some(next) => cursor = next,
+                        None => return Ok(Some(snapslot_content::joined(ranges))),
+                    }
+                }
+                Err(e) if unsupported(&e) && changes_image(plugin) => break,
+                Err(e) if unsupported(&e) => return Ok(None),
+                Err(e) => return Err(EngineError::call(&volume.locator, e)),
+            }
+        }
+        // It lists extents at least: where they lie apart is where it changed.
+        let map = |view: &View| extents_of(&volume.locator, plugin, &sight, view);
+        let then = View::Snapshot(identity.to_owned());
+        match (map(&View::Current), map(&then)) {
+            (Ok(now), Ok(then)) => Ok(Some(by_map(&now, &then))),
+            _ => Ok(None),
+        }
     }
 
     fn look_at_all(&self, text: &str) -> Result<Looked<'_>, EngineError> {
@@ -269,39 +314,6 @@ impl Engine {
 impl Looked<'_> {
     fn locators(&self) -> Vec<Locator> {
         self.volumes.iter().map(|v| v.locator.clone()).collect()
-    }
-}
-
-/// By metadata, where the plugin can; none where it cannot.
-fn differing(
-    volume: &Volume,
-    plugin: &Plugin<'_>,
-    identity: &str,
-) -> Result<Option<Vec<Range>>, EngineError> {
-    let unsupported = |e: &runtime::CallError| matches!(e, runtime::CallError::Refused(f) if f.kind == FailureKind::Unsupported);
-    let sight = volume.sight();
-    let (mut cursor, mut ranges) = (0, Vec::new());
-    loop {
-        match plugin.differences(&sight, identity, cursor, PAGE) {
-            Ok(page) => {
-                let range = |s: &runtime::Stretch| Range { offset: s.start, length: s.length };
-                ranges.extend(page.stretches.iter().map(range));
-                match page.next {
-                    Some(next) => cursor = next,
-                    None => return Ok(Some(snapslot_content::joined(ranges))),
-                }
-            }
-            Err(e) if unsupported(&e) && changes_image(plugin) => break,
-            Err(e) if unsupported(&e) => return Ok(None),
-            Err(e) => return Err(EngineError::call(&volume.locator, e)),
-        }
-    }
-    // It lists extents at least: where they lie apart is where it changed.
-    let map = |view: &View| extents_of(&volume.locator, plugin, &sight, view);
-    let then = View::Snapshot(identity.to_owned());
-    match (map(&View::Current), map(&then)) {
-        (Ok(now), Ok(then)) => Ok(Some(by_map(&now, &then))),
-        _ => Ok(None),
     }
 }
 
@@ -420,7 +432,8 @@ pub(crate) fn sight_of(locator: &Locator, disk: &Arc<FileDisk>) -> runtime::Sigh
 
 /// Whether the volume's content is where its plugin says, not the image itself.
 fn lists(plugin: &Plugin<'_>) -> bool {
-    plugin.description().copies.is_none() && !plugin.description().images.is_empty()
+    let of_disk = |i: &runtime::ImageGrant| i.role == runtime::Role::Disk;
+    plugin.description().copies.is_none() && plugin.description().images.iter().any(of_disk)
 }
 
 fn share(volume: &Volume) -> Result<EngineLock<'_>, EngineError> {

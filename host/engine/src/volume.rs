@@ -332,7 +332,7 @@ fn lock_file(path: &Path) -> Result<FileDisk, DiskError> {
 }
 
 /// Makes the directories above a path, for this user only.
-fn private_directories(path: &Path) -> std::io::Result<()> {
+pub(crate) fn private_directories(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     match path.parent() {
         Some(parent) => std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bindings::types::{CommandGrant, Description, Role};
+use crate::bindings::types::{CommandGrant, Description};
 
 /// What a person was shown, and what of it they left out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,10 +20,7 @@ impl Description {
     pub fn grant_names(&self) -> Vec<String> {
         let mut names = Vec::new();
         for image in &self.images {
-            let role = match image.role {
-                Role::Disk => "disk",
-                Role::Backing => "backing",
-            };
+            let role = image.role.word();
             names.push(format!("image {role}"));
             if image.changes {
                 names.push(format!("change of image {role}"));
@@ -50,7 +47,7 @@ impl Description {
         let is = |name: String| denied.contains(&name);
         let mut narrow = self.clone();
         narrow.images.retain_mut(|image| {
-            let role = if image.role == Role::Disk { "disk" } else { "backing" };
+            let role = image.role.word();
             image.changes &= !is(format!("change of image {role}"));
             !is(format!("image {role}"))
         });

@@ -1,6 +1,6 @@
 //! What a plugin says of itself: whether a person can be asked to approve it.
 
-use crate::bindings::types::{CommandGrant, Description, PlaceKind};
+use crate::bindings::types::{CommandGrant, Description, ImageGrant, PlaceKind, Role};
 use crate::flaw::Flaw;
 use crate::shown::unfit;
 
@@ -64,7 +64,13 @@ pub(crate) fn broken_limits(d: &Description) -> Vec<Flaw> {
     };
     need(d.endings.iter().all(ending_ok), "an ending is not a dot and up to 31 letters and digits");
     need(d.endings.len() <= 8, "it has more than 8 endings");
-    need(d.images.len() <= 2, "it asks for more images than there are roles");
+    need(d.images.len() <= 3, "it asks for more images than there are roles");
+    let of_pool = |i: &ImageGrant| i.role == Role::PoolMetadata;
+    let fits = |i: &ImageGrant| !of_pool(i) || (d.place == PlaceKind::LvmVolume && !i.changes);
+    need(
+        d.images.iter().all(fits),
+        "the metadata of a pool is read, never changed, and only for logical volumes",
+    );
     need(d.queries.len() <= 64 && d.actions.len() <= 64, "it has more than 64 queries or actions");
     flaws
 }

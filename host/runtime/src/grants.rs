@@ -34,6 +34,7 @@ pub(crate) fn effective(description: &Description) -> Result<Grants, Vec<Flaw>> 
         queries,
         actions,
         disk: description.images.iter().any(|i| disk(&i)),
+        pool_metadata: description.images.iter().any(|i| i.role == Role::PoolMetadata),
         changes: description.images.iter().filter(disk).any(|i| i.changes),
         copies: description.copies.is_some(),
     })
@@ -61,6 +62,17 @@ impl Grammar {
     /// For people: what stands there.
     pub fn in_words(self) -> &'static str {
         command::Grammar::from(self).in_words()
+    }
+}
+
+impl Role {
+    /// Its word in the contract.
+    pub fn word(self) -> &'static str {
+        match self {
+            Role::Disk => "disk",
+            Role::Backing => "backing",
+            Role::PoolMetadata => "pool-metadata",
+        }
     }
 }
 

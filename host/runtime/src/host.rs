@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use snapslot_capture::{Act, Mask, PlanBuilder, PlanError, Save, Seal};
-use snapslot_command::{Executor, Place};
+use snapslot_command::{Executor, Place, PlaceKind};
 use snapslot_disk::Disk;
 use wasmtime::component::{Resource, ResourceTable};
 
@@ -29,7 +29,7 @@ const PRINTED_MAX: usize = 8 << 10;
 pub struct Sight {
     /// Where it is.
     pub place: Place,
-    /// The image with role `disk`.
+    /// The image with role `disk`; of a logical volume, that with role `pool-metadata`.
     pub disk: Option<Arc<dyn Disk>>,
     /// The storage's own tools.
     pub commands: Option<Arc<dyn Executor>>,
@@ -280,11 +280,25 @@ impl sight::HostTarget for Host {
         target: Resource<TargetHandle>,
         role: Role,
     ) -> Answered<Resource<ImageHandle>> {
-        let disk = self.seen(&target)?.disk.clone();
+        let seen = self.seen(&target)?;
+        // What is at hand of a logical volume is its pool's metadata.
+        let of_pool = seen.place.kind() == PlaceKind::LvmVolume;
+        let disk = seen.disk.clone();
         match role {
-            Role::Disk => match disk.filter(|_| self.grants.disk) {
+            Role::Disk => match disk.filter(|_| self.grants.disk && !of_pool) {
                 Some(disk) => Ok(Ok(self.table.push(ImageHandle { disk, role })?)),
                 None => Ok(Err(not_granted("image", "disk"))),
+            },
+            Role::PoolMetadata if !self.grants.pool_metadata => {
+                Ok(Err(not_granted("image", "pool-metadata")))
+            }
+            Role::PoolMetadata => match disk.filter(|_| of_pool) {
+                Some(disk) => Ok(Ok(self.table.push(ImageHandle { disk, role })?)),
+                None => Ok(Err(Failure::new(
+                    FailureKind::Unsupported,
+                    "not-at-hand",
+                    "no metadata of a thin pool is at hand now",
+                ))),
             },
             Role::Backing => Ok(Err(Failure::new(
                 FailureKind::NotGranted,
@@ -335,7 +349,9 @@ impl Host {
         Ok(match self.table.get(image)?.role {
             Role::Disk if self.grants.changes => Ok(()),
             Role::Disk => Err(not_granted("change of image", "disk")),
-            Role::Backing => Err(not_granted("change of image", "backing")),
+            Role::Backing | Role::PoolMetadata => {
+                Err(not_granted("change of image", self.table.get(image)?.role.word()))
+            }
         })
     }
 

@@ -28,6 +28,7 @@ pub(crate) struct Grants {
     pub(crate) queries: Vec<Grant>,
     pub(crate) actions: Vec<Grant>,
     pub(crate) disk: bool,
+    pub(crate) pool_metadata: bool,
     pub(crate) changes: bool,
     pub(crate) copies: bool,
 }

@@ -62,7 +62,7 @@ impl Target for DiskTarget<'_> {
     fn image(&self, role: Role) -> Result<Box<dyn Image + '_>, Failure> {
         match role {
             Role::Disk => Ok(Box::new(DiskImage(self.0))),
-            Role::Backing => {
+            Role::Backing | Role::PoolMetadata => {
                 Err(Failure::new(FailureKind::NotGranted, "not-granted", "no backing file here"))
             }
         }

@@ -8,12 +8,15 @@
 //! - no option comes from a hole, and every volume made, renamed or removed but the volume itself
 //!   has a name of ours (`NAME_snapslot_…`).
 
-use snapslot_plugin_sdk::{CommandGrant, Grammar, Guard, hole};
+use snapslot_plugin_sdk::{CommandGrant, Grammar, Guard, ImageGrant, Role, hole};
 
 /// The look: one process for everything a plan depends on.
 pub(crate) const LOOK: &str = "look";
 /// The same for LVM before 2.03.12, which does not know `lv_autoactivation`.
 pub(crate) const LOOK_OLDER: &str = "look-older";
+
+/// The numbers that volumes have inside their pool.
+pub(crate) const NUMBERS: &str = "thin-numbers";
 
 /// Takes a snapshot of a thin volume.
 pub(crate) const TAKE_THIN: &str = "take-thin";
@@ -111,7 +114,35 @@ pub(crate) fn queries() -> Vec<CommandGrant> {
             "the same where LVM is older than 2.03.12 and refuses the other",
         ),
     ];
-    all.into_iter().map(with_holes).collect()
+    let numbers = grant(
+        NUMBERS,
+        &[
+            "lvs",
+            "-a",
+            "--units",
+            "b",
+            "--nosuffix",
+            "--reportformat",
+            "json",
+            "--config",
+            REPORT_SHAPE,
+            "-o",
+            "lv_name,lv_uuid,pool_lv,thin_id",
+            "{group}",
+        ],
+        LOOK_SECONDS,
+        "to find a thin volume and its snapshot in the metadata of their pool",
+    );
+    all.into_iter().chain([numbers]).map(with_holes).collect()
+}
+
+/// The metadata of the volume's thin pool.
+pub(crate) fn pool_metadata() -> ImageGrant {
+    ImageGrant {
+        role: Role::PoolMetadata,
+        changes: false,
+        reason: "to tell what changed since a take without reading the volume".to_owned(),
+    }
 }
 
 /// The actions.

@@ -32,6 +32,7 @@ mod explain;
 mod facts;
 mod grants;
 mod look;
+mod metadata;
 mod plan;
 mod report;
 mod state;
@@ -43,7 +44,7 @@ mod words;
 
 use snapslot_plugin_sdk::{
     Answer, Backend, Change, Description, Facts, Failure, FailureKind, Goal, PlaceKind, Plan,
-    Target,
+    StretchPage, Target,
 };
 
 use look::Look;
@@ -61,7 +62,7 @@ impl Backend for Lvm {
             summary: "snapshots of LVM's thin and thick logical volumes".to_owned(),
             endings: Vec::new(),
             place: PlaceKind::LvmVolume,
-            images: Vec::new(),
+            images: vec![grants::pool_metadata()],
             copies: None,
             queries: grants::queries(),
             actions: grants::actions(),
@@ -78,6 +79,15 @@ impl Backend for Lvm {
 
     fn measure(target: &dyn Target, identity: &str, _quick: bool) -> Result<Change, Failure> {
         facts::measure(&State::of(&Look::at(target)?)?, identity)
+    }
+
+    fn differences(
+        target: &dyn Target,
+        identity: &str,
+        cursor: u64,
+        max: u32,
+    ) -> Result<StretchPage, Failure> {
+        thin::differences(target, &State::of(&Look::at(target)?)?, identity, cursor, max)
     }
 
     fn explain(command: &str, answer: &Answer) -> Failure {

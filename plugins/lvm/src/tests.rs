@@ -4,11 +4,13 @@
 //!   of them;
 //! - [`crash`]: every plan, stopped before, inside and after every command, on a small LVM in
 //!   memory ([`group`]);
+//! - [`metadata`]: what two thin volumes share, in pools made here as the kernel makes them;
 //! - [`refusals`]: what stands in the way, and the words for it.
 
 mod crash;
 mod grants;
 mod group;
+mod metadata;
 mod recorded;
 mod refusals;
 

@@ -17,17 +17,20 @@
 //! when the new one is activated, since a pool without an active volume is deactivated, and checked as a
 //! whole when it is activated again.
 
-use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot, Plan, argument};
+use snapslot_plugin_sdk::{
+    Failure, FailureKind, NewSnapshot, Plan, Role, StretchPage, Target, argument,
+};
 
+use crate::facts::no_such_snapshot;
 use crate::grants::{
     ACTIVATE, COPY_NO_AUTO, COPY_READ_ONLY, COPY_SKIP, COPY_TAG, MAKE, MAKE_INACTIVE, MARK_OLD,
-    REMOVE, STEP_ASIDE, STEP_BACK, STEP_IN, TAKE_THIN,
+    NUMBERS, REMOVE, STEP_ASIDE, STEP_BACK, STEP_IN, TAKE_THIN,
 };
 use crate::look::{Fill, Lv};
 use crate::plan::{name_clash, refuse_dependents, refuse_open, remove, settle, taking, unmark};
 use crate::state::{Slot, State, is_own_tag};
 use crate::words::{bytes, some_of};
-use crate::{thick, unsupported};
+use crate::{metadata, report, thick, unsupported};
 
 /// No take into a pool whose data is as full: what the machine writes while the slot is held
 /// needs room of its own, and a pool without room fails writes.
@@ -284,4 +287,47 @@ fn note_filling(state: &State<'_>, name: &str, plan: &mut dyn Plan) -> Result<()
         )),
         None => Ok(()),
     }
+}
+
+/// Runs of one page, as the contract has it.
+const PAGE_MAX: u32 = 10_000;
+
+/// Lists where the volume and the slot's snapshot differ, block by block of their pool.
+pub(crate) fn differences(
+    target: &dyn Target,
+    state: &State<'_>,
+    identity: &str,
+    cursor: u64,
+    max: u32,
+) -> Result<StretchPage, Failure> {
+    if !(1..=PAGE_MAX).contains(&max) {
+        return Err(Failure::new(FailureKind::Invalid, "max", "a page has 1 to 10,000 runs"));
+    }
+    let Some(slot) = state.slot(identity) else { return Err(no_such_snapshot(state, identity)) };
+    let Some(volume) = state.volume.filter(|v| v.is_thin() && slot.lv.is_thin()) else {
+        return Err(unsupported("no-differences", "only thin volumes share what did not change"));
+    };
+    if volume.pool != slot.lv.pool {
+        return Err(unsupported("no-differences", "volume and snapshot are in two pools"));
+    }
+    // Asked for first: where it is not at hand nothing else is of use.
+    let image = target.image(Role::PoolMetadata)?;
+    let answer = target.ask(NUMBERS, &[])?;
+    let rows = match answer.exit_code {
+        0 => report::rows(&answer.output).ok(),
+        _ => None,
+    };
+    let number = |of: &Lv| -> Result<u64, Failure> {
+        let field = |row: &report::Row, name: &str| {
+            row.iter().find(|(n, _)| n == name).map(|(_, v)| v.trim().to_owned())
+        };
+        let same = |row: &&report::Row| field(row, "lv_uuid").as_deref() == Some(of.uuid.as_str());
+        let row = rows.iter().flatten().find(same);
+        row.and_then(|row| field(row, "thin_id")?.parse().ok()).ok_or_else(|| {
+            let name = state.look.say(&of.name);
+            unsupported("no-number", format!("LVM does not tell the number of {name} in its pool"))
+        })
+    };
+    let pair = [(number(slot.lv)?, slot.lv.size), (number(volume)?, volume.size)];
+    metadata::differences(&*image, pair, cursor, max as usize)
 }

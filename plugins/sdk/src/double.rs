@@ -91,6 +91,8 @@ pub struct MemoryTarget {
     pub place: String,
     /// The disk.
     pub disk: MemoryImage,
+    /// The metadata of its thin pool, while it is at hand.
+    pub pool_metadata: Option<MemoryImage>,
     /// What each query answers, by its name; whatever its arguments are.
     pub answers: Vec<(String, Answer)>,
     /// The copies the host keeps.
@@ -154,6 +156,10 @@ impl Target for MemoryTarget {
     fn image(&self, role: Role) -> Result<Box<dyn Image + '_>, Failure> {
         match role {
             Role::Disk => Ok(Box::new(&self.disk)),
+            Role::PoolMetadata => match &self.pool_metadata {
+                Some(metadata) => Ok(Box::new(metadata)),
+                None => Err(Failure::new(FailureKind::Unsupported, "not-at-hand", "none here")),
+            },
             Role::Backing => {
                 Err(Failure::new(FailureKind::NotGranted, "no-backing", "no backing file here"))
             }

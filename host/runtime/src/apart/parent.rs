@@ -220,7 +220,8 @@ impl Worker {
             self.granted = Some(description);
         }
         // What is not granted is not even at hand there.
-        let sees = |d: &Description| d.images.iter().any(|image| image.role == Role::Disk);
+        let at_hand = [Role::Disk, Role::PoolMetadata];
+        let sees = |d: &Description| d.images.iter().any(|image| at_hand.contains(&image.role));
         let granted = component.granted.as_ref().is_some_and(sees);
         let disk = sight.and_then(|s| s.disk.as_deref()).filter(|_| granted);
         let image = disk.and_then(|disk| disk.descriptor()).and_then(read_only);

@@ -12,6 +12,7 @@ mod machine;
 mod race;
 mod rare_lvm;
 mod rare_zfs;
+mod thin_diff;
 
 use crate::harness::{Group, Scenario};
 use crate::{lvm, tap, zfs};
@@ -30,6 +31,7 @@ pub const ALL: &[Scenario] = &[
     scenario!(Lvm "lvm-blockers" blockers_lvm::all, "what stands in the way is named and nothing is changed"),
     scenario!(Lvm "lvm-overflow" blockers_lvm::overflow, "an overflowed thick snapshot is lost, and said to be"),
     scenario!(Lvm "lvm-rare" rare_lvm::all, "external origins, long merges, shared room, volumes that are gone"),
+    scenario!(Lvm "lvm-thin-diff" thin_diff::all, "what changed on a thin volume, by its pool's metadata"),
     scenario!(Lvm "lvm-import" import::lvm, "an image put back onto a volume, killed at every command and while it writes"),
     scenario!(Lvm "lvm-drift" faults::lvm_drift, "what a person did behind the engine's back is reported"),
     scenario!(Lvm "lvm-faults" faults::lvm_faults, "a tool that is missing, that fails, no permission"),

@@ -16,9 +16,13 @@ pub fn grants(d: &Description, denied: &[String]) -> String {
         false => "",
     };
     for grant in &d.images {
-        let (role, what) = match grant.role {
-            Role::Disk => ("disk", "the disk's image"),
-            Role::Backing => ("backing", "the backing file"),
+        let role = grant.role.word();
+        let what = match grant.role {
+            Role::Disk => "the disk's image",
+            Role::Backing => "the backing file",
+            Role::PoolMetadata => {
+                "a moment of the thin pool's metadata, which the host holds meanwhile (a metadata snapshot)"
+            }
         };
         let reason = &grant.reason;
         let _ = writeln!(words, "  {}read {what}: {reason}", not(&format!("image {role}")));

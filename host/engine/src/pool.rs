@@ -1,0 +1,279 @@
+//! A moment of a thin pool's metadata, held while it is read.
+//!
+//! The metadata of a pool changes at any time. Device mapper keeps a moment of it on request: what was there then is not
+//! written over before it is let go (Documentation/admin-guide/device-mapper/thin-provisioning.rst of the kernel,
+//! `reserve_metadata_snap`). A pool keeps one at most, and keeps it over a restart of the machine; so it is noted before
+//! it is asked for, and whoever comes next lets go of one that was left:
+//!
+//! | step | the note | a crash after it leaves | which ends |
+//! |---|---|---|---|
+//! | note it, durable | held | a note of nothing | the next one: letting go of nothing is refused by the kernel, and no harm |
+//! | reserve | held | a moment that is held for nobody | the next one, or `recover`, lets go of it |
+//! | read | held | the same | the same |
+//! | release | held | a note of nothing | the next one |
+//! | take the note back, durable | empty | nothing | |
+//!
+//! One that is held without a note is somebody else's, and is left alone: what it holds is no use to us. Notes are
+//! named by the pool's UUID, and one process at a time has a pool's.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::libc;
+use nix::sys::stat::{major, minor};
+use snapslot_command::{Command, Executor};
+use snapslot_disk::{Disk, FileDisk};
+
+use crate::volume::{Volume, private_directories};
+
+/// A message to a pool is done in milliseconds, but for a pool that waits for its disk.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How often, and how long apart, it is tried whether another process is done with the pool.
+const PATIENCE: (u32, Duration) = (100, Duration::from_millis(50));
+/// What a note says of a moment that is held.
+const HELD: &[u8] = b"held\n";
+const RESERVE: &str = "reserve_metadata_snap";
+const RELEASE: &str = "release_metadata_snap";
+
+/// The metadata of the pool that a volume lies in, at one moment.
+pub(crate) struct Held<'e> {
+    pub(crate) metadata: Arc<FileDisk>,
+    _reserved: Reserved<'e>,
+}
+
+impl<'e> Held<'e> {
+    /// Holds it; or why there is none to be had.
+    pub(crate) fn of(
+        volume: &Volume,
+        tools: &'e dyn Executor,
+        state_dir: &Path,
+    ) -> Result<Held<'e>, String> {
+        let device = volume.locator.place.device().ok_or("it has no device")?;
+        let pool = Pool::of(&device)?;
+        let note = Note::take(&notes(state_dir), &pool.uuid)?;
+        let reserved = Reserved::of(pool, note, tools)?;
+        let metadata = Arc::new(reserved.pool.metadata()?);
+        Ok(Held { metadata, _reserved: reserved })
+    }
+}
+
+/// Lets go of what engines that were killed left held.
+pub(crate) fn let_go(tools: &dyn Executor, state_dir: &Path) {
+    let folder = notes(state_dir);
+    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let Ok(uuid) = entry.file_name().into_string() else { continue };
+        // One that somebody has is in use; of a pool that is not there nothing can be let go.
+        let (Ok(Some(mut note)), Some(pool)) = (Note::open(&folder, &uuid), Pool::named(&uuid))
+        else {
+            continue;
+        };
+        if let Err(why) = note.let_go(&pool, tools) {
+            tracing::warn!("the metadata of {} is held still: {why}", pool.name);
+        }
+    }
+}
+
+fn notes(state_dir: &Path) -> PathBuf {
+    state_dir.join("pools")
+}
+
+/// A thin pool's device.
+struct Pool {
+    /// Of the kernel.
+    name: String,
+    uuid: String,
+    /// Where the kernel tells of it.
+    told: PathBuf,
+}
+
+impl Pool {
+    /// The pool that a thin volume's device lies in.
+    fn of(device: &Path) -> Result<Pool, String> {
+        let meta = fs::metadata(device).map_err(|e| format!("{}: {e}", device.display()))?;
+        let number = meta.rdev();
+        let told = format!("/sys/dev/block/{}:{}", major(number), minor(number));
+        let [pool] = &below(Path::new(&told), "-tpool")?[..] else {
+            return Err("it is no thin volume".to_owned());
+        };
+        Pool::at(pool).ok_or_else(|| "its pool has no name".to_owned())
+    }
+
+    fn at(told: &Path) -> Option<Pool> {
+        let word = |name: &str| fs::read_to_string(told.join("dm").join(name)).ok();
+        let (name, uuid) = (word("name")?.trim().to_owned(), word("uuid")?.trim().to_owned());
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.+".contains(&b);
+        let sound = |word: &str| !word.is_empty() && !word.starts_with(['-', '.']);
+        (sound(&name) && sound(&uuid) && name.bytes().chain(uuid.bytes()).all(plain))
+            .then(|| Pool { name, uuid, told: told.to_owned() })
+    }
+
+    /// The pool of this UUID, if it is active.
+    fn named(uuid: &str) -> Option<Pool> {
+        let all = fs::read_dir("/sys/block").ok()?.flatten();
+        all.filter_map(|entry| Pool::at(&entry.path())).find(|pool| pool.uuid == uuid)
+    }
+
+    /// Its metadata, to be read; nothing of it from the cache.
+    fn metadata(&self) -> Result<FileDisk, String> {
+        let [told] = &below(&self.told, "-tmeta")?[..] else {
+            return Err(format!("the metadata of {} is not one device", self.name));
+        };
+        let name = told.file_name().ok_or("a device without a name")?;
+        let disk = FileDisk::open_read_only(&Path::new("/dev").join(name));
+        let disk = disk.map_err(|e| e.to_string())?;
+        let number = fs::metadata(disk.path()).map_err(|e| e.to_string())?.rdev();
+        let is = format!("{}:{}", major(number), minor(number));
+        if fs::read_to_string(told.join("dev")).map_err(|e| e.to_string())?.trim() != is {
+            return Err(format!("{} is another device", disk.path().display()));
+        }
+        // The pool writes past the cache of its device, which may have what was there before.
+        let descriptor = disk.descriptor().ok_or("a device without a descriptor")?;
+        posix_fadvise(descriptor, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .map_err(|e| e.to_string())?;
+        Ok(disk)
+    }
+
+    fn tell(&self, message: &str, tools: &dyn Executor) -> Result<(), String> {
+        let command = Command {
+            program: "dmsetup".to_owned(),
+            arguments: ["message", &self.name, "0", message].map(str::to_owned).to_vec(),
+            input: None,
+            deadline: DEADLINE,
+        };
+        match tools.run(&command) {
+            Ok(answer) if answer.exit_code == 0 => Ok(()),
+            Ok(answer) => Err(format!("`{command}`: {}", answer.complaint())),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+}
+
+/// The devices that this one lies on whose UUID has this ending.
+fn below(told: &Path, ending: &str) -> Result<Vec<PathBuf>, String> {
+    let fail = |e: io::Error| format!("{}: {e}", told.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(told.join("slaves")).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let uuid = fs::read_to_string(path.join("dm/uuid")).unwrap_or_default();
+        if uuid.starts_with("LVM-") && uuid.trim().ends_with(ending) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// A moment that is held. Let go of when dropped.
+struct Reserved<'e> {
+    pool: Pool,
+    note: Note,
+    tools: &'e dyn Executor,
+}
+
+impl<'e> Reserved<'e> {
+    fn of(pool: Pool, mut note: Note, tools: &'e dyn Executor) -> Result<Self, String> {
+        note.let_go(&pool, tools)?;
+        note.write(HELD).map_err(|e| format!("it could not be noted: {e}"))?;
+        match pool.tell(RESERVE, tools) {
+            Ok(()) => Ok(Reserved { pool, note, tools }),
+            Err(why) => {
+                // It may have been reserved and only not been told; and what others hold is not ours to let go.
+                if why.contains("busy") {
+                    note.write(b"").map_err(|e| e.to_string())?;
+                } else {
+                    note.let_go(&pool, tools)?;
+                }
+                Err(why)
+            }
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if let Err(why) = self.note.let_go(&self.pool, self.tools) {
+            tracing::warn!(
+                "a moment of the metadata of {} is held still ({why}); `snapslot recover` lets go of it, or \
+                 `dmsetup message {} 0 {RELEASE}`",
+                self.pool.name,
+                self.pool.name,
+            );
+        }
+    }
+}
+
+/// What is noted of one pool, locked.
+struct Note {
+    file: File,
+    folder: PathBuf,
+}
+
+impl Note {
+    /// Waits for whoever has it.
+    fn take(folder: &Path, uuid: &str) -> Result<Note, String> {
+        for _ in 0..PATIENCE.0 {
+            match Note::open(folder, uuid).map_err(|e| format!("it cannot be noted: {e}"))? {
+                Some(note) => return Ok(note),
+                None => std::thread::sleep(PATIENCE.1),
+            }
+        }
+        Err("another process reads the pool's metadata".to_owned())
+    }
+
+    /// None: somebody has it.
+    fn open(folder: &Path, uuid: &str) -> io::Result<Option<Note>> {
+        let path = folder.join(uuid);
+        private_directories(&path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Note { file, folder: folder.to_owned() })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    fn says_held(&mut self) -> io::Result<bool> {
+        let mut said = Vec::new();
+        self.file.rewind()?;
+        (&self.file).take(16).read_to_end(&mut said)?;
+        Ok(!said.is_empty())
+    }
+
+    /// Durable when it returns.
+    fn write(&mut self, what: &[u8]) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        self.file.write_all(what)?;
+        self.file.sync_all()?;
+        // The file may be new, and its folder too.
+        for folder in [Some(self.folder.as_path()), self.folder.parent()].into_iter().flatten() {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of what it tells of, if it does.
+    fn let_go(&mut self, pool: &Pool, tools: &dyn Executor) -> Result<(), String> {
+        if !self.says_held().map_err(|e| e.to_string())? {
+            return Ok(());
+        }
+        if let Err(why) = pool.tell(RELEASE, tools)
+            // Nothing is held: a crash came before it was.
+            && !why.contains("Invalid argument")
+        {
+            return Err(why);
+        }
+        self.write(b"").map_err(|e| e.to_string())
+    }
+}
