@@ -104,8 +104,7 @@ mod tests {
     //! Goal: what is not, word for word, what was approved is not had.
 
     use super::*;
-    use crate::bindings::types::Role;
-    use crate::bindings::types::{ImageGrant, PlaceKind};
+    use crate::bindings::types::{ImageGrant, PlaceKind, Role};
 
     fn command(name: &str, word: &str) -> CommandGrant {
         CommandGrant {
