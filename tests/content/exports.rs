@@ -411,6 +411,62 @@ fn an_exported_image_comes_back() {
     assert_same("after rubbish", &std::fs::read(&disk).expect("it"), &first);
 }
 
+/// Goal: a dry run of an import says how it would be done, or why it would be refused as the import itself is, and
+/// changes nothing, also over an import that was cut off.
+#[test]
+fn a_dry_run_of_an_import_says_how_and_changes_nothing() {
+    let Subject { scratch, image, before, .. } = subject(&[], None, 22);
+    let snapslot = snapslot(&scratch);
+    let away = scratch.join("away.raw").display().to_string();
+    snapslot.verb("export", image.path(), &[&away]).expect(0);
+    let from = format!("raw:{away}");
+    let path = image.path().display().to_string();
+    // Without a yes, as nothing is done.
+    let dry = |volume: &str| snapslot.run(["restore", volume, "--from", &from, "--dry-run"]);
+    assert_eq!(dry(&path).expect(6)["error"]["code"], "no-content");
+    snapslot.verb("delete", image.path(), &[]).expect(0);
+    image.guest(["write -q -P 98 0 4M"]);
+    let now = std::fs::read(image.path()).expect("the image");
+    let told = dry(&path).expect(0).clone();
+    let size = before.len() as u64;
+    assert_eq!((&told["way"], &told["dry-run"]), (&"replaced".into(), &true.into()), "{told}");
+    assert_eq!(
+        (&told["virtual-size"], &told["written-bytes"]),
+        (&size.into(), &0.into()),
+        "{told}"
+    );
+    assert_same("the image", &std::fs::read(image.path()).expect("it"), &now);
+    let held = image.hold(true);
+    assert_eq!(dry(&path).code(), 5);
+    drop(held);
+    if !needs::has(&[ROOT]) {
+        return;
+    }
+    let to = Overwritten::new(96 * MIB as usize);
+    let dry = |full_copy: bool| {
+        let mut words = to.import().to_vec();
+        words.push("--dry-run");
+        words.retain(|w| *w != "--yes" && (full_copy || *w != "--full-copy"));
+        to.snapslot.run(words)
+    };
+    let told = dry(true).expect(0).clone();
+    assert_eq!((&told["way"], &told["dry-run"]), (&"in-place".into(), &true.into()), "{told}");
+    // What the way back would cost is refused as in the import.
+    assert_eq!(dry(false).code(), 6);
+    assert_same("the device", &to.device.bytes(), &to.old);
+    assert_eq!(to.snapslot.verb("status", Path::new(&to.volume), &[]).slot(), "disabled");
+    let mut process = to.snapslot.start(to.import());
+    until_written(&mut process, &to.file, &to.old);
+    process.kill();
+    process.finish(Duration::from_secs(60));
+    let half = to.device.bytes();
+    if half != to.new {
+        assert_eq!(dry(true).code(), 8, "over an import that was cut off");
+    }
+    assert_same("after the dry run", &to.device.bytes(), &half);
+    to.snapslot.verb("recover", Path::new(&to.volume), &[]).expect(0);
+}
+
 /// A file as a block device, until it is dropped.
 struct Loop(String);
 

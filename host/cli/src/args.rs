@@ -176,7 +176,8 @@ pub enum Command {
   snapslot restore ./disk.qcow2            # shows what would be lost, and asks
   snapslot restore vm1 --yes               # for scripts
   snapslot restore vm1 --yes --consume     # and empties the slot
-  snapslot restore raw:/srv/vm2.img --from before.qcow2   # an image that was exported")]
+  snapslot restore raw:/srv/vm2.img --from before.qcow2   # an image that was exported
+  snapslot restore lvm:vg0/vm1 --from vm1.raw --dry-run   # whether that could be done, and how")]
     Restore {
         /// The machine, or one of its volumes
         machine: String,
@@ -188,7 +189,7 @@ pub enum Command {
         consume: bool,
         /// Set the disk to what this image holds, not to the snapshot: a path that ends in .qcow2, or
         /// BACKEND:PLACE like raw:/backup/vm1.raw
-        #[arg(long, value_name = "IMAGE", conflicts_with_all = ["consume", "dry_run"])]
+        #[arg(long, value_name = "IMAGE", conflicts_with = "consume")]
         from: Option<String>,
         /// A backing file of IMAGE that may be read, the nearest first; repeat for a chain
         #[arg(long, value_name = "VOLUME", requires = "from")]

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::CommandFactory;
 use serde_json::json;
-use snapslot_engine::{Asked, Confine, Depth, Engine, EngineError, Settings};
+use snapslot_engine::{Asked, Confine, Depth, Engine, EngineError, Import, Settings};
 
 use crate::args::{self, Args, Command, Common, PluginCommand, Rehearse};
 use crate::output::{Failed, Output};
@@ -70,8 +70,11 @@ fn dispatch(args: Args, output: Output) -> Result<ExitCode, Failed> {
                 Asked { note, replace, dry_run, room: store_size, full_copy, ..Asked::default() };
             slot::take(&engine, output, &machine, &asked)
         }
-        Command::Restore { machine, yes, from: Some(from), backing, full_copy, .. } => {
-            content::import(&engine, output, &machine, &from, &backing, full_copy, yes)
+        Command::Restore {
+            machine, yes, from: Some(from), backing, full_copy, dry_run, ..
+        } => {
+            let wanted = Import { from: &from, backing: &backing, full_copy, dry_run };
+            content::import(&engine, output, &machine, &wanted, yes)
         }
         Command::Restore { machine, yes, consume, dry_run, .. } => {
             slot::restore(&engine, output, &machine, yes, consume, dry_run)

@@ -39,7 +39,7 @@ mod volume;
 pub use clock::Clock;
 pub use engine::{Engine, Settings, Tools};
 pub use error::EngineError;
-pub use import::Imported;
+pub use import::{Import, Imported, Way};
 pub use installed::{InstallError, Installed};
 pub use live::{LiveExport, ServeOptions};
 pub use locator::{Known, Locator, LocatorError, is_machine_name};

@@ -224,7 +224,7 @@ impl Engine {
         let _engine_locks = self.lock(&machine, &volumes)?;
         match asked.dry_run {
             true => self.refuse_interrupted(&machine, &volumes)?,
-            false => drop(self.recover_locked(&machine, &volumes)?),
+            false => drop(self.recover_locked(&machine, &volumes, observer)?),
         }
         // Recovery, or another process before the lock, may have changed the record.
         let recorded = self.store.machine(&machine.name)?;
@@ -304,7 +304,11 @@ impl Engine {
     }
 
     /// On a dry run: says what a real one would recover first, and changes nothing.
-    fn refuse_interrupted(&self, machine: &Machine, volumes: &[Volume]) -> Result<(), EngineError> {
+    pub(crate) fn refuse_interrupted(
+        &self,
+        machine: &Machine,
+        volumes: &[Volume],
+    ) -> Result<(), EngineError> {
         let what = match volumes.iter().find_map(left_behind) {
             Some(meta) => format!("a {} of it was interrupted", meta.verb),
             None if machine.pending.is_some() => {
@@ -511,7 +515,7 @@ impl<'e> Context<'e> {
     }
 
     /// Looks, for a dry run: it ends nothing, and says what would have to be ended first.
-    fn look_at_whole(&self, name: &str) -> Result<Vec<Facts>, EngineError> {
+    pub(crate) fn look_at_whole(&self, name: &str) -> Result<Vec<Facts>, EngineError> {
         let all = look_at(self.volumes, self.plugins)?;
         for ((volume, plugin), facts) in self.volumes.iter().zip(self.plugins).zip(&all) {
             let mut what = facts.unfinished.clone();

@@ -45,7 +45,7 @@ use crate::error::EngineError;
 use crate::import::is_noted;
 use crate::locator::Locator;
 use crate::meta::Meta;
-use crate::operate::{Context, Done, Verb, lock_images, look_at, refuse_used};
+use crate::operate::{Context, Done, Observer, Verb, lock_images, look_at, refuse_used};
 use crate::others::Other;
 use crate::pool;
 use crate::status::{derive, parts};
@@ -77,15 +77,24 @@ pub struct Recovered {
 impl Engine {
     /// Finishes what was interrupted.
     pub fn recover(&self, text: &str) -> Result<Recovered, EngineError> {
+        self.recover_watched(text, &|_, _, _| ())
+    }
+
+    /// The same, for who watches: a restore that goes on may have much to copy.
+    pub fn recover_watched(
+        &self,
+        text: &str,
+        observer: Observer<'_>,
+    ) -> Result<Recovered, EngineError> {
         let (machine, known) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _locks = self.lock(&machine, &volumes)?;
         pool::let_go(&*self.commands, &self.settings.state_dir);
-        let (mut finished, cleared) = self.recover_locked(&machine, &volumes)?;
+        let (mut finished, cleared) = self.recover_locked(&machine, &volumes, observer)?;
         // And what storage without a seal shows half done, without a journal that tells of it.
         let plugins = self.plugins(&volumes)?;
-        let context = Context::new(self, &volumes, &plugins, &|_, _, _| ());
+        let context = Context::new(self, &volumes, &plugins, observer);
         let looked = context.look_at_settled(&machine.name);
         let (facts, settled) = looked.map_err(|e| context.told(&machine.name, e))?;
         finished.extend(settled);
@@ -102,6 +111,7 @@ impl Engine {
         &self,
         machine: &Machine,
         volumes: &[Volume],
+        observer: Observer<'_>,
     ) -> Result<(Vec<String>, Vec<String>), EngineError> {
         let mut found = Vec::new();
         for volume in volumes {
@@ -131,7 +141,7 @@ impl Engine {
         // Nobody may have the image open while we decide, nor while we write.
         let _locks = lock_images(volumes)?;
         let plugins = self.plugins(volumes)?;
-        let context = Context::new(self, volumes, &plugins, &|_, _, _| ());
+        let context = Context::new(self, volumes, &plugins, observer);
         let ended = || -> Result<_, EngineError> {
             let (mut finished, cleared) = self.recover_found(machine, &context, &found)?;
             // While one is under way nothing else is, and there is no journal.

@@ -10,7 +10,7 @@ use snapslot_engine::content::export::{
     Destination, Exported, Format, Packing, Wanted, export as write_out,
 };
 use snapslot_engine::content::{Range, Watch};
-use snapslot_engine::{Compared, Engine, EngineError, Which};
+use snapslot_engine::{Compared, Engine, EngineError, Import, Way, Which};
 
 use crate::args::{Compress, ExportArgs, ImageFormat};
 use crate::ask::{Answer, confirm};
@@ -129,14 +129,13 @@ pub fn import(
     engine: &Engine,
     output: Output,
     machine: &str,
-    from: &str,
-    backing: &[String],
-    full_copy: bool,
+    wanted: &Import<'_>,
     yes: bool,
 ) -> Result<ExitCode, Failed> {
-    if !yes {
+    if !yes && !wanted.dry_run {
         let question = format!(
-            "{machine}: set the disk to what {from} holds?\nWhat is on it now cannot be had back, but for what its slot holds."
+            "{machine}: set the disk to what {} holds?\nWhat is on it now cannot be had back, but for what its slot holds.",
+            wanted.from
         );
         match confirm(&question) {
             Answer::Yes => {}
@@ -155,9 +154,25 @@ pub fn import(
     let progress = Progress::new(output.json);
     let tell = |n, all| progress.tell(machine, n, all);
     let watch = Watch { progress: &tell, stop: &stop::wanted };
-    let done = engine.import(machine, from, backing, full_copy, &watch)?;
+    let done = engine.import(machine, wanted, &watch)?;
     drop(progress);
     let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    if done.dry_run {
+        let how = match done.way {
+            Way::Replaced => "a new file would take the disk's place when it is whole",
+            Way::InPlace => {
+                "its device would be written, while the slot holds a snapshot to go back to"
+            }
+        };
+        let words = format!(
+            "{} would be what {} holds, {}: {how}.\nNothing was changed.\n",
+            done.volume,
+            done.from,
+            bytes(done.virtual_size)
+        );
+        output.done(json!(done), &words);
+        return Ok(ExitCode::SUCCESS);
+    }
     let words = format!(
         "{} {} is what {} holds, {}, in {}.\n",
         output.strong("Restored:"),

@@ -143,7 +143,9 @@ pub fn recover(engine: &Engine, output: Output, machine: Option<&str>) -> Result
     let mut results = Vec::new();
     let mut failed = None;
     for name in names {
-        match engine.recover(&name) {
+        let progress = Progress::new(output.json);
+        let tell = |volume: &str, n: u64, all: u64| progress.tell(volume, n, all);
+        match engine.recover_watched(&name, &tell) {
             Ok(r) => {
                 for volume in &r.finished {
                     let _ = writeln!(words, "{volume}: an interrupted change was finished");

@@ -40,6 +40,54 @@ pub(super) fn device_of(volume: &Volume) -> Result<PathBuf, EngineError> {
 }
 
 impl<'e> Context<'e> {
+    /// Refuses where it could not be written; the device's path.
+    fn writable(
+        &self,
+        at: usize,
+        before: &Facts,
+        content: &Arc<dyn Content>,
+    ) -> Result<PathBuf, EngineError> {
+        let volume = &self.volumes[at];
+        let path = device_of(volume)?;
+        let (has, wants) = (before.virtual_size, content.size());
+        if wants > has {
+            return Err(EngineError::NoContent {
+                volume: volume.locator.to_string(),
+                why: format!(
+                    "it has {has} bytes and the image {wants}: make the volume that large first"
+                ),
+            });
+        }
+        refuse_used(self.volumes)?;
+        Ok(path)
+    }
+
+    /// For a dry run: whether it could be written, and the way back taken before.
+    pub(super) fn plan_device(
+        &self,
+        at: usize,
+        before: &Facts,
+        content: &Arc<dyn Content>,
+        full_copy: bool,
+    ) -> Result<(), EngineError> {
+        self.writable(at, before, content)?;
+        let goal = self.way_back(&self.engine.new_mark()?, full_copy);
+        self.plan_one(&self.volumes[at], &self.plugins[at], before.clone(), goal).map(drop)
+    }
+
+    /// A snapshot in the slot.
+    fn way_back(&self, mark: &str, full_copy: bool) -> Goal {
+        let now = self.engine.now();
+        Goal::Held(NewSnapshot {
+            mark: mark.to_owned(),
+            taken_seconds: now.seconds.cast_unsigned(),
+            taken_nanoseconds: now.nanoseconds,
+            room: None,
+            beside: 0,
+            full_copy,
+        })
+    }
+
     /// Takes the way back, writes, and gives up the way back.
     pub(super) fn write_device(
         &self,
@@ -52,28 +100,11 @@ impl<'e> Context<'e> {
     ) -> Result<Exported, EngineError> {
         let (volume, plugin) = (&self.volumes[at], &self.plugins[at]);
         let failed = |e| EngineError::disk(&volume.locator, e);
-        let path = device_of(volume)?;
-        let (has, wants) = (before.virtual_size, content.size());
-        if wants > has {
-            return Err(EngineError::NoContent {
-                volume: volume.locator.to_string(),
-                why: format!(
-                    "it has {has} bytes and the image {wants}: make the volume that large first"
-                ),
-            });
-        }
-        refuse_used(self.volumes)?;
+        let path = self.writable(at, before, content)?;
         let (mark, now) = (self.engine.new_mark()?, self.engine.now());
         let mut note =
             ImportNote::begin(volume, Meta::of_import(machine, &mark, now)).map_err(failed)?;
-        let goal = Goal::Held(NewSnapshot {
-            mark: mark.clone(),
-            taken_seconds: now.seconds.cast_unsigned(),
-            taken_nanoseconds: now.nanoseconds,
-            room: None,
-            beside: 0,
-            full_copy,
-        });
+        let goal = self.way_back(&mark, full_copy);
         let guarded = (self.plan_one(volume, plugin, before.clone(), goal))
             .and_then(|plan| plan.run_rest(self))
             .and_then(|()| volume.inspect(plugin))

@@ -30,7 +30,30 @@ use crate::volume::Volume;
 
 pub(crate) use device::{import_left, is_noted};
 
-/// What was put back.
+/// What is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Import<'a> {
+    /// The image.
+    pub from: &'a str,
+    /// Its chain of backing files, the nearest first.
+    pub backing: &'a [String],
+    /// Of a device that can share nothing a whole copy may be made meanwhile, to go back to.
+    pub full_copy: bool,
+    /// Only look whether it could be done, and how.
+    pub dry_run: bool,
+}
+
+/// How a disk comes to hold something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// A new file takes the disk's place.
+    Replaced,
+    /// It is written where it is, while the slot holds the way back.
+    InPlace,
+}
+
+/// What was put back, or would be.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Imported {
@@ -38,6 +61,10 @@ pub struct Imported {
     pub volume: String,
     /// The image.
     pub from: String,
+    /// How.
+    pub way: Way,
+    /// Whether it was only looked at.
+    pub dry_run: bool,
     /// The disk's size now, in bytes.
     pub virtual_size: u64,
     /// Bytes written.
@@ -47,32 +74,23 @@ pub struct Imported {
 }
 
 impl Engine {
-    /// Sets a disk to what an image holds. `backing` names the image's chain of backing files. `full_copy`: of a
-    /// device that can share nothing a whole copy may be made meanwhile, to go back to.
+    /// Sets a disk to what an image holds.
     pub fn import(
         &self,
         text: &str,
-        from: &str,
-        backing: &[String],
-        full_copy: bool,
+        wanted: &Import<'_>,
         watch: &Watch<'_>,
     ) -> Result<Imported, EngineError> {
+        let &Import { from, backing, full_copy, dry_run } = wanted;
         let (machine, known) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
         let index = self.one_of(text, &machine.name, &locators)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _engine_locks = self.lock(&machine, &volumes)?;
         let volume = &volumes[index];
-        match self.recover_locked(&machine, &volumes) {
-            // Of an import that cannot be taken back the rest is this: another one.
-            Err(EngineError::HalfImported { volume: half })
-                if half == volume.locator.to_string() =>
-            {
-                note::ImportNote::clear(volume)
-                    .map_err(|e| EngineError::disk(&volume.locator, e))?;
-                self.recover_locked(&machine, &volumes)?;
-            }
-            recovered => drop(recovered?),
+        match dry_run {
+            true => self.refuse_interrupted(&machine, &volumes)?,
+            false => self.recover_before(&machine, &volumes, volume)?,
         }
         let machine = self.store.machine(&machine.name)?.unwrap_or(machine);
         if volume.is_served()? {
@@ -84,7 +102,10 @@ impl Engine {
         let _image_locks = lock_images(&volumes)?;
         let plugins = self.plugins(&volumes)?;
         let context = Context::new(self, &volumes, &plugins, &|_, _, _| {});
-        let (facts, _) = context.look_at_settled(&machine.name)?;
+        let facts = match dry_run {
+            true => context.look_at_whole(&machine.name)?,
+            false => context.look_at_settled(&machine.name)?.0,
+        };
         let file = match volume.is_written_in_place() {
             true => {
                 self.refuse_held(&machine, known, &facts, &volumes)?;
@@ -92,9 +113,17 @@ impl Engine {
             }
             false => Some(context.replaced(index, &facts[index])?),
         };
+        let mut virtual_size = 0;
         let done = self.with_image(from, backing, |image, content| {
+            virtual_size = content.size();
             if file.as_ref().is_some_and(|file| image.id() == file.disk.id()) {
                 return Err(EngineError::Usage(format!("{from} is the disk itself")));
+            }
+            if dry_run {
+                if file.is_none() {
+                    context.plan_device(index, &facts[index], content, full_copy)?;
+                }
+                return Ok(None);
             }
             let operation = self.store.begin(&machine.name, "import", self.now())?;
             let done = match &file {
@@ -106,14 +135,42 @@ impl Engine {
             };
             let outcome = done.as_ref().map_or_else(EngineError::code, |_| "done".to_owned());
             self.store.end(operation, self.now(), &outcome)?;
-            done
+            done.map(Some)
         })?;
-        if known {
+        if known && !dry_run {
             context.record(&machine, machine.occupant.as_ref(), machine.pending.as_deref())?;
         }
-        let Exported { virtual_size, written_bytes, shared_bytes, .. } = done;
-        let volume = volume.locator.to_string();
-        Ok(Imported { volume, from: from.to_owned(), virtual_size, written_bytes, shared_bytes })
+        let written = done.as_ref();
+        Ok(Imported {
+            volume: volume.locator.to_string(),
+            from: from.to_owned(),
+            way: if file.is_some() { Way::Replaced } else { Way::InPlace },
+            dry_run,
+            virtual_size,
+            written_bytes: written.map_or(0, |e: &Exported| e.written_bytes),
+            shared_bytes: written.map_or(0, |e| e.shared_bytes),
+        })
+    }
+
+    /// Ends what was interrupted.
+    fn recover_before(
+        &self,
+        machine: &Machine,
+        volumes: &[Volume],
+        volume: &Volume,
+    ) -> Result<(), EngineError> {
+        let recover = || self.recover_locked(machine, volumes, &|_, _, _| ()).map(drop);
+        match recover() {
+            // Of an import that cannot be taken back the rest is this: another one.
+            Err(EngineError::HalfImported { volume: half })
+                if half == volume.locator.to_string() =>
+            {
+                note::ImportNote::clear(volume)
+                    .map_err(|e| EngineError::disk(&volume.locator, e))?;
+                recover()
+            }
+            recovered => recovered,
+        }
     }
 
     /// The way back is kept in the slot: it must be empty.
