@@ -13,8 +13,9 @@
 //! | release | held | a note of nothing | the next one |
 //! | take the note back, durable | empty | nothing | |
 //!
-//! One that is held without a note is somebody else's, and is left alone: what it holds is no use to us. Notes are
-//! named by the pool's UUID, and one process at a time has a pool's.
+//! One that is held without a note is somebody else's, and is left alone: what it holds is no use to us. (Whoever lets
+//! go of ours by hand, and holds one of their own before we come by again, loses it: the kernel does not say whose it is.)
+//! Notes are named by the pool's UUID, and one process at a time has a pool's.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};

@@ -13,6 +13,7 @@ use snapslot_content::export::{Exported, overwrite};
 use snapslot_content::{Content, ContentError, Watch};
 use snapslot_disk::{Companion as _, DiskError};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Snapshot};
+use snapslot_slot::Moment;
 
 use super::note::{ImportNote, Stage};
 use crate::error::EngineError;
@@ -71,13 +72,12 @@ impl<'e> Context<'e> {
         full_copy: bool,
     ) -> Result<(), EngineError> {
         self.writable(at, before, content)?;
-        let goal = self.way_back(&self.engine.new_mark()?, full_copy);
+        let goal = self.way_back(&self.engine.new_mark()?, self.engine.now(), full_copy);
         self.plan_one(&self.volumes[at], &self.plugins[at], before.clone(), goal).map(drop)
     }
 
     /// A snapshot in the slot.
-    fn way_back(&self, mark: &str, full_copy: bool) -> Goal {
-        let now = self.engine.now();
+    fn way_back(&self, mark: &str, now: Moment, full_copy: bool) -> Goal {
         Goal::Held(NewSnapshot {
             mark: mark.to_owned(),
             taken_seconds: now.seconds.cast_unsigned(),
@@ -104,7 +104,7 @@ impl<'e> Context<'e> {
         let (mark, now) = (self.engine.new_mark()?, self.engine.now());
         let mut note =
             ImportNote::begin(volume, Meta::of_import(machine, &mark, now)).map_err(failed)?;
-        let goal = self.way_back(&mark, full_copy);
+        let goal = self.way_back(&mark, now, full_copy);
         let guarded = (self.plan_one(volume, plugin, before.clone(), goal))
             .and_then(|plan| plan.run_rest(self))
             .and_then(|()| volume.inspect(plugin))
