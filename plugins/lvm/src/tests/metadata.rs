@@ -22,15 +22,21 @@ struct Pool {
     bytes: Vec<u8>,
 }
 
-/// A tree: its levels from the leaves up, each a list of nodes by what they hold and where they are.
-#[derive(Clone, Default)]
+/// A node that was made.
+struct Made {
+    entries: Vec<(u64, u64)>,
+    at: u64,
+}
+
+/// A tree: its levels from the leaves up.
+#[derive(Default)]
 struct Tree {
-    levels: Vec<Vec<(Vec<(u64, u64)>, u64)>>,
+    levels: Vec<Vec<Made>>,
 }
 
 impl Tree {
     fn root(&self) -> u64 {
-        self.levels.last().map_or(0, |level| level[0].1)
+        self.levels.last().map_or(0, |level| level[0].at)
     }
 }
 
@@ -77,12 +83,13 @@ impl Pool {
             };
             for part in parts {
                 let known = other.levels.get(height as usize).into_iter().flatten();
-                let known = known.filter(|(of, _)| of == part).map(|(_, at)| *at).next();
+                let known = known.filter(|made| made.entries == part).map(|made| made.at).next();
                 let at = known.unwrap_or_else(|| self.add(height == 0, part));
-                level.push((part.to_vec(), at));
+                level.push(Made { entries: part.to_vec(), at });
             }
             let done = level.len() == 1;
-            entries = level.iter().map(|(of, at)| (of.first().map_or(0, |e| e.0), *at)).collect();
+            let first = |made: &Made| made.entries.first().map_or(0, |e| e.0);
+            entries = level.iter().map(|made| (first(made), made.at)).collect();
             tree.levels.push(level);
             if done {
                 break;
