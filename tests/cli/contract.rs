@@ -301,7 +301,7 @@ fn the_json_of_content_keeps_its_keys() {
     snapslot.verb("delete", path, &[]).expect(0);
     check(
         snapslot.verb("restore", path, &["--from", &out]),
-        "volume from virtual-size written-bytes shared-bytes",
+        "volume from way dry-run virtual-size written-bytes shared-bytes",
     );
 }
 
