@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use snapslot_disk::Range;
 
-use crate::pieces::{Cut, Piece, Watch, each};
+use crate::pieces::{Cut, How, Piece, Watch, each};
 use crate::{At, Content, ContentError, Map};
 
 /// Bytes compared at once: a block of the usual guests.
@@ -78,7 +78,8 @@ pub fn by_content(
         }
         Ok(())
     };
-    each(&both, cut, watch, &Default::default, &AtomicBool::new(false), &failed, &work)?;
+    let how = How { cut, sharing: &AtomicBool::new(false), failed: &failed, ahead: &|_, _| () };
+    each(&both, &how, watch, &Default::default, &work)?;
     let mut found = found.into_inner().unwrap_or_else(|e| e.into_inner());
     let long = now.size().max(then.size());
     found.push(Range { offset: both.size, length: long - both.size });

@@ -57,6 +57,8 @@ struct Cursor<'a> {
     at: u64,
     number: u64,
     cut: Cut,
+    /// Up to where data was told of that comes.
+    told: u64,
 }
 
 /// Blocks are shared where both ends are multiples of this: a block of the usual file systems.
@@ -69,7 +71,14 @@ const SHARED_MAX: u64 = 1 << 30;
 /// a millisecond.
 const TRIALS_MAX: usize = 1024;
 
+/// Data is told of so far ahead: what a file system finds room for in a moment.
+const AHEAD: u64 = 64 << 20;
+
 impl<'a> Cursor<'a> {
+    fn new(content: &'a dyn Content, cut: Cut) -> Self {
+        Cursor { content, at: 0, number: 0, cut, told: 0 }
+    }
+
     fn next(&mut self, share: bool) -> Result<Option<Piece<'a>>, ContentError> {
         let size = self.content.size();
         if self.at >= size {
@@ -112,6 +121,9 @@ impl<'a> Cursor<'a> {
         }
         let end = if end == size { end } else { end.next_multiple_of(self.cut.grain).min(most) };
         (self.at, self.number) = (end, number + 1);
+        if !run.zero && start >= self.told {
+            self.told = run_end.min(start + AHEAD);
+        }
         Ok(Some(Piece::Data { number, start, length: end - start }))
     }
 }
@@ -121,7 +133,7 @@ pub(crate) fn first_shared(
     content: &dyn Content,
     cut: Cut,
 ) -> Result<Option<(u64, SharedRange<'_>)>, ContentError> {
-    let mut cursor = Cursor { content, at: 0, number: 0, cut };
+    let mut cursor = Cursor::new(content, cut);
     for _ in 0..TRIALS_MAX {
         match cursor.next(cut.share)? {
             Some(Piece::Shared { start, range, .. }) => return Ok(Some((start, range))),
@@ -148,18 +160,28 @@ pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get).clamp(2, THREADS_MAX)
 }
 
+/// How content is gone through.
+pub(crate) struct How<'a> {
+    pub cut: Cut,
+    /// Whether files to share blocks of are asked for still.
+    pub sharing: &'a AtomicBool,
+    /// Whether one has failed: then all end.
+    pub failed: &'a AtomicBool,
+    /// Told of a run of data, offset and length, before any piece of it is given to a thread, and of none twice.
+    pub ahead: &'a (dyn Fn(u64, u64) + Sync),
+}
+
 /// Has `work` done on every piece, with a state of each thread's own. The first failure ends all.
 pub(crate) fn each<S>(
     content: &dyn Content,
-    cut: Cut,
+    how: &How<'_>,
     watch: &Watch<'_>,
     state: &(dyn Fn() -> S + Sync),
-    sharing: &AtomicBool,
-    failed: &AtomicBool,
     work: &(dyn Fn(&mut S, Piece<'_>) -> Result<(), ContentError> + Sync),
 ) -> Result<(), ContentError> {
+    let &How { cut, sharing, failed, ahead } = how;
     let total = data_bytes(content)?;
-    let cursor = Mutex::new(Cursor { content, at: 0, number: 0, cut });
+    let cursor = Mutex::new(Cursor::new(content, cut));
     let done = AtomicU64::new(0);
     let error = Mutex::new(None);
     (watch.progress)(0, total);
@@ -174,7 +196,15 @@ pub(crate) fn each<S>(
                 return fail(ContentError::Stopped);
             }
             let share = cut.share && sharing.load(Ordering::Relaxed);
-            let next = cursor.lock().unwrap_or_else(|e| e.into_inner()).next(share);
+            let next = {
+                let mut cursor = cursor.lock().unwrap_or_else(|e| e.into_inner());
+                let (at, told) = (cursor.at, cursor.told);
+                let next = cursor.next(share);
+                if cursor.told > told {
+                    ahead(at, cursor.told - at);
+                }
+                next
+            };
             let piece = match next {
                 Ok(Some(piece)) => piece,
                 Ok(None) => return,

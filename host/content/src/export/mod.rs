@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
-use crate::pieces::{Cut, Piece, each, first_shared};
+use crate::pieces::{Cut, How, Piece, each, first_shared};
 use crate::{Content, ContentError, SharedRange, Watch};
 use order::{Digest, Order};
 use target::Target;
@@ -97,6 +97,8 @@ trait Sink: Sync {
     fn data(&self, number: u64, start: u64, bytes: &[u8]) -> Result<(), ContentError>;
     /// A run of zeroes.
     fn zero(&self, number: u64, start: u64, length: u64) -> Result<(), ContentError>;
+    /// A run of data comes, of which no byte was given yet.
+    fn ahead(&self, _start: u64, _length: u64) {}
     /// Whether blocks can be shared between that file and the target: tried with the first of them, which
     /// must be moved there in any case.
     fn can_share(&self, _start: u64, _range: SharedRange<'_>) -> Result<bool, ContentError> {
@@ -290,7 +292,9 @@ fn run(
         }
         result
     };
-    each(content, cut, watch, &Own::default, &sharing, &failed, &guarded)?;
+    let ahead = |start, length| sink.ahead(start, length);
+    let how = How { cut, sharing: &sharing, failed: &failed, ahead: &ahead };
+    each(content, &how, watch, &Own::default, &guarded)?;
     let written = sink.finish()?;
     Ok(Exported {
         virtual_size: content.size(),

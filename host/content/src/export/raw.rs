@@ -1,6 +1,6 @@
 //! Raw images: the content at its own offsets, zeroes as holes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek64};
@@ -12,6 +12,8 @@ use crate::{ContentError, SharedRange, is_zero};
 
 /// Zeroes are looked for in parts of this size: a block of the usual file systems.
 const GRAIN: usize = 4096;
+/// The shortest run of data that room is set aside for.
+const ROOM_MIN: u64 = 1 << 20;
 /// The shortest run of zeroes within data that becomes a hole.
 const HOLE_MIN: usize = 64 << 10;
 
@@ -22,6 +24,8 @@ pub(super) struct Raw<'t> {
     /// Of the target.
     room: u64,
     written: AtomicU64,
+    /// Whether room was set aside somewhere.
+    roomed: AtomicBool,
 }
 
 impl<'t> Raw<'t> {
@@ -39,7 +43,7 @@ impl<'t> Raw<'t> {
                 return Err(ContentError::Target { name: target.name().to_owned(), why });
             }
         }
-        Ok(Raw { target, size, room, written: AtomicU64::new(0) })
+        Ok(Raw { target, size, room, written: AtomicU64::new(0), roomed: AtomicBool::new(false) })
     }
 
     /// Zeroes behind the content.
@@ -56,6 +60,16 @@ impl<'t> Raw<'t> {
     fn write(&self, start: u64, bytes: &[u8]) -> Result<(), ContentError> {
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.target.write_at(start, bytes).map_err(|e| self.fail(Doing::Write, e))
+    }
+
+    /// Gives back room that was set aside and is not needed. Without that it is zeroes too.
+    fn empty(&self, start: u64, length: usize) {
+        if self.roomed.load(Ordering::Relaxed)
+            && let (Ok(at), Ok(length)) = (i64::try_from(start), i64::try_from(length))
+        {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let _ = fallocate(self.target.file(), flags, at, length);
+        }
     }
 
     fn part(&self, start: u64, bytes: &[u8], from: usize, to: usize) -> Result<(), ContentError> {
@@ -80,6 +94,7 @@ impl Sink for Raw<'_> {
             // Short runs of zeroes are written with what is around them: each part is a call.
             if at - hole >= HOLE_MIN || (hole == 0 && at >= bytes.len()) {
                 self.part(start, bytes, from, hole)?;
+                self.empty(start + hole as u64, at.min(bytes.len()) - hole);
                 from = at.min(bytes.len());
             }
             while at < bytes.len() && !is_zero(&bytes[at..bytes.len().min(at + GRAIN)]) {
@@ -87,6 +102,19 @@ impl Sink for Raw<'_> {
             }
         }
         self.part(start, bytes, from, bytes.len())
+    }
+
+    fn ahead(&self, start: u64, length: u64) {
+        if !self.target.is_file() || length < ROOM_MIN {
+            return;
+        }
+        let (Ok(at), Ok(length)) = (i64::try_from(start), i64::try_from(length)) else { return };
+        // The file system finds room for a large run at once, and each page that is written there later costs it less; that
+        // it cannot is for the write to say.
+        let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        if fallocate(self.target.file(), keep, at, length).is_ok() {
+            self.roomed.store(true, Ordering::Relaxed);
+        }
     }
 
     fn zero(&self, _number: u64, start: u64, length: u64) -> Result<(), ContentError> {
