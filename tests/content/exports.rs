@@ -338,6 +338,36 @@ fn btrfs_shares_blocks_with_an_export() {
     shares_blocks("btrfs", &["mkfs.btrfs", "-q"]);
 }
 
+/// Goal: zeroes that the disk has written down take no room in an export, though room was set aside for the run they lie in.
+#[test]
+fn zeroes_within_data_are_holes_in_an_export() {
+    let scratch = Scratch::new();
+    let disk = scratch.join("vm.img");
+    let mut bytes = SplitMix64::new(6).bytes(40 * MIB as usize);
+    // Of many pieces, of one, at a piece's end, and too short to be worth it.
+    let zeroes = [(3 * MIB, 9 * MIB), (17 * MIB + 4096, MIB), (22 * MIB - 65_536, 131_072)];
+    for (at, length) in zeroes.into_iter().chain([(30 * MIB, 8192)]) {
+        bytes[at as usize..(at + length) as usize].fill(0);
+    }
+    std::fs::write(&disk, &bytes).expect("room");
+    let snapslot = snapslot(&scratch);
+    let volume = format!("raw:{}", disk.display());
+    let room: u64 = zeroes.iter().map(|(_, length)| length).sum();
+    for more in [&["--live"][..], &["--live", "--no-sync"], &["--live", "--checksum"]] {
+        let out = scratch.join("out.raw");
+        let to = out.display().to_string();
+        let all: Vec<&str> =
+            [to.as_str(), "--force"].into_iter().chain(more.iter().copied()).collect();
+        snapslot.verb("export", Path::new(&volume), &all).expect(0);
+        assert_same("the export", &std::fs::read(&out).expect("it"), &bytes);
+        // What the file system has put off is done.
+        std::fs::File::open(&out).and_then(|f| f.sync_all()).expect("a flush");
+        let taken = out.metadata().expect("it").blocks() * 512;
+        let most = 40 * MIB - room;
+        assert!(taken <= most + MIB / 2, "{more:?}: it takes {taken} bytes, {most} are enough");
+    }
+}
+
 #[test]
 fn an_export_to_a_device_overwrites_all_of_it() {
     if !needs::has(&[ROOT]) {
