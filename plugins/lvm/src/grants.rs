@@ -113,27 +113,13 @@ pub(crate) fn queries() -> Vec<CommandGrant> {
             fields!(),
             "the same where LVM is older than 2.03.12 and refuses the other",
         ),
-    ];
-    let numbers = grant(
-        NUMBERS,
-        &[
-            "lvs",
-            "-a",
-            "--units",
-            "b",
-            "--nosuffix",
-            "--reportformat",
-            "json",
-            "--config",
-            REPORT_SHAPE,
-            "-o",
+        look(
+            NUMBERS,
             "lv_name,lv_uuid,pool_lv,thin_id",
-            "{group}",
-        ],
-        LOOK_SECONDS,
-        "to find a thin volume and its snapshot in the metadata of their pool",
-    );
-    all.into_iter().chain([numbers]).map(with_holes).collect()
+            "to find a thin volume and its snapshot in the metadata of their pool",
+        ),
+    ];
+    all.into_iter().map(with_holes).collect()
 }
 
 /// The metadata of the volume's thin pool.

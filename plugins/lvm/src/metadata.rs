@@ -18,7 +18,8 @@
 //!
 //! Every number is taken for hostile, every node is checked as the kernel does (its own number, its sum, its order).
 
-use snapslot_plugin_sdk::{Failure, FailureKind, Image, Stretch, StretchPage};
+use snapslot_plugin_sdk::stretches::Stretches;
+use snapslot_plugin_sdk::{Failure, FailureKind, Image, StretchPage};
 
 use crate::unsupported;
 
@@ -44,27 +45,25 @@ const AT_ONCE: usize = 1024;
 pub(crate) fn differences(
     metadata: &dyn Image,
     [then, now]: [(u64, u64); 2],
-    cursor: u64,
-    max: usize,
+    found: Stretches,
 ) -> Result<StretchPage, Failure> {
     let pool = Pool::open(metadata)?;
     let (short, long) = (then.1.min(now.1), then.1.max(now.1));
-    let mut found =
-        Found { cursor, long, max, page: StretchPage { stretches: Vec::new(), next: None } };
+    let mut found = found.up_to(long);
     let roots = [pool.root_of(then.0)?, pool.root_of(now.0)?];
     if roots[0] != roots[1] {
-        let levels = pool.apart(roots, cursor / pool.chunk)?;
+        let levels = pool.apart(roots, found.cursor() / pool.chunk)?;
         let mut add = |block: u64| {
             let start = block.saturating_mul(pool.chunk);
             if start < short {
                 found.add(start, start.saturating_add(pool.chunk));
             }
-            found.page.next.is_none()
+            !found.is_full()
         };
         merge(levels.map(|level| Leaves::of(&pool, level)), &mut add)?;
     }
     found.add(short, long);
-    Ok(found.page)
+    Ok(found.into_page())
 }
 
 /// Every key that one has and the other has not, or has with another place; ends when no more is wanted.
@@ -127,32 +126,6 @@ impl<'p> Leaves<'p> {
             self.read += some.len();
         }
         Ok(self.entries.get(self.at).copied())
-    }
-}
-
-/// Runs found, joined; those that no longer fit are for the next page.
-struct Found {
-    cursor: u64,
-    long: u64,
-    max: usize,
-    page: StretchPage,
-}
-
-impl Found {
-    fn add(&mut self, start: u64, end: u64) {
-        let (start, end) = (start.max(self.cursor), end.min(self.long));
-        if start >= end || self.page.next.is_some() {
-            return;
-        }
-        if let Some(last) = self.page.stretches.last_mut()
-            && last.start + last.length >= start
-        {
-            last.length = last.length.max(end - last.start);
-        } else if self.page.stretches.len() == self.max {
-            self.page.next = Some(start);
-        } else {
-            self.page.stretches.push(Stretch { start, length: end - start });
-        }
     }
 }
 

@@ -17,6 +17,7 @@
 //! when the new one is activated, since a pool without an active volume is deactivated, and checked as a
 //! whole when it is activated again.
 
+use snapslot_plugin_sdk::stretches::Stretches;
 use snapslot_plugin_sdk::{
     Failure, FailureKind, NewSnapshot, Plan, Role, StretchPage, Target, argument,
 };
@@ -289,9 +290,6 @@ fn note_filling(state: &State<'_>, name: &str, plan: &mut dyn Plan) -> Result<()
     }
 }
 
-/// Runs of one page, as the contract has it.
-const PAGE_MAX: u32 = 10_000;
-
 /// Lists where the volume and the slot's snapshot differ, block by block of their pool.
 pub(crate) fn differences(
     target: &dyn Target,
@@ -300,9 +298,7 @@ pub(crate) fn differences(
     cursor: u64,
     max: u32,
 ) -> Result<StretchPage, Failure> {
-    if !(1..=PAGE_MAX).contains(&max) {
-        return Err(Failure::new(FailureKind::Invalid, "max", "a page has 1 to 10,000 runs"));
-    }
+    let found = Stretches::new(cursor, max)?;
     let Some(slot) = state.slot(identity) else { return Err(no_such_snapshot(state, identity)) };
     let Some(volume) = state.volume.filter(|v| v.is_thin() && slot.lv.is_thin()) else {
         return Err(unsupported("no-differences", "only thin volumes share what did not change"));
@@ -329,5 +325,5 @@ pub(crate) fn differences(
         })
     };
     let pair = [(number(slot.lv)?, slot.lv.size), (number(volume)?, volume.size)];
-    metadata::differences(&*image, pair, cursor, max as usize)
+    metadata::differences(&*image, pair, found)
 }

@@ -1,8 +1,9 @@
 //! Where content is, and how far it has moved away from a snapshot.
 
+use snapslot_plugin_sdk::stretches::Stretches;
 use snapslot_plugin_sdk::{
-    Change, Compression, Content, Extent, ExtentPage, Failure, FailureKind, Packed, Stretch,
-    StretchPage, View,
+    Change, Compression, Content, Extent, ExtentPage, Failure, FailureKind, Packed, StretchPage,
+    View,
 };
 
 use crate::refcounts::{Counts, windows};
@@ -170,13 +171,12 @@ pub(crate) fn differences(
     cursor: u64,
     max: u32,
 ) -> Result<StretchPage, Failure> {
-    if !(1..=PAGE_MAX).contains(&max) {
-        return Err(Failure::new(FailureKind::Invalid, "max", "a page has 1 to 10,000 runs"));
-    }
+    let found = Stretches::new(cursor, max)?;
     let (_, snapshot) = volume.snapshots.find(identity)?;
     let now = volume.header.fields.size;
     let then = snapshot.disk_size.unwrap_or(now);
     let (short, long) = (now.min(then), now.max(then));
+    let mut found = found.up_to(long);
     let active = volume.active_l1()?;
     let kept = volume.read_l1(snapshot.l1_table_offset, snapshot.l1_size)?;
     let cluster = volume.cluster_size();
@@ -185,14 +185,8 @@ pub(crate) fn differences(
     let mut partings = part(&active, &kept);
     partings.retain(|(i, ..)| (*i as u64 + 1).saturating_mul(span) > cursor);
     let stride = volume.header.l2_entry_size() as usize;
-    let mut found = Found {
-        cursor,
-        long,
-        max: max as usize,
-        page: StretchPage { stretches: Vec::new(), next: None },
-    };
     for some in partings.chunks(AT_ONCE) {
-        if found.page.next.is_some() {
+        if found.is_full() {
             break;
         }
         for_each_parting(volume, some, |(index, ..), of_active, of_kept| {
@@ -207,33 +201,7 @@ pub(crate) fn differences(
         })?;
     }
     found.add(short, long);
-    Ok(found.page)
-}
-
-/// Runs found, joined; those that no longer fit are for the next page.
-struct Found {
-    cursor: u64,
-    long: u64,
-    max: usize,
-    page: StretchPage,
-}
-
-impl Found {
-    fn add(&mut self, start: u64, end: u64) {
-        let (start, end) = (start.max(self.cursor), end.min(self.long));
-        if start >= end || self.page.next.is_some() {
-            return;
-        }
-        if let Some(last) = self.page.stretches.last_mut()
-            && last.start + last.length >= start
-        {
-            last.length = last.length.max(end - last.start);
-        } else if self.page.stretches.len() == self.max {
-            self.page.next = Some(start);
-        } else {
-            self.page.stretches.push(Stretch { start, length: end - start });
-        }
-    }
+    Ok(found.into_page())
 }
 
 /// Bytes of tables compared when it is to be quick: two milliseconds, and at clusters of 64 KiB what

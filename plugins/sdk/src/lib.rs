@@ -67,6 +67,7 @@ pub mod copies;
 mod declared;
 pub mod double;
 mod guest;
+pub mod stretches;
 
 #[doc(hidden)]
 pub use guest::bindings;

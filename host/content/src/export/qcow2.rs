@@ -79,10 +79,7 @@ impl<'t> Qcow2<'t> {
         next.0 = at + length;
         if next.0 > next.1 {
             next.1 = next.0 + ROOM;
-            let (from, more) = (at.cast_signed(), (next.1 - at).cast_signed());
-            // The file system finds a large run at once; that it cannot is for the write to say.
-            let keep = nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let _ = nix::fcntl::fallocate(self.target.file(), keep, from, more);
+            self.target.set_aside(at, next.1 - at);
         }
         at
     }

@@ -105,14 +105,8 @@ impl Sink for Raw<'_> {
     }
 
     fn ahead(&self, start: u64, length: u64) {
-        if !self.target.is_file() || length < ROOM_MIN {
-            return;
-        }
-        let (Ok(at), Ok(length)) = (i64::try_from(start), i64::try_from(length)) else { return };
-        // The file system finds room for a large run at once, and each page that is written there later costs it less; that
-        // it cannot is for the write to say.
-        let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        if fallocate(self.target.file(), keep, at, length).is_ok() {
+        // Each page that is written where there is room already costs less.
+        if self.target.is_file() && length >= ROOM_MIN && self.target.set_aside(start, length) {
             self.roomed.store(true, Ordering::Relaxed);
         }
     }

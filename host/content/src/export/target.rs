@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, fallocate};
 use nix::unistd::linkat;
 use snapslot_disk::Doing;
 
@@ -108,6 +108,13 @@ impl Target {
             }
         }
         self.file.write_all_at(bytes, at)
+    }
+
+    /// Has the file system find room for a run before it is written: at once for all of it. Whether it did; that it cannot
+    /// is for the write to say.
+    pub(super) fn set_aside(&self, at: u64, length: u64) -> bool {
+        let (Ok(at), Ok(length)) = (i64::try_from(at), i64::try_from(length)) else { return false };
+        fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length).is_ok()
     }
 
     fn create(path: &Path) -> std::io::Result<(File, Kind)> {

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use snapslot_plugin_sdk::double::MemoryImage;
+use snapslot_plugin_sdk::stretches::Stretches;
 use snapslot_plugin_sdk::{Failure, FailureKind, Image};
 
 use crate::metadata::differences;
@@ -160,11 +161,12 @@ impl Image for Counted<'_> {
 }
 
 /// All pages; the blocks that are in a run.
-fn listed(image: &dyn Image, sizes: [u64; 2], max: usize) -> Result<BTreeSet<u64>, Failure> {
+fn listed(image: &dyn Image, sizes: [u64; 2], max: u32) -> Result<BTreeSet<u64>, Failure> {
     let (mut cursor, mut blocks, mut last) = (0, BTreeSet::new(), 0);
     loop {
-        let page = differences(image, [(1, sizes[0]), (2, sizes[1])], cursor, max)?;
-        assert!(page.stretches.len() <= max, "more than a page");
+        let page =
+            differences(image, [(1, sizes[0]), (2, sizes[1])], Stretches::new(cursor, max)?)?;
+        assert!(page.stretches.len() <= max as usize, "more than a page");
         for run in &page.stretches {
             assert!(run.start >= last && run.length > 0, "out of order");
             last = run.start + run.length;
@@ -206,7 +208,7 @@ fn what_differs_is_found_and_nothing_else() {
         let image = pool.hold([first.root(), second.root()]);
         let differ: BTreeSet<u64> =
             (0..blocks).filter(|block| then.get(block) != now.get(block)).collect();
-        let max = 1 + numbers.below(9) as usize;
+        let max = 1 + numbers.below(9) as u32;
         let found = listed(&&image, [blocks * CHUNK; 2], max).expect("a sound pool");
         assert_eq!(found, differ, "round {round}");
     }

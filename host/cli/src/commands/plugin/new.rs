@@ -22,9 +22,10 @@ macro_rules! of_tree {
 }
 
 /// The SDK and the contract, by their path below `snapslot/`.
-const SDK: [(&str, &str); 6] = [
+const SDK: [(&str, &str); 7] = [
     ("wit/backend/backend.wit", of_tree!("wit/backend/backend.wit")),
     ("plugins/sdk/src/lib.rs", of_tree!("plugins/sdk/src/lib.rs")),
+    ("plugins/sdk/src/stretches.rs", of_tree!("plugins/sdk/src/stretches.rs")),
     ("plugins/sdk/src/guest.rs", of_tree!("plugins/sdk/src/guest.rs")),
     ("plugins/sdk/src/copies.rs", of_tree!("plugins/sdk/src/copies.rs")),
     ("plugins/sdk/src/declared.rs", of_tree!("plugins/sdk/src/declared.rs")),
