@@ -1,6 +1,7 @@
 //! A command, and what came of running it.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -120,5 +121,18 @@ pub trait Executor: Send + Sync {
     fn run_holding(&self, command: &Command, held: BorrowedFd<'_>) -> Result<Answer, RunError> {
         let _ = held;
         self.run(command)
+    }
+
+    /// The same, and what it writes to its standard output is heard as it comes, however much it is; the
+    /// answer's is empty. Its deadline is how long it may be silent. Once who hears it breaks off it is ended,
+    /// and there is no answer.
+    fn run_listening(
+        &self,
+        command: &Command,
+        hear: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<Option<Answer>, RunError> {
+        let answer = self.run(command)?;
+        let broken_off = hear(&answer.output).is_break();
+        Ok((!broken_off).then(|| Answer { output: Vec::new(), ..answer }))
     }
 }

@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -42,6 +43,8 @@ const ERRORS_MAX: usize = 64 << 10;
 const END_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether a process has ended that has closed its output.
 const LOOK: Duration = Duration::from_micros(200);
+/// Reads of one pipe at once.
+const ROUNDS: u32 = 16;
 
 /// Runs programs of this machine.
 #[derive(Clone, Debug)]
@@ -89,11 +92,19 @@ impl Runner {
 
 impl Executor for Runner {
     fn run(&self, command: &Command) -> Result<Answer, RunError> {
-        self.run_with(command, None)
+        self.run_with(command, None, None).map(Option::unwrap_or_default)
     }
 
     fn run_holding(&self, command: &Command, held: BorrowedFd<'_>) -> Result<Answer, RunError> {
-        self.run_with(command, Some(held))
+        self.run_with(command, Some(held), None).map(Option::unwrap_or_default)
+    }
+
+    fn run_listening(
+        &self,
+        command: &Command,
+        hear: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<Option<Answer>, RunError> {
+        self.run_with(command, None, Some(hear))
     }
 }
 
@@ -102,26 +113,36 @@ impl Runner {
         &self,
         command: &Command,
         held: Option<BorrowedFd<'_>>,
-    ) -> Result<Answer, RunError> {
+        hear: Option<Listener<'_>>,
+    ) -> Result<Option<Answer>, RunError> {
         let path = self.find(&command.program)?;
         let begun = Instant::now();
         tracing::debug!(%command, "running");
         let start = |source| RunError::Start { program: command.program.clone(), source };
         let mut child = spawn(&path, command, held).map_err(start)?;
-        let answer = converse(&mut child, command, begun).map_err(|error| {
-            match end(&mut child, END_MAX) {
-                true => error,
-                false => RunError::Unkillable {
-                    command: command.to_string(),
-                    seconds: command.deadline.as_secs(),
-                    pid: child.id(),
-                },
+        let outcome = converse(&mut child, command, hear);
+        let took = begun.elapsed();
+        match &outcome {
+            Ok(Some(answer)) => {
+                tracing::debug!(%command, exit = answer.exit_code, ?took, "ran");
+                return outcome;
             }
-        })?;
-        tracing::debug!(%command, exit = answer.exit_code, took = ?begun.elapsed(), "ran");
-        Ok(answer)
+            Ok(None) => tracing::debug!(%command, ?took, "ended by who listened"),
+            Err(why) => tracing::debug!(%command, ?took, %why, "failed"),
+        }
+        match end(&mut child, END_MAX) {
+            true => outcome,
+            false => Err(RunError::Unkillable {
+                command: command.to_string(),
+                seconds: command.deadline.as_secs(),
+                pid: child.id(),
+            }),
+        }
     }
 }
+
+/// Who hears what a command writes.
+type Listener<'a> = &'a mut dyn FnMut(&[u8]) -> ControlFlow<()>;
 
 fn spawn(path: &Path, command: &Command, held: Option<BorrowedFd<'_>>) -> std::io::Result<Child> {
     let mut process = Process::new(path);
@@ -192,7 +213,12 @@ fn close_each_on_exec(descriptors_max: u64) {
 }
 
 /// Feeds it, listens to it, and waits for its end.
-fn converse(child: &mut Child, command: &Command, begun: Instant) -> Result<Answer, RunError> {
+fn converse(
+    child: &mut Child,
+    command: &Command,
+    mut hear: Option<Listener<'_>>,
+) -> Result<Option<Answer>, RunError> {
+    let mut begun = Instant::now();
     let start = |source| RunError::Start { program: command.program.clone(), source };
     let mut input = child.stdin.take().zip(command.input.as_deref());
     let (mut output, mut errors) = (Vec::new(), Vec::new());
@@ -221,8 +247,16 @@ fn converse(child: &mut Child, command: &Command, begun: Instant) -> Result<Answ
                 _ => input = None,
             }
         }
-        take_in(&mut out, &mut output, OUTPUT_MAX, command)?;
+        let most = if hear.is_some() { usize::MAX } else { OUTPUT_MAX };
+        take_in(&mut out, &mut output, most, command)?;
         take_in(&mut err, &mut errors, ERRORS_MAX, command)?;
+        if let Some(hear) = hear.as_mut().filter(|_| !output.is_empty()) {
+            begun = Instant::now();
+            if hear(&output).is_break() {
+                return Ok(None);
+            }
+            output.clear();
+        }
     }
     loop {
         match ended(child).map_err(start)? {
@@ -236,7 +270,7 @@ fn converse(child: &mut Child, command: &Command, begun: Instant) -> Result<Answ
             Some(_) => {
                 let status = child.wait().map_err(start)?;
                 let exit_code = status.code().unwrap_or(-1);
-                return Ok(Answer { exit_code, output, errors });
+                return Ok(Some(Answer { exit_code, output, errors }));
             }
             None => {}
         }
@@ -289,8 +323,9 @@ fn take_in<R: Read>(
     command: &Command,
 ) -> Result<(), RunError> {
     let Some(pipe) = from else { return Ok(()) };
-    let mut buffer = [0; 16 << 10];
-    loop {
+    let mut buffer = [0; 64 << 10];
+    // Not for ever, of one that writes as fast as it is read: others are listened to, too.
+    for _ in 0..ROUNDS {
         match pipe.read(&mut buffer) {
             Ok(0) => {
                 *from = None;
@@ -307,6 +342,7 @@ fn take_in<R: Read>(
             return Err(RunError::TooMuch { command: command.to_string(), limit: most });
         }
     }
+    Ok(())
 }
 
 /// Ends the program and all it started; false if it does not end within this time. It was not

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::time::{Duration, Instant};
@@ -69,6 +70,41 @@ fn input_is_given_and_need_not_be_read() {
     assert_eq!(String::from_utf8_lossy(&answer.output).trim(), "1048576");
     let answer = Tools::with("lvs", "exit 3").run(&with(&long)).expect("an answer");
     assert_eq!(answer.exit_code, 3);
+}
+
+#[test]
+fn one_that_is_listened_to_may_say_more_than_is_kept_and_is_ended_by_who_listens() {
+    let listened = |script: &str, deadline, hear: &mut dyn FnMut(&[u8]) -> ControlFlow<()>| {
+        let tools = Tools::with("zfs", script);
+        let command = Command { program: "zfs".to_owned(), deadline, ..command(&[]) };
+        Runner::in_directories(vec![tools.directory.path().to_owned()])
+            .run_listening(&command, hear)
+    };
+    let long = Duration::from_secs(20);
+
+    let (mut heard, mut last) = (0, 0);
+    let script = "head -c 30000000 /dev/zero; printf x; echo oops >&2; exit 3";
+    let answer = listened(script, long, &mut |bytes| {
+        heard += bytes.len();
+        last = bytes[bytes.len() - 1];
+        ControlFlow::Continue(())
+    });
+    let answer = answer.expect("it ran").expect("an answer");
+    assert_eq!((heard, last), (30_000_001, b'x'));
+    assert_eq!((answer.exit_code, answer.output.len(), &*answer.complaint()), (3, 0, "oops"));
+
+    let begun = Instant::now();
+    let broken_off = listened("cat /dev/zero", long, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(broken_off, Ok(None)), "{broken_off:?}");
+    assert!(begun.elapsed() < long, "it was not ended");
+
+    // Half a second of silence is too much for one, and two seconds with a word now and then are not for another.
+    let silence = Duration::from_millis(500);
+    let silent = listened("echo a; sleep 600", silence, &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(silent, Err(RunError::Deadline { .. })), "{silent:?}");
+    let script = "for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.1; done";
+    let slow = listened(script, silence, &mut |_| ControlFlow::Continue(()));
+    assert_eq!(slow.expect("it ran").expect("an answer").exit_code, 0);
 }
 
 /// Returns when nobody has the FIFO open for writing any more.

@@ -6,10 +6,13 @@ use std::sync::atomic::AtomicBool;
 use snapslot_disk::Range;
 
 use crate::pieces::{Cut, How, Piece, Watch, each};
-use crate::{At, Content, ContentError, Map};
+use crate::{At, Content, ContentError, Map, is_zero};
 
 /// Bytes compared at once: a block of the usual guests.
 const GRAIN: usize = 4096;
+
+/// Bytes read at once where they are only looked at.
+const PIECE: u64 = 1 << 20;
 
 /// Ranges in order, those that touch each other joined.
 pub fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
@@ -83,6 +86,37 @@ pub fn by_content(
     let mut found = found.into_inner().unwrap_or_else(|e| e.into_inner());
     let long = now.size().max(then.size());
     found.push(Range { offset: both.size, length: long - both.size });
+    Ok(joined(found))
+}
+
+/// What does not read as zeroes within these ranges, to the block of 4 KiB.
+pub fn not_zero(
+    content: &dyn Content,
+    ranges: &[Range],
+    watch: &Watch<'_>,
+) -> Result<Vec<Range>, ContentError> {
+    let (mut found, mut buffer) = (Vec::new(), Vec::new());
+    for range in ranges {
+        let end = range.offset.saturating_add(range.length).min(content.size());
+        let mut at = range.offset;
+        while at < end {
+            if (watch.stop)() {
+                return Err(ContentError::Stopped);
+            }
+            let run = content.run(at, (end - at).min(PIECE))?;
+            if !run.zero {
+                buffer.resize(run.length as usize, 0);
+                content.read_at(at, &mut buffer)?;
+                let blocks = (at..).step_by(GRAIN).zip(buffer.chunks(GRAIN));
+                found.extend(
+                    blocks
+                        .filter(|(_, block)| !is_zero(block))
+                        .map(|(offset, block)| Range { offset, length: block.len() as u64 }),
+                );
+            }
+            at += run.length.max(1);
+        }
+    }
     Ok(joined(found))
 }
 

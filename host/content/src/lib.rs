@@ -14,14 +14,16 @@ mod laid;
 mod mapped;
 mod pieces;
 mod plain;
+mod sent;
 mod unpack;
 
 pub use content::{Content, Run, SharedRange, is_zero};
-pub use diff::{by_content, by_map, joined};
+pub use diff::{by_content, by_map, joined, not_zero};
 pub use error::ContentError;
 pub use extent::{At, Compression, Extent};
 pub use laid::{Laid, laid};
 pub use mapped::{EXTENTS_MAX, Map, Mapped};
 pub use pieces::Watch;
 pub use plain::Plain;
+pub use sent::{Sent, SentError, Told};
 pub use snapslot_disk::Range;

@@ -14,6 +14,7 @@ mod decide;
 mod engine;
 mod error;
 mod gone;
+mod held;
 mod import;
 mod installed;
 mod keep;
@@ -25,7 +26,7 @@ mod operate;
 mod others;
 mod part;
 mod plugins;
-mod pool;
+
 mod recover;
 mod rehearse;
 mod serving;

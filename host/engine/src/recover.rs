@@ -42,12 +42,12 @@ use snapslot_slot::{Occupant, State};
 use crate::decide::{self, Aim, Direction, Progress};
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::held;
 use crate::import::is_noted;
 use crate::locator::Locator;
 use crate::meta::Meta;
 use crate::operate::{Context, Done, Observer, Verb, lock_images, look_at, refuse_used};
 use crate::others::Other;
-use crate::pool;
 use crate::status::{derive, parts};
 use crate::store::Machine;
 use crate::volume::{Volume, journal_of};
@@ -90,7 +90,6 @@ impl Engine {
         let locators = self.locators(&machine)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _locks = self.lock(&machine, &volumes)?;
-        pool::let_go(&*self.commands, &self.settings.state_dir);
         let (mut finished, cleared) = self.recover_locked(&machine, &volumes, observer)?;
         // And what storage without a seal shows half done, without a journal that tells of it.
         let plugins = self.plugins(&volumes)?;
@@ -113,6 +112,7 @@ impl Engine {
         volumes: &[Volume],
         observer: Observer<'_>,
     ) -> Result<(Vec<String>, Vec<String>), EngineError> {
+        held::let_go(&*self.commands, &self.settings.state_dir);
         let mut found = Vec::new();
         for volume in volumes {
             let name = volume.locator.to_string();

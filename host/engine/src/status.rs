@@ -1,6 +1,7 @@
 //! What a machine's slot is now: storage and record, side by side.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use snapslot_capture::journal::{self, Found};
@@ -214,7 +215,11 @@ impl Engine {
             let change = of_slot.filter(|_| measure != Measure::Not).and_then(|s| {
                 let plugin = self.plugin(&locator.backend).ok()?;
                 let quick = measure == Measure::Quickly;
-                plugin.measure(&volume.sight(), &s.identity, quick).ok().or_else(|| {
+                let mut sight = volume.sight();
+                // Somebody else has it for as long as a diff takes.
+                let patience = if quick { Duration::ZERO } else { Duration::from_secs(5) };
+                let _held = self.show_pool(&volume, &plugin, patience, &mut sight);
+                plugin.measure(&sight, &s.identity, quick).ok().or_else(|| {
                     // A live snapshot knows what it saved, and a file system what is shared.
                     let changed = volume.copies.as_ref()?.changed(s.mark.as_ref()?).ok()??;
                     Some(Change {

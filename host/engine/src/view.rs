@@ -13,26 +13,30 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use snapslot_command::{Grammar, Place};
 use snapslot_content::{
     At, Compression, Content, ContentError, Extent, Map, Mapped, Plain, Range, Watch, by_content,
-    by_map,
+    by_map, joined, not_zero,
 };
 use snapslot_disk::{Disk, DiskError, EngineLock, FileDisk, ImageLock};
-use snapslot_runtime::{self as runtime, Facts, Failure, FailureKind, Plugin, View};
+use snapslot_runtime::{self as runtime, Facts, Failure, FailureKind, Plugin, Snapshot, View};
 use snapslot_slot::{Refusal, State};
 
 use crate::engine::{Engine, refused};
 use crate::error::EngineError;
+use crate::held::{Metadata, Present, Untold};
 use crate::locator::Locator;
-use crate::pool::Held;
 use crate::status::{derive, image_lock_error, left_behind, lock_error};
 use crate::volume::{Volume, changes_image};
 
 /// Extents asked for at once.
 const PAGE: u32 = 10_000;
+
+/// How long a diff waits for another process that holds the same pool's metadata.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -184,10 +188,10 @@ impl Engine {
             let by_metadata = match content {
                 true => None,
                 false if known.is_some() => known,
-                false => {
-                    let identity = then.map_or(String::new(), |s| s.identity.clone());
-                    self.differing(volume, plugin, &identity)?
-                }
+                false => match then {
+                    Some(then) => self.differing(volume, plugin, facts, then, watch)?,
+                    None => None,
+                },
             };
             drop(shared);
             let (ranges, by_content) = match by_metadata {
@@ -215,24 +219,20 @@ impl Engine {
         })
     }
 
-    /// By metadata, where the plugin can; none where it cannot.
+    /// By metadata, where that can be; none where it cannot.
     fn differing(
         &self,
         volume: &Volume,
         plugin: &Plugin<'_>,
-        identity: &str,
+        facts: &Facts,
+        then: &Snapshot,
+        watch: &Watch<'_>,
     ) -> Result<Option<Vec<Range>>, EngineError> {
         let unsupported = |e: &runtime::CallError| matches!(e, runtime::CallError::Refused(f) if f.kind == FailureKind::Unsupported);
         let mut sight = volume.sight();
         // Let go of when all pages are there.
-        let of_pool = |i: &runtime::ImageGrant| i.role == runtime::Role::PoolMetadata;
-        let wanted = plugin.description().images.iter().any(of_pool);
-        let held = wanted.then(|| Held::of(volume, &*self.commands, &self.settings.state_dir));
-        match &held {
-            Some(Ok(held)) => sight.disk = Some(held.metadata.clone()),
-            Some(Err(why)) => tracing::info!("{}: no metadata of its pool: {why}", volume.locator),
-            None => {}
-        }
+        let _held = self.show_pool(volume, plugin, PATIENCE, &mut sight);
+        let identity = &then.identity;
         let (mut cursor, mut ranges) = (0, Vec::new());
         loop {
             match plugin.differences(&sight, identity, cursor, PAGE) {
@@ -241,21 +241,83 @@ impl Engine {
                     ranges.extend(page.stretches.iter().map(range));
                     match page.next {
                         Some(next) => cursor = next,
-                        None => return Ok(Some(snapslot_content::joined(ranges))),
+                        None => return Ok(Some(joined(ranges))),
                     }
                 }
                 Err(e) if unsupported(&e) && changes_image(plugin) => break,
-                Err(e) if unsupported(&e) => return Ok(None),
+                Err(e) if unsupported(&e) => return self.written(volume, facts, then, watch),
                 Err(e) => return Err(EngineError::call(&volume.locator, e)),
             }
         }
         // It lists extents at least: where they lie apart is where it changed.
         let map = |view: &View| extents_of(&volume.locator, plugin, &sight, view);
-        let then = View::Snapshot(identity.to_owned());
-        match (map(&View::Current), map(&then)) {
+        match (map(&View::Current), map(&View::Snapshot(identity.clone()))) {
             (Ok(now), Ok(then)) => Ok(Some(by_map(&now, &then))),
             _ => Ok(None),
         }
+    }
+
+    /// Shows a plugin that wants it the metadata of the thin pool that the volume lies in, for as long as what is
+    /// given back is there.
+    pub(crate) fn show_pool(
+        &self,
+        volume: &Volume,
+        plugin: &Plugin<'_>,
+        patience: Duration,
+        sight: &mut runtime::Sight,
+    ) -> Option<Metadata<'_>> {
+        let of_pool = |i: &runtime::ImageGrant| i.role == runtime::Role::PoolMetadata;
+        if !plugin.description().images.iter().any(of_pool) {
+            return None;
+        }
+        match Metadata::of(volume, &*self.commands, &self.settings.state_dir, patience) {
+            Ok(held) => {
+                sight.disk = Some(held.disk.clone());
+                Some(held)
+            }
+            Err(why) => {
+                tracing::info!("{}: no metadata of its pool: {why}", volume.locator);
+                None
+            }
+        }
+    }
+
+    /// Where a ZFS volume was written since the snapshot; none where ZFS cannot tell.
+    fn written(
+        &self,
+        volume: &Volume,
+        facts: &Facts,
+        then: &Snapshot,
+        watch: &Watch<'_>,
+    ) -> Result<Option<Vec<Range>>, EngineError> {
+        // A file system has no size that a machine sees, and nothing is at a place of it.
+        let is_volume = facts.virtual_size > 0;
+        let (Some(name), true) = (zfs_own_part(volume, &then.name), is_volume) else {
+            return Ok(None);
+        };
+        let told = |why: String| {
+            tracing::info!("{}: ZFS does not tell what was written: {why}", volume.locator);
+            Ok(None)
+        };
+        let Ok(guid) = then.identity.parse() else { return told("no guid".to_owned()) };
+        let mark = self.new_mark()?;
+        let present = match Present::of(volume, &mark, &*self.commands, &self.settings.state_dir) {
+            Ok(present) => present,
+            Err(why) => return told(why),
+        };
+        let failed = |e| EngineError::content(&volume.locator, e);
+        let sizes = [then.virtual_size, facts.virtual_size];
+        let mut changed = match present.written_since(&name, guid, sizes, watch) {
+            Ok(changed) => changed,
+            Err(Untold::Stopped) => return Err(failed(ContentError::Stopped)),
+            Err(Untold::Because(why)) => return told(why),
+        };
+        // What is zeroes now may have been zeroes then: the snapshot says, where it has a device.
+        if let Ok(then) = device(volume, snapshot_device(volume, &then.name)) {
+            changed.freed = not_zero(&*then, &changed.freed, watch).map_err(failed)?;
+        }
+        changed.written.extend(changed.freed);
+        Ok(Some(joined(changed.written)))
     }
 
     fn look_at_all(&self, text: &str) -> Result<Looked<'_>, EngineError> {
@@ -367,12 +429,20 @@ fn snapshot_device(volume: &Volume, name: &str) -> Option<PathBuf> {
             Grammar::LvmOwn.allows(name, place).then(|| Path::new("/dev").join(group).join(name))
         }
         Place::ZfsDataset(_) => {
-            let name = name.rsplit('@').next().unwrap_or_default();
+            let name = zfs_own_part(volume, name)?;
             let volume = place.device()?.into_os_string().into_string().ok()?;
-            Grammar::ZfsOwn.allows(name, place).then(|| format!("{volume}@{name}").into())
+            Some(format!("{volume}@{name}").into())
         }
         Place::Image(_) | Place::Directory(_) => None,
     }
+}
+
+/// The part behind the `@` of a ZFS snapshot's name, if it is of the grammar of ours.
+fn zfs_own_part(volume: &Volume, name: &str) -> Option<String> {
+    let place = &volume.locator.place;
+    let name = name.rsplit('@').next().unwrap_or_default();
+    let ours = matches!(place, Place::ZfsDataset(_)) && Grammar::ZfsOwn.allows(name, place);
+    ours.then(|| name.to_owned())
 }
 
 /// One view of an image, by its plugin's extents.

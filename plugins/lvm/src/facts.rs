@@ -1,6 +1,6 @@
 //! What is told of a volume: its snapshots, its health, what is not over.
 
-use snapslot_plugin_sdk::{Change, Facts, Failure, FailureKind, Finding, Snapshot};
+use snapslot_plugin_sdk::{Facts, Failure, FailureKind, Finding, Snapshot};
 
 use crate::look::{Fill, Lv};
 use crate::state::{Kind, Slot, State};
@@ -225,24 +225,6 @@ fn findings(state: &State<'_>) -> Vec<Finding> {
     }
     all.truncate(FINDINGS_MAX);
     all
-}
-
-/// How far the volume has moved away from the snapshot. A thick snapshot's store holds what was
-/// there before each change, so its fill is the change, up to the store's own tables: an upper
-/// bound. Thin snapshots share their blocks, and LVM does not tell how many two of them share.
-pub(crate) fn measure(state: &State<'_>, identity: &str) -> Result<Change, Failure> {
-    let Some(slot) = state.slot(identity) else { return Err(no_such_snapshot(state, identity)) };
-    let name = state.look.say(&slot.lv.name);
-    if slot.lv.is_thin() {
-        return Err(unsupported("no-measure", format!("LVM does not tell what {name} shares")));
-    }
-    let Some(fill) = slot.lv.store else {
-        let message = format!("LVM tells the fill of {name} only while the volume is active");
-        return Err(unsupported("no-measure", message));
-    };
-    let held_bytes = fill.of(slot.lv.size);
-    let most = state.volume.map_or(u64::MAX, |v| v.size);
-    Ok(Change { changed_bytes: held_bytes.min(most), held_bytes, at_least: false })
 }
 
 /// There is no snapshot with this identity.

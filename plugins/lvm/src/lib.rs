@@ -77,8 +77,13 @@ impl Backend for Lvm {
         plan::plan(&State::of(&Look::at(target)?)?, goal, plan)
     }
 
-    fn measure(target: &dyn Target, identity: &str, _quick: bool) -> Result<Change, Failure> {
-        facts::measure(&State::of(&Look::at(target)?)?, identity)
+    fn measure(target: &dyn Target, identity: &str, quick: bool) -> Result<Change, Failure> {
+        let look = Look::at(target)?;
+        let state = State::of(&look)?;
+        match state.slot(identity).is_some_and(|slot| slot.lv.is_thin()) {
+            true => thin::measure(target, &state, identity, quick),
+            false => thick::measure(&state, identity),
+        }
     }
 
     fn differences(

@@ -19,7 +19,7 @@
 //! Every number is taken for hostile, every node is checked as the kernel does (its own number, its sum, its order).
 
 use snapslot_plugin_sdk::stretches::Stretches;
-use snapslot_plugin_sdk::{Failure, FailureKind, Image, StretchPage};
+use snapslot_plugin_sdk::{Change, Failure, FailureKind, Image, StretchPage};
 
 use crate::unsupported;
 
@@ -53,29 +53,62 @@ pub(crate) fn differences(
     let roots = [pool.root_of(then.0)?, pool.root_of(now.0)?];
     if roots[0] != roots[1] {
         let levels = pool.apart(roots, found.cursor() / pool.chunk)?;
-        let mut add = |block: u64| {
+        let mut add = |block: u64, _: bool| {
             let start = block.saturating_mul(pool.chunk);
             if start < short {
                 found.add(start, start.saturating_add(pool.chunk));
             }
             !found.is_full()
         };
-        merge(levels.map(|level| Leaves::of(&pool, level)), &mut add)?;
+        merge(levels.map(|level| Leaves::of(&pool, level)), u64::MAX, &mut add)?;
     }
     found.add(short, long);
     Ok(found.into_page())
 }
 
-/// Every key that one has and the other has not, or has with another place; ends when no more is wanted.
-fn merge(of: [Leaves<'_>; 2], add: &mut dyn FnMut(u64) -> bool) -> Result<(), Failure> {
+/// Counts what differs, from so many leaves of either tree at most. What the first of the two has where they differ is
+/// held by it alone, unless other snapshots have it too.
+pub(crate) fn change(
+    metadata: &dyn Image,
+    [then, now]: [(u64, u64); 2],
+    leaves_max: usize,
+) -> Result<Change, Failure> {
+    let pool = Pool::open(metadata)?;
+    let (short, long) = (then.1.min(now.1), then.1.max(now.1));
+    let mut change = Change { changed_bytes: 0, held_bytes: 0, at_least: false };
+    let roots = [pool.root_of(then.0)?, pool.root_of(now.0)?];
+    if roots[0] != roots[1] {
+        let levels = pool.apart(roots, 0)?;
+        // Where the first leaf begins that is not read any more.
+        let end = levels.iter().filter_map(|level| Some(level.get(leaves_max)?.0)).min();
+        change.at_least = end.is_some();
+        let mut add = |block: u64, in_first: bool| {
+            let start = block.saturating_mul(pool.chunk);
+            change.changed_bytes += pool.chunk.min(short.saturating_sub(start));
+            change.held_bytes += if in_first { pool.chunk } else { 0 };
+            true
+        };
+        let end = end.unwrap_or(u64::MAX);
+        merge(levels.map(|level| Leaves::of(&pool, level)), end, &mut add)?;
+    }
+    change.changed_bytes += long - short;
+    Ok(change)
+}
+
+/// Every key before this one that one has and the other has not, or has with another place, and whether the first has
+/// it; ends when no more is wanted.
+fn merge(
+    of: [Leaves<'_>; 2],
+    end: u64,
+    add: &mut dyn FnMut(u64, bool) -> bool,
+) -> Result<(), Failure> {
     let [mut a, mut b] = of;
     loop {
         let (this, other) = (a.first()?, b.first()?);
-        let Some(key) = [this, other].into_iter().flatten().map(|(key, _)| key).min() else {
-            return Ok(());
-        };
+        let key = [this, other].into_iter().flatten().map(|(key, _)| key).min();
+        let Some(key) = key.filter(|key| *key < end) else { return Ok(()) };
         let (of_a, of_b) = (this.filter(|e| e.0 == key), other.filter(|e| e.0 == key));
-        if of_a.map(|e| e.1) != of_b.map(|e| e.1) && !add(key) {
+        if of_a.map(|e| e.1) != of_b.map(|e| e.1) && !add(key, of_a.is_some()) {
             return Ok(());
         }
         a.at += usize::from(of_a.is_some());

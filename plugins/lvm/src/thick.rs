@@ -15,8 +15,9 @@
 //! After a crash the snapshot is not taken again: a machine may have been started since, and then
 //! the snapshot would have its content, not the one the slot's record tells of.
 
-use snapslot_plugin_sdk::{Failure, FailureKind, NewSnapshot, Plan, argument};
+use snapslot_plugin_sdk::{Change, Failure, FailureKind, NewSnapshot, Plan, argument};
 
+use crate::facts::no_such_snapshot;
 use crate::grants::{ACTIVATE, BEGIN, BEGIN_INACTIVE, DEACTIVATE, MERGE, REFRESH, TAKE_THICK};
 use crate::look::{Fill, Lv};
 use crate::plan::{in_use, merge_pending, refuse_open, settle, taking, unmark};
@@ -263,4 +264,18 @@ fn spare_siblings(state: &State<'_>, slot: Slot<'_>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// How far the volume has moved away from the snapshot. Its store holds what was there before each
+/// change, so its fill is the change, up to the store's own tables: an upper bound.
+pub(crate) fn measure(state: &State<'_>, identity: &str) -> Result<Change, Failure> {
+    let Some(slot) = state.slot(identity) else { return Err(no_such_snapshot(state, identity)) };
+    let Some(fill) = slot.lv.store else {
+        let name = state.look.say(&slot.lv.name);
+        let message = format!("LVM tells the fill of {name} only while the volume is active");
+        return Err(unsupported("no-measure", message));
+    };
+    let held_bytes = fill.of(slot.lv.size);
+    let most = state.volume.map_or(u64::MAX, |v| v.size);
+    Ok(Change { changed_bytes: held_bytes.min(most), held_bytes, at_least: false })
 }

@@ -19,7 +19,7 @@
 
 use snapslot_plugin_sdk::stretches::Stretches;
 use snapslot_plugin_sdk::{
-    Failure, FailureKind, NewSnapshot, Plan, Role, StretchPage, Target, argument,
+    Change, Failure, FailureKind, Image, NewSnapshot, Plan, Role, StretchPage, Target, argument,
 };
 
 use crate::facts::no_such_snapshot;
@@ -290,7 +290,7 @@ fn note_filling(state: &State<'_>, name: &str, plan: &mut dyn Plan) -> Result<()
     }
 }
 
-/// Lists where the volume and the slot's snapshot differ, block by block of their pool.
+/// Where the volume's blocks are others than those of the snapshot, by the metadata of their pool.
 pub(crate) fn differences(
     target: &dyn Target,
     state: &State<'_>,
@@ -299,6 +299,28 @@ pub(crate) fn differences(
     max: u32,
 ) -> Result<StretchPage, Failure> {
     let found = Stretches::new(cursor, max)?;
+    let (metadata, pair) = then_and_now(target, state, identity)?;
+    metadata::differences(&*metadata, pair, found)
+}
+
+/// How many bytes that are, and how many the snapshot holds.
+pub(crate) fn measure(
+    target: &dyn Target,
+    state: &State<'_>,
+    identity: &str,
+    quick: bool,
+) -> Result<Change, Failure> {
+    let (metadata, pair) = then_and_now(target, state, identity)?;
+    // Five mebibytes of either tree.
+    metadata::change(&*metadata, pair, if quick { 1280 } else { usize::MAX })
+}
+
+/// The pool's metadata; number in the pool, and size, of the snapshot and the volume.
+fn then_and_now<'t>(
+    target: &'t dyn Target,
+    state: &State<'_>,
+    identity: &str,
+) -> Result<(Box<dyn Image + 't>, [(u64, u64); 2]), Failure> {
     let Some(slot) = state.slot(identity) else { return Err(no_such_snapshot(state, identity)) };
     let Some(volume) = state.volume.filter(|v| v.is_thin() && slot.lv.is_thin()) else {
         return Err(unsupported("no-differences", "only thin volumes share what did not change"));
@@ -325,5 +347,5 @@ pub(crate) fn differences(
         })
     };
     let pair = [(number(slot.lv)?, slot.lv.size), (number(volume)?, volume.size)];
-    metadata::differences(&*image, pair, found)
+    Ok((image, pair))
 }

@@ -100,7 +100,7 @@ pub fn wait_for_node() {
 
 /// Waits until udev has nothing to do. On a slow machine it now and then drops the connection
 /// instead of answering; asked again it answers.
-fn settle() {
+pub fn settle() {
     let settled = (0..3).any(|_| try_run("udevadm settle --timeout=30").code == Some(0));
     assert!(settled, "udev did not settle");
 }

@@ -11,7 +11,7 @@ use snapslot_plugin_sdk::double::MemoryImage;
 use snapslot_plugin_sdk::stretches::Stretches;
 use snapslot_plugin_sdk::{Failure, FailureKind, Image};
 
-use crate::metadata::differences;
+use crate::metadata::{change, differences};
 
 const BLOCK: usize = 4096;
 const CHUNK: u64 = 64 << 10;
@@ -211,6 +211,14 @@ fn what_differs_is_found_and_nothing_else() {
         let max = 1 + numbers.below(9) as u32;
         let found = listed(&&image, [blocks * CHUNK; 2], max).expect("a sound pool");
         assert_eq!(found, differ, "round {round}");
+        let held = differ.iter().filter(|block| then.contains_key(block)).count() as u64;
+        let sizes = [(1, blocks * CHUNK), (2, blocks * CHUNK)];
+        let counted = change(&&image, sizes, usize::MAX).expect("a sound pool");
+        assert_eq!(counted.changed_bytes, differ.len() as u64 * CHUNK, "round {round}");
+        assert_eq!((counted.held_bytes, counted.at_least), (held * CHUNK, false), "round {round}");
+        let some = change(&&image, sizes, 2).expect("a sound pool");
+        assert!(some.changed_bytes <= counted.changed_bytes && some.held_bytes <= held * CHUNK);
+        assert!(some.at_least || some == counted, "round {round}: {some:?} of {counted:?}");
     }
 }
 
@@ -222,6 +230,24 @@ fn the_part_that_one_volume_has_more_differs() {
     let image = pool.hold([tree.root(); 2]);
     let found = listed(&&image, [4 * CHUNK, 10 * CHUNK], 3).expect("a sound pool");
     assert_eq!(found, (4..10).collect());
+    let counted = change(&&image, [(1, 4 * CHUNK), (2, 10 * CHUNK)], 9).expect("a sound pool");
+    assert_eq!((counted.changed_bytes, counted.held_bytes), (6 * CHUNK, 0));
+}
+
+#[test]
+fn a_quick_count_stops_and_says_so() {
+    let then: BTreeMap<u64, u64> = (0..20_000).map(|b| (b, b)).collect();
+    let now: BTreeMap<u64, u64> = (0..20_000).map(|b| (b, b + 50_000)).collect();
+    let mut pool = Pool::new();
+    let first = pool.tree(&then, 100, &Tree::default());
+    let second = pool.tree(&now, 100, &first);
+    let image = pool.hold([first.root(), second.root()]);
+    let sizes = [(1, 20_000 * CHUNK), (2, 20_000 * CHUNK)];
+    let some = change(&&image, sizes, 7).expect("a sound pool");
+    assert_eq!((some.changed_bytes, some.held_bytes), (700 * CHUNK, 700 * CHUNK));
+    assert!(some.at_least);
+    let all = change(&&image, sizes, 200).expect("a sound pool");
+    assert_eq!((all.changed_bytes, all.at_least), (20_000 * CHUNK, false));
 }
 
 #[test]

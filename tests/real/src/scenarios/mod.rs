@@ -3,6 +3,7 @@
 mod blockers_lvm;
 mod blockers_zfs;
 mod crash;
+mod differs;
 mod faults;
 mod fixtures;
 mod import;
@@ -13,6 +14,7 @@ mod race;
 mod rare_lvm;
 mod rare_zfs;
 mod thin_diff;
+mod zfs_diff;
 
 use crate::harness::{Group, Scenario};
 use crate::{lvm, tap, zfs};
@@ -47,6 +49,7 @@ pub const ALL: &[Scenario] = &[
     scenario!(Zfs "zfs-encrypted-zvol" lifecycle::encrypted_zvol, "the whole life of a slot on an encrypted volume"),
     scenario!(Zfs "zfs-blockers" blockers_zfs::all, "what stands in the way is named and nothing is changed"),
     scenario!(Zfs "zfs-rare" rare_zfs::all, "replicas, promoted clones, users, what is gone"),
+    scenario!(Zfs "zfs-diff" zfs_diff::all, "what was written to a volume, by what ZFS would send"),
     scenario!(Zfs "zfs-import" import::zfs, "the same on a ZFS volume"),
     scenario!(Zfs "zfs-drift" faults::zfs_drift, "what a person did behind the engine's back is reported"),
     scenario!(Zfs "zfs-faults" faults::zfs_faults, "a tool that is missing, that fails, no permission"),

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::differs;
 use crate::harness::Test;
 use crate::lvm::{self, POOL, VG};
 use crate::subject::{Storage, Subject};
@@ -31,6 +32,10 @@ pub fn all(test: &mut Test) {
         let diff = told(subject, &volume, &[]);
         assert_eq!(diff["by-content"], false, "{diff}");
         assert_eq!(blocks(&diff), BTreeSet::new());
+        assert_eq!(held(), "-");
+        let status = subject.verb("status", volume.locator(), &[]).expect(0)["volumes"][0].clone();
+        let counts = (&status["changed-bytes"], &status["held-bytes"], &status["at-least"]);
+        assert_eq!(counts, (&0.into(), &0.into(), &false.into()), "{status}");
         assert_eq!(held(), "-");
     });
     test.step("what was written and discarded since is told, as thin_delta tells it", |subject| {
@@ -82,6 +87,8 @@ pub fn all(test: &mut Test) {
         message("reserve_metadata_snap");
         let theirs = held();
         assert_ne!(theirs, "-");
+        let status = subject.verb("status", volume.locator(), &[]).expect(0)["volumes"][0].clone();
+        assert_eq!(status["changed-bytes"], Value::Null, "{status}");
         let diff = shown(&volume, || told(subject, &volume, &[]));
         assert_eq!(diff["by-content"], true, "{diff}");
         assert_eq!(held(), theirs);
@@ -118,15 +125,12 @@ pub fn all(test: &mut Test) {
 }
 
 fn told(subject: &Subject, volume: &lvm::Volume, more: &[&str]) -> Value {
-    subject.verb("diff", volume.locator(), more).expect(0)["volumes"][0].clone()
+    differs::told(subject, volume.locator(), more)
 }
 
 /// The pool's blocks that lie in what is told.
 fn blocks(diff: &Value) -> BTreeSet<u64> {
-    let ranges = diff["ranges"].as_array().expect("ranges");
-    let number = |range: &Value, field: &str| range[field].as_u64().expect("a number");
-    let each = ranges.iter().map(|r| (number(r, "start"), number(r, "length")));
-    each.flat_map(|(start, length)| start / CHUNK..(start + length).div_ceil(CHUNK)).collect()
+    differs::blocks(diff, CHUNK)
 }
 
 /// The same set as `thin_delta`, and none is missing of which the bytes differ.
@@ -136,7 +140,11 @@ fn agrees(subject: &Subject, volume: &lvm::Volume) {
     assert_eq!(by_metadata["by-content"], false, "{by_metadata}");
     assert_eq!(held(), "-", "a moment is held still");
     let told_blocks = blocks(&by_metadata);
-    assert_eq!(told_blocks, by_tool(volume), "thin_delta tells otherwise");
+    let (by_tool, held_blocks) = by_tool(volume);
+    assert_eq!(told_blocks, by_tool, "thin_delta tells otherwise");
+    let status = subject.verb("status", volume.locator(), &[]).expect(0)["volumes"][0].clone();
+    assert_eq!(status["changed-bytes"], by_metadata["changed-bytes"], "status tells otherwise");
+    assert_eq!(status["held-bytes"], held_blocks * CHUNK, "{status}");
     let by_content = shown(volume, || told(subject, volume, &["--content"]));
     assert_eq!(by_content["by-content"], true, "{by_content}");
     let missing: Vec<u64> = blocks(&by_content).difference(&told_blocks).copied().collect();
@@ -152,8 +160,8 @@ fn shown<T>(volume: &lvm::Volume, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What `thin_delta` says.
-fn by_tool(volume: &lvm::Volume) -> BTreeSet<u64> {
+/// The blocks that differ as `thin_delta` says, and how many of them the snapshot has.
+fn by_tool(volume: &lvm::Volume) -> (BTreeSet<u64>, u64) {
     let snapshot = volume.snapshots().pop().expect("a snapshot");
     let id = |name: &str| lvm::field_of(name, "thin_id");
     let (then, now) = (id(&snapshot), id("vm1"));
@@ -166,15 +174,16 @@ fn by_tool(volume: &lvm::Volume) -> BTreeSet<u64> {
         let rest = line.split(&format!("{name}=\"")).nth(1).expect("an attribute");
         rest.split('"').next().and_then(|n| n.parse().ok()).expect("a number")
     };
-    let differs = |line: &&str| {
-        ["<different", "<left_only", "<right_only"].iter().any(|w| line.trim().starts_with(w))
-    };
-    let runs = said.lines().filter(differs);
-    runs.flat_map(|line| {
-        let begin = attribute(line, "begin");
-        begin..begin + attribute(line, "length")
-    })
-    .collect()
+    let (mut differing, mut held) = (BTreeSet::new(), 0);
+    for line in said.lines().map(str::trim) {
+        let begins = |words: &[&str]| words.iter().any(|word| line.starts_with(word));
+        if begins(&["<different", "<left_only", "<right_only"]) {
+            let (begin, length) = (attribute(line, "begin"), attribute(line, "length"));
+            differing.extend(begin..begin + length);
+            held += if begins(&["<right_only"]) { 0 } else { length };
+        }
+    }
+    (differing, held)
 }
 
 fn message(what: &str) {

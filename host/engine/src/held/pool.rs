@@ -2,78 +2,63 @@
 //!
 //! The metadata of a pool changes at any time. Device mapper keeps a moment of it on request: what was there then is not
 //! written over before it is let go (Documentation/admin-guide/device-mapper/thin-provisioning.rst of the kernel,
-//! `reserve_metadata_snap`). A pool keeps one at most, and keeps it over a restart of the machine; so it is noted before
-//! it is asked for, and whoever comes next lets go of one that was left:
-//!
-//! | step | the note | a crash after it leaves | which ends |
-//! |---|---|---|---|
-//! | note it, durable | held | a note of nothing | the next one: letting go of nothing is refused by the kernel, and no harm |
-//! | reserve | held | a moment that is held for nobody | the next one, or `recover`, lets go of it |
-//! | read | held | the same | the same |
-//! | release | held | a note of nothing | the next one |
-//! | take the note back, durable | empty | nothing | |
+//! `reserve_metadata_snap`). A pool keeps one at most.
 //!
 //! One that is held without a note is somebody else's, and is left alone: what it holds is no use to us. (Whoever lets
 //! go of ours by hand, and holds one of their own before we come by again, loses it: the kernel does not say whose it is.)
-//! Notes are named by the pool's UUID, and one process at a time has a pool's.
+//! Notes are named by the pool's UUID.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::libc;
 use nix::sys::stat::{major, minor};
 use snapslot_command::{Command, Executor};
 use snapslot_disk::{Disk, FileDisk};
 
-use crate::volume::{Volume, private_directories};
+use super::note::Note;
+use crate::volume::Volume;
 
 /// A message to a pool is done in milliseconds, but for a pool that waits for its disk.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How often, and how long apart, it is tried whether another process is done with the pool.
-const PATIENCE: (u32, Duration) = (100, Duration::from_millis(50));
 /// What a note says of a moment that is held.
-const HELD: &[u8] = b"held\n";
+const HELD: &str = "held\n";
 const RESERVE: &str = "reserve_metadata_snap";
 const RELEASE: &str = "release_metadata_snap";
 
 /// The metadata of the pool that a volume lies in, at one moment.
-pub(crate) struct Held<'e> {
-    pub(crate) metadata: Arc<FileDisk>,
+pub(crate) struct Metadata<'e> {
+    pub(crate) disk: Arc<FileDisk>,
     _reserved: Reserved<'e>,
 }
 
-impl<'e> Held<'e> {
-    /// Holds it; or why there is none to be had.
+impl<'e> Metadata<'e> {
+    /// Holds it, after at most so long of waiting for who else does; or why there is none to be had.
     pub(crate) fn of(
         volume: &Volume,
         tools: &'e dyn Executor,
         state_dir: &Path,
-    ) -> Result<Held<'e>, String> {
+        patience: Duration,
+    ) -> Result<Metadata<'e>, String> {
         let device = volume.locator.place.device().ok_or("it has no device")?;
         let pool = Pool::of(&device)?;
-        let note = Note::take(&notes(state_dir), &pool.uuid)?;
+        let note = Note::take(&notes(state_dir), &pool.uuid, patience)?;
         let reserved = Reserved::of(pool, note, tools)?;
-        let metadata = Arc::new(reserved.pool.metadata()?);
-        Ok(Held { metadata, _reserved: reserved })
+        let disk = Arc::new(reserved.pool.metadata()?);
+        Ok(Metadata { disk, _reserved: reserved })
     }
 }
 
-/// Lets go of what engines that were killed left held.
-pub(crate) fn let_go(tools: &dyn Executor, state_dir: &Path) {
-    let folder = notes(state_dir);
-    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-        let Ok(uuid) = entry.file_name().into_string() else { continue };
-        // One that somebody has is in use; of a pool that is not there nothing can be let go.
-        let (Ok(Some(mut note)), Some(pool)) = (Note::open(&folder, &uuid), Pool::named(&uuid))
-        else {
-            continue;
-        };
-        if let Err(why) = note.let_go(&pool, tools) {
+/// Lets go of what was left held.
+pub(super) fn let_go(tools: &dyn Executor, state_dir: &Path) {
+    for (uuid, mut note) in Note::all(&notes(state_dir)) {
+        // Of a pool that is not there nothing can be let go.
+        let Some(pool) = Pool::named(&uuid) else { continue };
+        if let Err(why) = pool.let_go(&mut note, tools) {
             tracing::warn!("the metadata of {} is held still: {why}", pool.name);
         }
     }
@@ -152,6 +137,20 @@ impl Pool {
             Err(e) => Err(e.to_string()),
         }
     }
+
+    /// Lets go of what is noted, if anything is.
+    fn let_go(&self, note: &mut Note, tools: &dyn Executor) -> Result<(), String> {
+        if note.says()?.is_empty() {
+            return Ok(());
+        }
+        if let Err(why) = self.tell(RELEASE, tools)
+            // Nothing is held: a crash came before it was.
+            && !why.contains("Invalid argument")
+        {
+            return Err(why);
+        }
+        note.write("")
+    }
 }
 
 /// The devices that this one lies on whose UUID has this ending.
@@ -177,16 +176,16 @@ struct Reserved<'e> {
 
 impl<'e> Reserved<'e> {
     fn of(pool: Pool, mut note: Note, tools: &'e dyn Executor) -> Result<Self, String> {
-        note.let_go(&pool, tools)?;
-        note.write(HELD).map_err(|e| format!("it could not be noted: {e}"))?;
+        pool.let_go(&mut note, tools)?;
+        note.write(HELD)?;
         match pool.tell(RESERVE, tools) {
             Ok(()) => Ok(Reserved { pool, note, tools }),
             Err(why) => {
                 // It may have been reserved and only not been told; and what others hold is not ours to let go.
                 if why.contains("busy") {
-                    note.write(b"").map_err(|e| e.to_string())?;
+                    note.write("")?;
                 } else {
-                    note.let_go(&pool, tools)?;
+                    pool.let_go(&mut note, tools)?;
                 }
                 Err(why)
             }
@@ -196,7 +195,7 @@ impl<'e> Reserved<'e> {
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        if let Err(why) = self.note.let_go(&self.pool, self.tools) {
+        if let Err(why) = self.pool.let_go(&mut self.note, self.tools) {
             tracing::warn!(
                 "a moment of the metadata of {} is held still ({why}); `snapslot recover` lets go of it, or \
                  `dmsetup message {} 0 {RELEASE}`",
@@ -204,77 +203,5 @@ impl Drop for Reserved<'_> {
                 self.pool.name,
             );
         }
-    }
-}
-
-/// What is noted of one pool, locked.
-struct Note {
-    file: File,
-    folder: PathBuf,
-}
-
-impl Note {
-    /// Waits for whoever has it.
-    fn take(folder: &Path, uuid: &str) -> Result<Note, String> {
-        for _ in 0..PATIENCE.0 {
-            match Note::open(folder, uuid).map_err(|e| format!("it cannot be noted: {e}"))? {
-                Some(note) => return Ok(note),
-                None => std::thread::sleep(PATIENCE.1),
-            }
-        }
-        Err("another process reads the pool's metadata".to_owned())
-    }
-
-    /// None: somebody has it.
-    fn open(folder: &Path, uuid: &str) -> io::Result<Option<Note>> {
-        let path = folder.join(uuid);
-        private_directories(&path)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(&path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Note { file, folder: folder.to_owned() })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) => Err(e),
-        }
-    }
-
-    fn says_held(&mut self) -> io::Result<bool> {
-        let mut said = Vec::new();
-        self.file.rewind()?;
-        (&self.file).take(16).read_to_end(&mut said)?;
-        Ok(!said.is_empty())
-    }
-
-    /// Durable when it returns.
-    fn write(&mut self, what: &[u8]) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()?;
-        self.file.write_all(what)?;
-        self.file.sync_all()?;
-        // The file may be new, and its folder too.
-        for folder in [Some(self.folder.as_path()), self.folder.parent()].into_iter().flatten() {
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(())
-    }
-
-    /// Lets go of what it tells of, if it does.
-    fn let_go(&mut self, pool: &Pool, tools: &dyn Executor) -> Result<(), String> {
-        if !self.says_held().map_err(|e| e.to_string())? {
-            return Ok(());
-        }
-        if let Err(why) = pool.tell(RELEASE, tools)
-            // Nothing is held: a crash came before it was.
-            && !why.contains("Invalid argument")
-        {
-            return Err(why);
-        }
-        self.write(b"").map_err(|e| e.to_string())
     }
 }

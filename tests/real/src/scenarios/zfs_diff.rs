@@ -1,0 +1,231 @@
+//! What was written to a ZFS volume since the take, told by `zfs send`.
+//!
+//! Judged by what was written, to the block where the snapshot has a device, and by the bytes: whatever differs lies in
+//! what is told. The snapshot that is made for it is gone afterwards, however it ends.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::differs::{blocks, told};
+use crate::harness::Test;
+use crate::subject::{Storage, Subject};
+use crate::tap::{self, Trip};
+use crate::tools::run;
+use crate::zfs::{self, DATASET, Dataset, Kind, device};
+
+/// Of the volume.
+const BLOCK: u64 = 16 << 10;
+const SIZE: u32 = 64;
+
+pub fn all(test: &mut Test) {
+    let volume = test.step("a volume, half written", |_| Dataset::new(Kind::Zvol, SIZE));
+    let quick = test.is_quick();
+    run(&format!("zfs set snapdev=visible {DATASET}"));
+    test.step("nothing differs right after the take", |subject| {
+        // Wholly where the first indirect block tells of, one block where the second does, nothing behind.
+        write((0..1024).chain([1500]), 1);
+        subject.verb("take", volume.locator(), &[]).expect(0);
+        wait_for_snapshot();
+        same(&differing(subject, &volume), []);
+    });
+    test.step("what was written and discarded since is told, to the block", |subject| {
+        let written = [0, 1, 2, 77, 300, 1023, 1024, 2047];
+        write(written, 2);
+        run(&format!("blkdiscard -o {} -l {} {}", 100 * BLOCK, 5 * BLOCK, device()));
+        run("sync");
+        zfs::settle();
+        same(&differing(subject, &volume), written.into_iter().chain(100..105));
+        agrees(subject, &volume);
+    });
+    test.step(
+        "without the snapshot's device, holes beside what was written are told with it",
+        |subject| {
+            run(&format!("zfs set snapdev=hidden {DATASET}"));
+            zfs::settle();
+            let before = differing(subject, &volume);
+            assert!(before.contains(&1025), "a hole beside what was written");
+            write([2500], 2);
+            let more = &differing(subject, &volume) - &before;
+            assert!(more.contains(&2500), "what was written is not told");
+            let around = 2048..3072;
+            assert!(
+                more.iter().all(|b| around.contains(b)),
+                "{:?} {:?}",
+                more.first(),
+                more.last()
+            );
+            run(&format!("zfs set snapdev=visible {DATASET}"));
+            wait_for_snapshot();
+            same(&(&differing(subject, &volume) - &before), []);
+        },
+    );
+    test.step("others' snapshots in between do not matter", |subject| {
+        run(&format!("zfs snapshot {DATASET}@others"));
+        let before = differing(subject, &volume);
+        write([500], 3);
+        same(&(&differing(subject, &volume) - &before), [500]);
+        run(&format!("zfs destroy {DATASET}@others"));
+    });
+    test.step("while it is in use and written", |subject| {
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = fs::OpenOptions::new().write(true).open(device()).expect("the device");
+                for block in (700..900).cycle() {
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        break;
+                    }
+                    file.write_all_at(&[4; BLOCK as usize], block * BLOCK).expect("a write");
+                }
+            });
+            for _ in 0..if quick { 2 } else { 5 } {
+                differing(subject, &volume);
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        zfs::settle();
+        agrees(subject, &volume);
+    });
+    test.step("a restore leaves nothing that differs", |subject| {
+        subject.verb("restore", volume.locator(), &[]).expect(0);
+        zfs::settle();
+        same(&differing(subject, &volume), []);
+    });
+    test.step("a volume that shrank and grew differs where it lost something", |subject| {
+        // Half of what was written is cut off; what reads zero now was something else.
+        run(&format!("zfs set volsize={}M {DATASET}", SIZE / 8));
+        zfs::settle();
+        agrees(subject, &volume);
+        run(&format!("zfs set volsize={SIZE}M {DATASET}"));
+        zfs::settle();
+        agrees(subject, &volume);
+        run(&format!("zfs set volsize={}M {DATASET}", SIZE + 1));
+        zfs::settle();
+        agrees(subject, &volume);
+        subject.verb("restore", volume.locator(), &[]).expect(0);
+        zfs::settle();
+        write([9], 5);
+        same(&differing(subject, &volume), [9]);
+    });
+    // The snapshot, the sending, the destroying.
+    for n in 1..=3 {
+        for trip in [Trip::Before(n), Trip::During(n), Trip::After(n)] {
+            // What is destroyed at the end is as it was after the sending.
+            if quick && (n == 3 || matches!(trip, Trip::During(_))) {
+                continue;
+            }
+            test.case(&format!("killed, {trip}: nothing is left by who comes next"), |subject| {
+                for next in ["recover", "diff", "restore"] {
+                    if quick && (next == "restore") != (n == 2) {
+                        continue;
+                    }
+                    write([9], 5);
+                    tap::arm(trip);
+                    let killed = subject.verb("diff", volume.locator(), &[]);
+                    let (tripped, ran) = (tap::tripped(), tap::log());
+                    tap::clear();
+                    assert!(tripped, "it was not killed: {ran:?}\n{}", killed.process.account());
+                    subject.verb(next, volume.locator(), &[]).expect(0);
+                    only_the_slots(&volume);
+                }
+                zfs::settle();
+                write([9], 5);
+                same(&differing(subject, &volume), [9]);
+            });
+        }
+    }
+    test.step("where no snapshot can be made the bytes are compared", |subject| {
+        tap::arm(Trip::Fail(1, 1));
+        let diff = told(subject, volume.locator(), &[]);
+        assert!(tap::tripped(), "the command did not come");
+        tap::clear();
+        assert_eq!((&diff["by-content"], blocks(&diff, BLOCK)), (&true.into(), [9].into()));
+        only_the_slots(&volume);
+    });
+    test.step("the slot is emptied", |subject| {
+        subject.verb("delete", volume.locator(), &[]).expect(0);
+    });
+    let volume = test.step("an encrypted one", |_| Dataset::new(Kind::EncryptedZvol, SIZE));
+    test.step("told with its key and without", |subject| {
+        run(&format!("zfs set snapdev=visible {DATASET}"));
+        write(0..1024, 6);
+        subject.verb("take", volume.locator(), &[]).expect(0);
+        wait_for_snapshot();
+        write([3, 400, 511, 512], 7);
+        same(&differing(subject, &volume), [3, 400, 511, 512]);
+        // Without it there is no device.
+        run(&format!("zfs unload-key {DATASET}"));
+        same(&differing(subject, &volume), [3, 400, 511, 512]);
+        run(&format!("zfs load-key {DATASET}"));
+        zfs::wait_for_node();
+        subject.verb("delete", volume.locator(), &[]).expect(0);
+    });
+}
+
+/// Writes these blocks wholly.
+fn write(blocks: impl IntoIterator<Item = u64>, seed: u8) {
+    let file = fs::OpenOptions::new().write(true).open(device()).expect("the device");
+    for block in blocks {
+        let bytes: Vec<u8> = (0..BLOCK).map(|i| (i * 31 + block) as u8 ^ seed).collect();
+        file.write_all_at(&bytes, block * BLOCK).expect("a write");
+    }
+    file.sync_all().expect("a flush");
+    drop(file);
+    zfs::settle();
+}
+
+/// What is told from metadata, and nothing else is left of it.
+#[track_caller]
+fn differing(subject: &Subject, volume: &Dataset) -> BTreeSet<u64> {
+    let diff = told(subject, volume.locator(), &[]);
+    assert_eq!(diff["by-content"], false, "{diff}");
+    only_the_slots(volume);
+    blocks(&diff, BLOCK)
+}
+
+/// Says only what is not the same.
+#[track_caller]
+fn same(found: &BTreeSet<u64>, expected: impl IntoIterator<Item = u64>) {
+    let expected: BTreeSet<u64> = expected.into_iter().collect();
+    let some = |of: &BTreeSet<u64>, but: &BTreeSet<u64>| -> Vec<u64> {
+        of.difference(but).take(20).copied().collect()
+    };
+    let (more, missing) = (some(found, &expected), some(&expected, found));
+    assert!(more.is_empty() && missing.is_empty(), "told besides: {more:?}, not told: {missing:?}");
+}
+
+#[track_caller]
+fn only_the_slots(volume: &Dataset) {
+    let left: Vec<_> =
+        volume.snapshots().into_iter().filter(|name| name.contains("@snapslot-now-")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+/// None is missing of which the bytes differ.
+#[track_caller]
+fn agrees(subject: &Subject, volume: &Dataset) {
+    let by_metadata = differing(subject, volume);
+    let by_content = told(subject, volume.locator(), &["--content"]);
+    assert_eq!(by_content["by-content"], true, "{by_content}");
+    let missing = &blocks(&by_content, BLOCK) - &by_metadata;
+    assert!(missing.is_empty(), "their bytes differ: {:?}", missing.iter().take(20));
+}
+
+/// udev makes a node of the slot's snapshot.
+#[track_caller]
+fn wait_for_snapshot() {
+    zfs::settle();
+    let folder = Path::new("/dev/zvol").join(DATASET);
+    let folder = folder.parent().expect("the pool's nodes");
+    for _ in 0..100 {
+        let mut nodes = fs::read_dir(folder).expect("the nodes").flatten();
+        if nodes.any(|e| e.file_name().to_string_lossy().contains("@snapslot-")) {
+            return zfs::settle();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("udev made no node of the snapshot");
+}
