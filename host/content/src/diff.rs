@@ -103,7 +103,7 @@ pub fn not_zero(
             if (watch.stop)() {
                 return Err(ContentError::Stopped);
             }
-            let run = content.run(at, (end - at).min(PIECE))?;
+            let run = content.run(at, end.min(at + PIECE))?;
             if !run.zero {
                 buffer.resize(run.length as usize, 0);
                 content.read_at(at, &mut buffer)?;
@@ -145,5 +145,46 @@ impl Content for Both<'_> {
             (false, true) => a.length,
         };
         Ok(crate::Run { start: offset, length, zero: a.zero && b.zero })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: of given ranges, only what is not zeroes, whatever the file system tells of holes.
+
+    use std::io::{Seek, SeekFrom, Write};
+    use std::sync::Arc;
+
+    use snapslot_disk::FileDisk;
+
+    use super::*;
+    use crate::Plain;
+
+    #[test]
+    fn what_is_not_zero_within_ranges_is_found() {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(8 << 20).expect("its length");
+        let mut put = |at: u64, bytes: &[u8]| {
+            file.seek(SeekFrom::Start(at)).expect("a place");
+            file.write_all(bytes).expect("a write");
+        };
+        put(5000, &[7]);
+        // Zeroes that are written, and something across the end of a piece.
+        put(2 << 20, &[0; 1 << 20]);
+        put((4 << 20) - 1, &[7; 2]);
+        put(7 << 20, &[7; 100]);
+        file.flush().expect("all of it");
+        let disk = FileDisk::open_read_only(file.path()).expect("the file");
+        let content = Plain::new(Arc::new(disk)).expect("content");
+        let range = |offset: u64, length: u64| Range { offset, length };
+        let found = |ranges: &[Range]| not_zero(&content, ranges, &Watch::NONE).expect("read");
+        let all = [range(4096, 4096), range((4 << 20) - 4096, 8192), range(7 << 20, 4096)];
+        assert_eq!(found(&[range(0, 8 << 20)]), all);
+        // Ends behind the content, and a range that begins behind it.
+        assert_eq!(found(&[range(7 << 20, 4 << 20), range(9 << 20, 4096)]), all[2..]);
+        assert_eq!(found(&[range(0, 4096), range(8192, 1 << 20)]), []);
+        let stopped = Watch { stop: &|| true, ..Watch::NONE };
+        let outcome = not_zero(&content, &all, &stopped);
+        assert!(matches!(outcome, Err(ContentError::Stopped)), "{outcome:?}");
     }
 }
