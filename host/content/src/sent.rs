@@ -38,6 +38,8 @@ const SINGLE: u64 = 1;
 const VOLUME: u32 = 3;
 /// The object that has its content.
 const CONTENT: u64 = 1;
+/// The object that has its size.
+const SIZE: u64 = 2;
 /// The largest block that ZFS has.
 const BLOCK_MAX: u64 = 16 << 20;
 /// Bytes of the list behind BEGIN: some hundreds; and of what is behind an object: a node's size.
@@ -84,6 +86,10 @@ pub struct Sent {
     behind: u64,
     /// Whether the record before told of the volume's content as an object.
     object_told: bool,
+    /// From where on nothing is behind the content's last block.
+    tail: Option<u64>,
+    /// Whether its size was changed, perhaps there and back.
+    resized: bool,
     written: Vec<Range>,
     freed: Vec<Range>,
 }
@@ -97,6 +103,8 @@ impl Sent {
             head: Vec::with_capacity(HEAD),
             behind: 0,
             object_told: false,
+            tail: None,
+            resized: false,
             written: Vec::new(),
             freed: Vec::new(),
         }
@@ -122,11 +130,16 @@ impl Sent {
     }
 
     /// What it told, of contents of so many bytes: what the longer one has more counts as written.
-    pub fn told(self, sizes: [u64; 2]) -> Result<Told, SentError> {
+    pub fn told(mut self, sizes: [u64; 2]) -> Result<Told, SentError> {
         if self.at != At::End || self.behind > 0 || !self.head.is_empty() {
             return Err(SentError::CutOff);
         }
         let (short, long) = (sizes[0].min(sizes[1]), sizes[0].max(sizes[1]));
+        // A volume's last block is another only where something was cut off. What is discarded at its end, as
+        // anywhere, is told by itself.
+        if let Some(tail) = self.tail.filter(|_| self.resized) {
+            self.freed.push(Range { offset: tail, length: u64::MAX - tail });
+        }
         let within = |ranges: Vec<Range>, more: u64| {
             let cut = |r: Range| {
                 (r.offset < short)
@@ -169,6 +182,7 @@ impl Sent {
             // WRITE
             3 => {
                 let size = limited(record.u64(32), BLOCK_MAX)?;
+                self.resized |= object == SIZE;
                 if of_content {
                     add(&mut self.written, record.u64(24), size)?;
                 }
@@ -178,9 +192,10 @@ impl Sent {
             // FREE
             4 => {
                 let (offset, length) = (record.u64(16), record.u64(24));
-                // Behind an object stands that nothing is behind its last block: so it was before, or a record of
-                // what was freed there comes yet.
-                if of_content && !(told && length == u64::MAX) {
+                // Behind an object stands that nothing is behind its last block, changed or not.
+                if told && of_content && length == u64::MAX {
+                    self.tail = Some(offset);
+                } else if of_content {
                     add(&mut self.freed, offset, length.min(u64::MAX - offset))?;
                 }
                 (32, 0)
@@ -198,6 +213,7 @@ impl Sent {
             }
             // WRITE_EMBEDDED
             8 => {
+                self.resized |= object == SIZE;
                 if of_content {
                     add(&mut self.written, record.u64(16), limited(record.u64(24), BLOCK_MAX)?)?;
                 }
@@ -359,7 +375,8 @@ mod tests {
             free(1, 131_072, 65536),
             object(2),
             free(2, 512, u64::MAX),
-            write(2, 0, 512, None),
+            object(5),
+            write(5, 0, 512, None),
             spill,
             end(),
         ]
@@ -375,16 +392,19 @@ mod tests {
     }
 
     #[test]
-    fn a_range_freed_to_the_end_counts_but_for_the_one_behind_the_object() {
+    fn what_is_behind_the_last_block_counts_where_the_size_was_changed() {
         let of = |records: &[Vec<u8>]| {
             let stream = [begin(), records.concat(), end()].concat();
             told(&stream, usize::MAX, [1 << 20; 2])
         };
-        assert_eq!(of(&[object(1), free(1, 65536, u64::MAX)]), Ok((vec![], vec![])));
-        let cut_off = free(1, 65536, u64::MAX);
+        let tail = free(1, 65536, u64::MAX);
         let rest = Ok((vec![], vec![(65536, (1 << 20) - 65536)]));
-        assert_eq!(of(&[object(1), cut_off.clone(), cut_off.clone()]), rest);
-        assert_eq!(of(&[cut_off]), rest);
+        assert_eq!(of(&[object(1), tail.clone()]), Ok((vec![], vec![])));
+        assert_eq!(of(&[object(1), tail.clone(), object(2), write(2, 0, 512, None)]), rest);
+        assert_eq!(of(&[object(1), tail.clone(), object(2), embedded(2, 0, 512)]), rest);
+        // Where it does not stand behind its object it was freed.
+        assert_eq!(of(&[object(1), tail.clone(), tail.clone()]), rest);
+        assert_eq!(of(&[tail]), rest);
     }
 
     #[test]
