@@ -43,6 +43,17 @@ pub trait Content: Send + Sync {
     /// which is within the size.
     fn run(&self, offset: u64, limit: u64) -> Result<Run, ContentError>;
 
+    /// Bytes that are not known to be zeroes from one offset to another.
+    fn data_bytes(&self, start: u64, end: u64) -> Result<u64, ContentError> {
+        let (mut at, mut data) = (start, 0);
+        while at < end {
+            let run = self.run(at, end)?;
+            data += if run.zero { 0 } else { run.length };
+            at = run.start + run.length;
+        }
+        Ok(data)
+    }
+
     /// The file in which the content from `offset` on lies as it is, and how much of it; none where
     /// there is no such file. For sharing blocks instead of copying them.
     fn shared(&self, _offset: u64, _limit: u64) -> Option<SharedRange<'_>> {

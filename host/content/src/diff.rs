@@ -61,7 +61,7 @@ pub fn by_content(
     let both = Both { now, then, size: now.size().min(then.size()) };
     let found = Mutex::new(Vec::new());
     let failed = AtomicBool::new(false);
-    let cut = Cut { grain: GRAIN as u64, share: false };
+    let cut = Cut { grain: GRAIN as u64, share: false, holes: false };
     let work = |(a, b): &mut (Vec<u8>, Vec<u8>), piece: Piece<'_>| {
         let Piece::Data { start, length, .. } = piece else { return Ok(()) };
         let length = length as usize;

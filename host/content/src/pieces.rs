@@ -39,7 +39,8 @@ pub(crate) enum Piece<'a> {
     Data { number: u64, start: u64, length: u64 },
     /// Known zeroes; of any length.
     Zero { number: u64, start: u64, length: u64 },
-    /// Bytes that lie in a file as they are, and may be shared; of any length.
+    /// Bytes that lie in a file as they are, and may be shared; of any length, with holes among them where the cut
+    /// says so.
     Shared { number: u64, start: u64, range: SharedRange<'a> },
 }
 
@@ -50,6 +51,8 @@ pub(crate) struct Cut {
     pub grain: u64,
     /// Whether to ask for files to share blocks of.
     pub share: bool,
+    /// Whether holes between them may be shared along, as holes: one call for many runs.
+    pub holes: bool,
 }
 
 struct Cursor<'a> {
@@ -95,7 +98,10 @@ impl<'a> Cursor<'a> {
         }
         if share
             && !run.zero
-            && let Some(mut range) = self.content.shared(start, run_end.min(start + SHARED_MAX))
+            && let Some(mut range) = {
+                let most = if self.cut.holes { size } else { run_end };
+                self.content.shared(start, most.min(start + SHARED_MAX))
+            }
         {
             let length = match start + range.length {
                 end if end == size => range.length,
@@ -144,17 +150,6 @@ pub(crate) fn first_shared(
     Ok(None)
 }
 
-/// Bytes that are not known to be zeroes: what there is to be moved.
-pub(crate) fn data_bytes(content: &dyn Content) -> Result<u64, ContentError> {
-    let (size, mut at, mut data) = (content.size(), 0, 0);
-    while at < size {
-        let run = content.run(at, size)?;
-        data += if run.zero { 0 } else { run.length };
-        at = run.start + run.length;
-    }
-    Ok(data)
-}
-
 /// Threads that help here.
 pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get).clamp(2, THREADS_MAX)
@@ -180,7 +175,10 @@ pub(crate) fn each<S>(
     work: &(dyn Fn(&mut S, Piece<'_>) -> Result<(), ContentError> + Sync),
 ) -> Result<(), ContentError> {
     let &How { cut, sharing, failed, ahead } = how;
-    let total = data_bytes(content)?;
+    // Where holes are shared along, what is told of is the disk: to go over all of its runs takes as long as to share
+    // them.
+    let by_place = cut.share && cut.holes;
+    let total = if by_place { content.size() } else { content.data_bytes(0, content.size())? };
     let cursor = Mutex::new(Cursor::new(content, cut));
     let done = AtomicU64::new(0);
     let error = Mutex::new(None);
@@ -212,7 +210,13 @@ pub(crate) fn each<S>(
             };
             let moved = match &piece {
                 Piece::Data { length, .. } => *length,
-                Piece::Zero { .. } => 0,
+                Piece::Zero { length, .. } => {
+                    if by_place {
+                        *length
+                    } else {
+                        0
+                    }
+                }
                 Piece::Shared { range, .. } => range.length,
             };
             if let Err(e) = work(&mut own, piece) {

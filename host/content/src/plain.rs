@@ -59,6 +59,27 @@ impl Content for Plain {
         }
     }
 
+    fn data_bytes(&self, start: u64, end: u64) -> Result<u64, ContentError> {
+        self.within(start, end - start)?;
+        // A call for each end of a run, where going from run to run makes three for two.
+        let (mut at, mut data) = (start, 0);
+        while at < end {
+            // No data behind is an error of its own; where the file system does not tell, all is data.
+            let Some(from) = self.seek(at, Whence::SeekData) else {
+                return Ok(if self.seek(at, Whence::SeekHole).is_some() {
+                    data
+                } else {
+                    end - start
+                });
+            };
+            let to = self.seek(from, Whence::SeekHole).unwrap_or(end);
+            let (from, to) = (from.clamp(at, end), to.clamp(at, end));
+            data += to.saturating_sub(from);
+            at = to.max(at + 1);
+        }
+        Ok(data)
+    }
+
     fn shared(&self, offset: u64, limit: u64) -> Option<SharedRange<'_>> {
         let file = self.disk.descriptor()?;
         Some(SharedRange { file, offset, length: limit - offset })

@@ -162,7 +162,7 @@ pub fn overwrite(
     }
     same(target.file())?;
     let sink = raw::Raw::new(&target, content.size())?;
-    let done = run(content, &sink, Cut { grain: 4096, share: false }, false, watch)?;
+    let done = run(content, &sink, Cut { grain: 4096, share: false, holes: false }, false, watch)?;
     sink.clear_rest()?;
     target.keep(true)?;
     Ok(done)
@@ -177,7 +177,7 @@ fn to_stream(
     watch: &Watch<'_>,
 ) -> Result<Exported, ContentError> {
     let sink = stream::Stream::new(to, name);
-    run(content, &sink, Cut { grain: 4096, share: false }, digest, watch)
+    run(content, &sink, Cut { grain: 4096, share: false, holes: false }, digest, watch)
 }
 
 fn to_path(
@@ -196,7 +196,7 @@ fn to_path(
                 return Err(ContentError::Target { name: target.name().to_owned(), why });
             }
             let sink = raw::Raw::new(&target, content.size())?;
-            run(content, &sink, Cut { grain: 4096, share }, wanted.digest, watch)?
+            run(content, &sink, Cut { grain: 4096, share, holes: true }, wanted.digest, watch)?
         }
         Format::Qcow2 => {
             if !target.is_file() {
@@ -205,7 +205,13 @@ fn to_path(
             }
             let packing = wanted.packing.map(|p| (p, wanted.level));
             let sink = qcow2::Qcow2::new(&target, content.size(), packing)?;
-            run(content, &sink, Cut { grain: qcow2::CLUSTER, share }, wanted.digest, watch)?
+            run(
+                content,
+                &sink,
+                Cut { grain: qcow2::CLUSTER, share, holes: false },
+                wanted.digest,
+                watch,
+            )?
         }
     };
     dress(target.file())?;
@@ -270,7 +276,9 @@ fn run(
         }
         Piece::Shared { number, start, range } => {
             if sink.share(start, range)? {
-                shared.fetch_add(range.length, Ordering::Relaxed);
+                let end = start + range.length;
+                let data = if cut.holes { content.data_bytes(start, end)? } else { range.length };
+                shared.fetch_add(data, Ordering::Relaxed);
                 return Ok(());
             }
             sharing.store(false, Ordering::Relaxed);
