@@ -76,6 +76,10 @@ pub fn measure(bench: &Bench) -> Outcome<()> {
             for round in 0..=bench.rounds {
                 turn(bench, images.shares(bench), round, &images.raw, &mut table)?;
             }
+            let scattered = Scattered::make(bench, &disk.at)?;
+            for round in 0..=bench.rounds {
+                turn(bench, scattered.shares(bench), round, &images.raw, &mut table)?;
+            }
         }
         Err(why) => println!("  no file system that shares blocks: {why}"),
     }
@@ -262,6 +266,38 @@ impl Images {
         list.into_iter()
             .map(|(what, who, by, out)| Run { what, who, by, out: out.to_owned() })
             .collect()
+    }
+}
+
+/// A raw disk of runs of 8 KiB with holes of the same length between them, as a slot and by itself.
+struct Scattered {
+    disk: PathBuf,
+    out: PathBuf,
+}
+
+impl Scattered {
+    fn make(bench: &Bench, folder: &Path) -> Outcome<Scattered> {
+        const RUN: usize = 8192;
+        let disk = folder.join("scattered.raw");
+        let file = File::create(&disk)?;
+        file.set_len(bench.mib << 20)?;
+        for at in (0..bench.mib << 20).step_by(RUN * 2) {
+            file.write_all_at(&[(at / 3) as u8 | 1; RUN], at)?;
+        }
+        file.sync_all()?;
+        bench.done(bench.snapslot().args(["take", &format!("raw:{}", disk.display())]))?;
+        Ok(Scattered { disk, out: folder.join("out.raw") })
+    }
+
+    fn shares<'a>(&self, bench: &Bench) -> Vec<Run<'a>> {
+        let what = "8 raw disk in runs of 8 KiB, shared (XFS)";
+        let mut ours = bench.snapslot();
+        ours.args(["export", &format!("raw:{}", self.disk.display()), "--no-sync"]).arg(&self.out);
+        let mut cp = Command::new("cp");
+        cp.arg("--reflink=always").arg(&self.disk).arg(&self.out);
+        let run =
+            |who, command| Run { what, who, by: Who::Program(command), out: self.out.clone() };
+        vec![run("snapslot", ours), run("cp --reflink", cp)]
     }
 }
 
