@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | image (qcow2) | the extents its plugin lists, while the machine may run | the same; nobody may write |
 //! | copies (raw) | the copy | the file or device; nobody may write |
-//! | LVM | the device of the volume's name | the volume's device; nobody may use it |
-//! | ZFS volume | its device, where `snapdev` shows it | the same |
+//! | LVM | the snapshot's device, active for that time | the volume's device; nobody may use it |
+//! | ZFS volume | its device, shown for that time | the same |
 //!
 //! While it is read the engine's lock is shared: others may look too, and whoever would restore or
 //! delete hears that it is busy. A snapshot's device is derived from the volume's own place and the
@@ -27,7 +27,7 @@ use snapslot_slot::{Refusal, State};
 
 use crate::engine::{Engine, refused};
 use crate::error::EngineError;
-use crate::held::{Metadata, Present, Untold};
+use crate::held::{Metadata, Present, Shown, Untold};
 use crate::locator::Locator;
 use crate::status::{derive, image_lock_error, left_behind, lock_error};
 use crate::volume::{Volume, changes_image};
@@ -117,7 +117,7 @@ impl Engine {
             let plugin = self.plugin(&locator.backend)?;
             below = Some(image(locator, disk, &plugin, &View::Current, below)?);
         }
-        let mut _unwritten = None;
+        let (mut _unwritten, mut shown) = (None, None);
         let (content, taken) = match which {
             Which::Current => {
                 if volume.is_served()? {
@@ -144,6 +144,7 @@ impl Engine {
                     _ => return Err(refused(&looked.name, Refusal::Empty)),
                 };
                 let mark = &occupant.mark;
+                shown = self.show(volume, &looked.facts[index], mark);
                 (snapshot(volume, plugin, &looked.facts[index], mark, below)?, Some(occupant.taken))
             }
         };
@@ -151,7 +152,25 @@ impl Engine {
             let why = "its content is encrypted, and what is in it cannot be read without the key";
             return Err(no_content(volume, why));
         }
-        work(&Opened { volume: volume.locator.to_string(), which, content, taken })
+        let opened = Opened { volume: volume.locator.to_string(), which, content, taken };
+        let result = work(&opened);
+        // A device is hidden when nobody reads it any more.
+        drop(opened);
+        drop(shown);
+        result
+    }
+
+    /// Shows the device of the snapshot with this mark, if it has one that is hidden, for as long as what is given
+    /// back is there. Where it cannot be, whoever opens it says what helps.
+    fn show(&self, volume: &Volume, facts: &Facts, mark: &str) -> Option<Shown<'_>> {
+        let found = facts.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark))?;
+        let path = snapshot_device(volume, &found.name).filter(|_| volume.image.is_none())?;
+        let name = found.name.rsplit('/').next().unwrap_or_default();
+        let state_dir = &self.settings.state_dir;
+        Shown::of(volume, name, &path, &*self.commands, state_dir).unwrap_or_else(|why| {
+            tracing::info!("{}: {} is not shown: {why}", volume.locator, path.display());
+            None
+        })
     }
 
     /// What changed since the take, on every volume of the machine, or on the one that was named.
@@ -312,7 +331,12 @@ impl Engine {
             Err(Untold::Stopped) => return Err(failed(ContentError::Stopped)),
             Err(Untold::Because(why)) => return told(why),
         };
+        drop(present);
         // What is zeroes now may have been zeroes then: the snapshot says, where it has a device.
+        let _shown = match changed.freed.is_empty() {
+            true => None,
+            false => then.mark.as_ref().and_then(|mark| self.show(volume, facts, mark)),
+        };
         if let Ok(then) = device(volume, snapshot_device(volume, &then.name)) {
             changed.freed = not_zero(&*then, &changed.freed, watch).map_err(failed)?;
         }

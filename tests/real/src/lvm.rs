@@ -121,6 +121,13 @@ impl Storage for Volume {
         names.filter(|n| !n.is_empty() && n != "vm1" && n != POOL).collect()
     }
 
+    fn shown(&self) -> Vec<String> {
+        // A thick one is active as its origin is.
+        let mut all = if self.merges() { Vec::new() } else { self.snapshots() };
+        all.retain(|name| std::path::Path::new(&format!("/dev/{VG}/{name}")).exists());
+        all
+    }
+
     fn layout(&self) -> String {
         layout()
     }

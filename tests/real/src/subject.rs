@@ -124,6 +124,8 @@ pub trait Storage {
     fn content(&self) -> Content;
     /// Every snapshot the storage's own tools show for it, by name.
     fn snapshots(&self) -> Vec<String>;
+    /// The devices that the snapshots have now, and where a property shows them that was hidden.
+    fn shown(&self) -> Vec<String>;
     /// Everything the tools show around it, without what use changes.
     fn layout(&self) -> String;
     /// The layout when it was made: what an empty slot has to come back to.

@@ -164,6 +164,12 @@ impl Storage for Dataset {
         all.lines().map(str::to_owned).collect()
     }
 
+    fn shown(&self) -> Vec<String> {
+        let words = ["zfs", "get", "-Hp", "-o", "value,source", "snapdev", DATASET];
+        let said = try_words(&words).expect_success().text().trim().to_owned();
+        if said == "hidden\tdefault" { Vec::new() } else { vec![said] }
+    }
+
     fn layout(&self) -> String {
         layout()
     }

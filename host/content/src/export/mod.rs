@@ -275,10 +275,18 @@ fn run(
             }
         }
         Piece::Shared { number, start, range } => {
-            if sink.share(start, range)? {
-                let end = start + range.length;
-                let data = if cut.holes { content.data_bytes(start, end)? } else { range.length };
-                shared.fetch_add(data, Ordering::Relaxed);
+            // Holes among it are not counted; to find them takes a while, which passes meanwhile.
+            let count = || match cut.holes {
+                true => content.data_bytes(start, start + range.length),
+                false => Ok(range.length),
+            };
+            let (done, counted) = std::thread::scope(|scope| {
+                let counting = cut.holes.then(|| scope.spawn(count));
+                let done = sink.share(start, range);
+                (done, counting.map_or_else(count, |c| c.join().unwrap_or(Ok(range.length))))
+            });
+            if done? {
+                shared.fetch_add(counted?, Ordering::Relaxed);
                 return Ok(());
             }
             sharing.store(false, Ordering::Relaxed);

@@ -12,17 +12,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use snapslot_command::{Command, Executor, Place, PlaceKind};
+use snapslot_command::{Executor, Place, PlaceKind};
 use snapslot_content::{Sent, Told, Watch};
 
 use super::note::Note;
+use super::{command, patiently, run};
 use crate::volume::Volume;
 
 /// A snapshot is made when all that was written is on the disks.
 const DEADLINE: Duration = Duration::from_secs(300);
-/// How often, and how long, it is waited for a passing look at the snapshot's device.
-const LOOKS: u32 = 30;
-const LOOK: Duration = Duration::from_millis(100);
 /// What its name begins with; a mark follows.
 const NAME: &str = "snapslot-now-";
 /// How long it is waited for another process that reads what was written.
@@ -78,7 +76,7 @@ impl<'e> Present<'e> {
     ) -> Result<Told, Untold> {
         let from = format!("{}@{name}", self.dataset);
         // As it lies on the disks: nothing is unpacked, and no key is needed.
-        let command = command(&["send", "-w", "-i", &from, &self.snapshot]);
+        let command = command("zfs", &["send", "-w", "-i", &from, &self.snapshot], DEADLINE);
         let mut sent = Sent::since(guid);
         let mut failed = None;
         let answer = self.tools.run_listening(&command, &mut |bytes| {
@@ -140,16 +138,8 @@ fn destroy(note: &mut Note, tools: &dyn Executor) -> Result<(), String> {
     let Some((dataset, _)) = ours else {
         return Err(format!("{snapshot:?} is noted, which is no snapshot of ours"));
     };
-    let mut destroyed = zfs(tools, &["destroy", &snapshot]);
-    for _ in 0..LOOKS {
-        // Where snapshots have devices, udev looks at every new one.
-        if !destroyed.as_ref().is_err_and(|why| why.contains("dataset is busy")) {
-            break;
-        }
-        std::thread::sleep(LOOK);
-        destroyed = zfs(tools, &["destroy", &snapshot]);
-    }
-    match destroyed {
+    // Where snapshots have devices, udev looks at every new one.
+    match patiently(|| zfs(tools, &["destroy", &snapshot]), "dataset is busy") {
         Ok(()) => {}
         // It was never made, or is gone.
         Err(why) if why.contains("could not find any snapshots to destroy") => {}
@@ -164,17 +154,7 @@ fn destroy(note: &mut Note, tools: &dyn Executor) -> Result<(), String> {
 }
 
 fn zfs(tools: &dyn Executor, words: &[&str]) -> Result<(), String> {
-    let command = command(words);
-    match tools.run(&command) {
-        Ok(answer) if answer.exit_code == 0 => Ok(()),
-        Ok(answer) => Err(format!("`{command}`: {}", answer.complaint())),
-        Err(e) => Err(e.to_string()),
-    }
-}
-
-fn command(words: &[&str]) -> Command {
-    let arguments = words.iter().map(|&word| word.to_owned()).collect();
-    Command { program: "zfs".to_owned(), arguments, input: None, deadline: DEADLINE }
+    run(tools, DEADLINE, "zfs", words)
 }
 
 fn notes(state_dir: &Path) -> PathBuf {

@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::{major, minor};
-use snapslot_command::{Command, Executor};
+use snapslot_command::Executor;
 use snapslot_disk::{Disk, FileDisk};
 
 use super::note::Note;
+use super::run;
 use crate::volume::Volume;
 
 /// A message to a pool is done in milliseconds, but for a pool that waits for its disk.
@@ -125,17 +126,7 @@ impl Pool {
     }
 
     fn tell(&self, message: &str, tools: &dyn Executor) -> Result<(), String> {
-        let command = Command {
-            program: "dmsetup".to_owned(),
-            arguments: ["message", &self.name, "0", message].map(str::to_owned).to_vec(),
-            input: None,
-            deadline: DEADLINE,
-        };
-        match tools.run(&command) {
-            Ok(answer) if answer.exit_code == 0 => Ok(()),
-            Ok(answer) => Err(format!("`{command}`: {}", answer.complaint())),
-            Err(e) => Err(e.to_string()),
-        }
+        run(tools, DEADLINE, "dmsetup", &["message", &self.name, "0", message])
     }
 
     /// Lets go of what is noted, if anything is.

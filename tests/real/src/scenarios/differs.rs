@@ -1,10 +1,12 @@
-//! What `diff` tells, in blocks.
+//! What `diff` tells, in blocks; and that what is shown to be read is hidden again.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::subject::Subject;
+use crate::harness::Test;
+use crate::subject::{Storage, Subject};
+use crate::tap::{self, Trip};
 
 /// What it says of the one volume.
 #[track_caller]
@@ -18,4 +20,33 @@ pub fn blocks(diff: &Value, size: u64) -> BTreeSet<u64> {
     let number = |range: &Value, field: &str| range[field].as_u64().expect("a number");
     let each = ranges.iter().map(|r| (number(r, "start"), number(r, "length")));
     each.flat_map(|(start, length)| start / size..(start + length).div_ceil(size)).collect()
+}
+
+/// An export shows the snapshot's device and hides it: killed at either, `recover` and the next export hide it.
+pub fn killed_exports(test: &mut Test, storage: &dyn Storage) {
+    let export = |subject: &Subject| {
+        subject.verb("export", storage.locator(), &["/tmp/exported.raw", "--force", "--no-sync"])
+    };
+    for trip in [Trip::During(1), Trip::After(1), Trip::Before(2), Trip::After(2)] {
+        if test.is_quick() && trip != Trip::After(1) {
+            continue;
+        }
+        test.case(&format!("an export killed {trip}"), |subject| {
+            for by_recover in [true, false] {
+                tap::arm(trip);
+                let killed = export(subject);
+                let (tripped, ran) = (tap::tripped(), tap::log());
+                tap::clear();
+                assert!(tripped, "it was not killed: {ran:?}\n{}", killed.process.account());
+                if by_recover {
+                    subject.verb("recover", storage.locator(), &[]).expect(0);
+                } else {
+                    // It finds the device there, as one that goes on beside it would.
+                    export(subject).expect(0);
+                    subject.verb("restore", storage.locator(), &[]).expect(0);
+                }
+                assert_eq!(storage.shown(), Vec::<String>::new(), "by recover: {by_recover}");
+            }
+        });
+    }
 }
