@@ -315,12 +315,15 @@ pub(crate) fn measure(
     metadata::change(&*metadata, pair, if quick { 1280 } else { usize::MAX })
 }
 
-/// The pool's metadata; number in the pool, and size, of the snapshot and the volume.
+/// A volume by its number in the pool, and its bytes.
+type Numbered = (u64, u64);
+
+/// The pool's metadata; the snapshot and the volume.
 fn then_and_now<'t>(
     target: &'t dyn Target,
     state: &State<'_>,
     identity: &str,
-) -> Result<(Box<dyn Image + 't>, [(u64, u64); 2]), Failure> {
+) -> Result<(Box<dyn Image + 't>, [Numbered; 2]), Failure> {
     let Some(slot) = state.slot(identity) else { return Err(no_such_snapshot(state, identity)) };
     let Some(volume) = state.volume.filter(|v| v.is_thin() && slot.lv.is_thin()) else {
         return Err(unsupported("no-differences", "only thin volumes share what did not change"));

@@ -70,18 +70,31 @@ pub fn measure(bench: &Bench) -> Outcome<()> {
     }
     drop(images);
     std::fs::remove_dir_all(&here)?;
-    match SharingDisk::mount(bench) {
-        Ok(disk) => {
-            let images = Images::make(bench, &disk.at)?;
-            for round in 0..=bench.rounds {
-                turn(bench, images.shares(bench), round, &images.raw, &mut table)?;
-            }
-            let scattered = Scattered::make(bench, &disk.at)?;
-            for round in 0..=bench.rounds {
-                turn(bench, scattered.shares(bench), round, &images.raw, &mut table)?;
-            }
+    table.print("ms", false);
+    Ok(())
+}
+
+/// Exports on a file system that shares blocks.
+pub fn measure_sharing(bench: &Bench) -> Outcome<()> {
+    if !there("qemu-img") {
+        return Ok(());
+    }
+    let disk = match SharingDisk::mount(bench) {
+        Ok(disk) => disk,
+        Err(why) => {
+            println!("No file system that shares blocks: {why}");
+            return Ok(());
         }
-        Err(why) => println!("  no file system that shares blocks: {why}"),
+    };
+    println!("Exports of {} MiB that share blocks, milliseconds", bench.mib);
+    let mut table = Table::default();
+    let images = Images::make(bench, &disk.at)?;
+    for round in 0..=bench.rounds {
+        turn(bench, images.shares(bench), round, &images.raw, &mut table)?;
+    }
+    let scattered = Scattered::make(bench, &disk.at)?;
+    for round in 0..=bench.rounds {
+        turn(bench, scattered.shares(bench), round, &images.raw, &mut table)?;
     }
     table.print("ms", false);
     Ok(())

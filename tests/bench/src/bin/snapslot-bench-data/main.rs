@@ -23,7 +23,7 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 const HELP: &str = "\
 Measures exports, a served disk, first writes with a snapshot held, and a diff.
 
-Usage: snapslot-bench-data [limits | export | serve | first-writes | diff]... [OPTIONS]
+Usage: snapslot-bench-data [limits | export | share | serve | first-writes | diff]... [OPTIONS]
 
   --rounds N    rounds of each [default: 7]
   --seconds N   seconds of each load on a served disk [default: 3]
@@ -31,7 +31,7 @@ Usage: snapslot-bench-data [limits | export | serve | first-writes | diff]... [O
   --dir DIR     where files are made and removed [default: the temporary directory]
   --smoke       tiny: that the bench works, not how fast anything is";
 
-const PARTS: [&str; 5] = ["limits", "export", "serve", "first-writes", "diff"];
+const PARTS: [&str; 6] = ["limits", "export", "share", "serve", "first-writes", "diff"];
 
 fn main() -> ExitCode {
     match run() {
@@ -80,6 +80,7 @@ fn run() -> Outcome<()> {
         match part.as_str() {
             "limits" => limits::measure(&bench)?,
             "export" => exports::measure(&bench)?,
+            "share" => exports::measure_sharing(&bench)?,
             "serve" => served::measure(&bench)?,
             "first-writes" => first_writes::measure(&bench)?,
             _ => diff::measure(&bench)?,
