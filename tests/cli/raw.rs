@@ -176,6 +176,12 @@ fn a_full_copy_is_made_only_when_it_is_allowed() {
     disk.copy(&first).assert_content("the copy", 64, &[(3, 1), (4, 2), (40, 3)]);
     let (blocks, copied) = (disk.blocks(), disk.copy(&first).blocks());
     assert!(copied <= blocks + 8, "the copy of a sparse file is not sparse: {copied} > {blocks}");
+    // What changed only a comparison tells; what the copy takes, its file.
+    let status = disk.verb(&snapslot, "status", &[]).expect(0)["volumes"][0].clone();
+    assert_eq!(status["changed-bytes"], serde_json::Value::Null, "{status}");
+    assert_eq!(status["held-bytes"], copied * 512, "{status}");
+    let (code, out, _) = words(&snapslot, &["status", &disk.volume()]);
+    assert!(code == 0 && out.contains("`diff` compares it; held by the slot: 3.0 MiB"), "{out}");
 
     let held = disk.verb(&snapslot, "take", &["--full-copy"]);
     refusal(&held, 3, "slot-held");

@@ -229,6 +229,10 @@ impl Engine {
                     })
                 })
             });
+            // A copy that shares nothing holds all of its own, whatever changed.
+            let copy = of_slot.filter(|_| change.is_none() && measure != Measure::Not);
+            let of_copy =
+                copy.and_then(|s| volume.copies.as_ref()?.held_bytes(s.mark.as_ref()?).ok());
             seen.push(VolumeStatus {
                 volume: locator.to_string(),
                 virtual_size: facts.virtual_size,
@@ -238,7 +242,7 @@ impl Engine {
                 in_use: users.is_some(),
                 users,
                 changed_bytes: change.map(|c| c.changed_bytes),
-                held_bytes: change.map(|c| c.held_bytes),
+                held_bytes: change.map(|c| c.held_bytes).or(of_copy),
                 at_least: change.is_some_and(|c| c.at_least),
                 worked_on_by: workers.iter().flatten().map(|w| w.pid).collect(),
                 workers,

@@ -225,6 +225,13 @@ impl Copies {
         Plain::new(Arc::new(disk)).map(|p| Arc::new(p) as Arc<dyn Content>).map_err(of_content)
     }
 
+    /// Bytes of storage that a copy has, shared or not.
+    pub fn held_bytes(&self, mark: &str) -> Result<u64, CopyError> {
+        super::check_mark(mark)?;
+        let (_, _, meta) = self.open()?.open_copy(mark)?;
+        Ok(meta.blocks().saturating_mul(512))
+    }
+
     /// Where the disk differs from what was saved, as far as that can be known without reading either: a live
     /// snapshot knows, to the block of 4 KiB, and copies that share blocks with the disk do not where they lie elsewhere.
     /// None: only reading both tells.

@@ -75,12 +75,15 @@ fn in_words(output: Output, given: &str, status: &Status) -> String {
             size => writeln!(words, "    {}, {}", bytes(size), v.format),
         }
         .unwrap_or_default();
-        if let (Some(changed), Some(held)) = (v.changed_bytes, v.held_bytes) {
+        if let Some(held) = v.held_bytes {
             let least = if v.at_least { "at least " } else { "" };
+            let changed = match v.changed_bytes {
+                Some(changed) => format!("{least}{}", bytes(changed)),
+                None => "`diff` compares it".to_owned(),
+            };
             let _ = writeln!(
                 words,
-                "    changed since the take: {least}{}; held by the slot: {least}{}",
-                bytes(changed),
+                "    changed since the take: {changed}; held by the slot: {least}{}",
                 bytes(held)
             );
         }
