@@ -43,6 +43,8 @@ const ERRORS_MAX: usize = 64 << 10;
 const END_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether a process has ended that has closed its output.
 const LOOK: Duration = Duration::from_micros(200);
+/// Milliseconds of silence before who listens is asked whether to go on.
+const SILENCE: u8 = 100;
 /// Reads of one pipe at once.
 const ROUNDS: u32 = 16;
 
@@ -229,6 +231,8 @@ fn converse(
     not_blocking(input.iter().map(|(pipe, _)| pipe.as_raw_fd())).map_err(start)?;
     while out.is_some() || err.is_some() {
         let left = time_left(command, begun)?;
+        // Who listens is asked in silence, too, whether to go on.
+        let left = if hear.is_some() { left.min(SILENCE.into()) } else { left };
         {
             let mut waiting = Vec::new();
             waiting.extend(out.iter().map(|o| PollFd::new(o.as_fd(), PollFlags::POLLIN)));
@@ -250,8 +254,10 @@ fn converse(
         let most = if hear.is_some() { usize::MAX } else { OUTPUT_MAX };
         take_in(&mut out, &mut output, most, command)?;
         take_in(&mut err, &mut errors, ERRORS_MAX, command)?;
-        if let Some(hear) = hear.as_mut().filter(|_| !output.is_empty()) {
-            begun = Instant::now();
+        if let Some(hear) = hear.as_mut() {
+            if !output.is_empty() {
+                begun = Instant::now();
+            }
             if hear(&output).is_break() {
                 return Ok(None);
             }

@@ -86,7 +86,7 @@ fn one_that_is_listened_to_may_say_more_than_is_kept_and_is_ended_by_who_listens
     let script = "head -c 30000000 /dev/zero; printf x; echo oops >&2; exit 3";
     let answer = listened(script, long, &mut |bytes| {
         heard += bytes.len();
-        last = bytes[bytes.len() - 1];
+        last = *bytes.last().unwrap_or(&last);
         ControlFlow::Continue(())
     });
     let answer = answer.expect("it ran").expect("an answer");
@@ -97,6 +97,15 @@ fn one_that_is_listened_to_may_say_more_than_is_kept_and_is_ended_by_who_listens
     let broken_off = listened("cat /dev/zero", long, &mut |_| ControlFlow::Break(()));
     assert!(matches!(broken_off, Ok(None)), "{broken_off:?}");
     assert!(begun.elapsed() < long, "it was not ended");
+    let begun = Instant::now();
+    let mut asked = 0;
+    let in_silence = listened("sleep 600", long, &mut |bytes| {
+        asked += 1;
+        assert!(bytes.is_empty());
+        if asked < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    assert!(matches!(in_silence, Ok(None)), "{in_silence:?}");
+    assert!(begun.elapsed() < long, "it was not asked in silence");
 
     // Half a second of silence is too much for one, and two seconds with a word now and then are not for another.
     let silence = Duration::from_millis(500);

@@ -95,7 +95,7 @@ pub fn not_zero(
     ranges: &[Range],
     watch: &Watch<'_>,
 ) -> Result<Vec<Range>, ContentError> {
-    let (mut found, mut buffer) = (Vec::new(), Vec::new());
+    let (mut found, mut buffer): (Vec<Range>, _) = (Vec::new(), Vec::new());
     for range in ranges {
         let end = range.offset.saturating_add(range.length).min(content.size());
         let mut at = range.offset;
@@ -107,12 +107,18 @@ pub fn not_zero(
             if !run.zero {
                 buffer.resize(run.length as usize, 0);
                 content.read_at(at, &mut buffer)?;
-                let blocks = (at..).step_by(GRAIN).zip(buffer.chunks(GRAIN));
-                found.extend(
-                    blocks
-                        .filter(|(_, block)| !is_zero(block))
-                        .map(|(offset, block)| Range { offset, length: block.len() as u64 }),
-                );
+                for (offset, block) in (at..).step_by(GRAIN).zip(buffer.chunks(GRAIN)) {
+                    let length = block.len() as u64;
+                    match found.last_mut() {
+                        _ if is_zero(block) => {}
+                        Some(Range { offset: last, length: so_far })
+                            if *last + *so_far == offset =>
+                        {
+                            *so_far += length;
+                        }
+                        _ => found.push(Range { offset, length }),
+                    }
+                }
             }
             at += run.length.max(1);
         }

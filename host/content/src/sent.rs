@@ -38,8 +38,6 @@ const SINGLE: u64 = 1;
 const VOLUME: u32 = 3;
 /// The object that has its content.
 const CONTENT: u64 = 1;
-/// The object that has its size.
-const SIZE: u64 = 2;
 /// The largest block that ZFS has.
 const BLOCK_MAX: u64 = 16 << 20;
 /// Bytes of the list behind BEGIN: some hundreds; and of what is behind an object: a node's size.
@@ -88,14 +86,12 @@ pub struct Sent {
     object_told: bool,
     /// From where on nothing is behind the content's last block.
     tail: Option<u64>,
-    /// Whether its size was changed, perhaps there and back.
-    resized: bool,
     written: Vec<Range>,
     freed: Vec<Range>,
 }
 
 impl Sent {
-    /// One that begins from the snapshot with this guid.
+    /// One that begins from the snapshot with this guid; from nothing with 0.
     pub fn since(guid: u64) -> Sent {
         Sent {
             from: guid,
@@ -104,7 +100,6 @@ impl Sent {
             behind: 0,
             object_told: false,
             tail: None,
-            resized: false,
             written: Vec::new(),
             freed: Vec::new(),
         }
@@ -129,16 +124,26 @@ impl Sent {
         Ok(())
     }
 
-    /// What it told, of contents of so many bytes: what the longer one has more counts as written.
-    pub fn told(mut self, sizes: [u64; 2]) -> Result<Told, SentError> {
+    /// Where the content's last block ends, once it was told: before any of its blocks.
+    pub fn last_block_ends(&self) -> Option<u64> {
+        self.tail
+    }
+
+    /// What it told, of contents of so many bytes: what the longer one has more counts as written. Of the snapshot it
+    /// begins from it does not tell where the last block ended, and nothing of what lay between there and where it ends
+    /// now: that is to be said, or all behind counts as freed.
+    pub fn told(
+        mut self,
+        sizes: [u64; 2],
+        last_block_ended: Option<u64>,
+    ) -> Result<Told, SentError> {
         if self.at != At::End || self.behind > 0 || !self.head.is_empty() {
             return Err(SentError::CutOff);
         }
         let (short, long) = (sizes[0].min(sizes[1]), sizes[0].max(sizes[1]));
-        // A volume's last block is another only where something was cut off. What is discarded at its end, as
-        // anywhere, is told by itself.
-        if let Some(tail) = self.tail.filter(|_| self.resized) {
-            self.freed.push(Range { offset: tail, length: u64::MAX - tail });
+        if let Some(tail) = self.tail {
+            let end = last_block_ended.unwrap_or(u64::MAX);
+            self.freed.push(Range { offset: tail, length: end.saturating_sub(tail) });
         }
         let within = |ranges: Vec<Range>, more: u64| {
             let cut = |r: Range| {
@@ -182,7 +187,6 @@ impl Sent {
             // WRITE
             3 => {
                 let size = limited(record.u64(32), BLOCK_MAX)?;
-                self.resized |= object == SIZE;
                 if of_content {
                     add(&mut self.written, record.u64(24), size)?;
                 }
@@ -213,7 +217,6 @@ impl Sent {
             }
             // WRITE_EMBEDDED
             8 => {
-                self.resized |= object == SIZE;
                 if of_content {
                     add(&mut self.written, record.u64(16), limited(record.u64(24), BLOCK_MAX)?)?;
                 }
@@ -347,11 +350,20 @@ mod tests {
 
     /// What is told as written, and as freed.
     fn told(stream: &[u8], piece: usize, sizes: [u64; 2]) -> Result<(Pairs, Pairs), SentError> {
+        told_of(stream, piece, sizes, Some(0))
+    }
+
+    fn told_of(
+        stream: &[u8],
+        piece: usize,
+        sizes: [u64; 2],
+        ended: Option<u64>,
+    ) -> Result<(Pairs, Pairs), SentError> {
         let mut sent = Sent::since(FROM);
         for piece in stream.chunks(piece) {
             sent.take_in(piece)?;
         }
-        let told = sent.told(sizes)?;
+        let told = sent.told(sizes, ended)?;
         let pairs = |of: Vec<Range>| of.into_iter().map(|r| (r.offset, r.length)).collect();
         Ok((pairs(told.written), pairs(told.freed)))
     }
@@ -392,19 +404,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_the_last_block_counts_where_the_size_was_changed() {
-        let of = |records: &[Vec<u8>]| {
+    fn what_lay_behind_the_last_block_counts_as_freed() {
+        let of = |records: &[Vec<u8>], ended| {
             let stream = [begin(), records.concat(), end()].concat();
-            told(&stream, usize::MAX, [1 << 20; 2])
+            told_of(&stream, usize::MAX, [1 << 20; 2], ended)
         };
         let tail = free(1, 65536, u64::MAX);
-        let rest = Ok((vec![], vec![(65536, (1 << 20) - 65536)]));
-        assert_eq!(of(&[object(1), tail.clone()]), Ok((vec![], vec![])));
-        assert_eq!(of(&[object(1), tail.clone(), object(2), write(2, 0, 512, None)]), rest);
-        assert_eq!(of(&[object(1), tail.clone(), object(2), embedded(2, 0, 512)]), rest);
+        let records = [object(1), tail.clone(), write(1, 0, 512, None)];
+        let freed = |pairs| Ok((vec![(0, 512)], pairs));
+        assert_eq!(of(&records, Some(4096)), freed(vec![]));
+        assert_eq!(of(&records, Some(65536)), freed(vec![]));
+        assert_eq!(of(&records, Some(81920)), freed(vec![(65536, 16384)]));
+        assert_eq!(of(&records, None), freed(vec![(65536, (1 << 20) - 65536)]));
         // Where it does not stand behind its object it was freed.
-        assert_eq!(of(&[object(1), tail.clone(), tail.clone()]), rest);
-        assert_eq!(of(&[tail]), rest);
+        let rest = Ok((vec![], vec![(65536, (1 << 20) - 65536)]));
+        assert_eq!(of(&[object(1), tail.clone(), tail.clone()], Some(0)), rest);
+        assert_eq!(of(&[tail.clone()], Some(0)), rest);
+        // It is told before any block is.
+        let mut sent = Sent::since(FROM);
+        sent.take_in(&[begin(), object(1)].concat()).expect("a stream");
+        assert_eq!(sent.last_block_ends(), None);
+        sent.take_in(&tail).expect("a stream");
+        assert_eq!(sent.last_block_ends(), Some(65536));
     }
 
     #[test]

@@ -90,6 +90,7 @@ impl Engine {
         let locators = self.locators(&machine)?;
         let volumes = Volume::open_to_change(self, &locators)?;
         let _locks = self.lock(&machine, &volumes)?;
+        held::let_go(&*self.commands, &self.settings.state_dir);
         let (mut finished, cleared) = self.recover_locked(&machine, &volumes, observer)?;
         // And what storage without a seal shows half done, without a journal that tells of it.
         let plugins = self.plugins(&volumes)?;
@@ -112,7 +113,9 @@ impl Engine {
         volumes: &[Volume],
         observer: Observer<'_>,
     ) -> Result<(Vec<String>, Vec<String>), EngineError> {
-        held::let_go(&*self.commands, &self.settings.state_dir);
+        for volume in volumes {
+            held::let_go_of(volume, &*self.commands, &self.settings.state_dir);
+        }
         let mut found = Vec::new();
         for volume in volumes {
             let name = volume.locator.to_string();

@@ -36,7 +36,7 @@ use crate::volume::{Volume, changes_image};
 const PAGE: u32 = 10_000;
 
 /// How long a diff waits for another process that holds the same pool's metadata.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Which content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -143,9 +143,15 @@ impl Engine {
                     }
                     _ => return Err(refused(&looked.name, Refusal::Empty)),
                 };
-                let mark = &occupant.mark;
-                shown = self.show(volume, &looked.facts[index], mark);
-                (snapshot(volume, plugin, &looked.facts[index], mark, below)?, Some(occupant.taken))
+                let (facts, mark) = (&looked.facts[index], &occupant.mark);
+                shown = self.show(volume, facts, mark);
+                let mut then = snapshot(volume, plugin, facts, mark, below.clone());
+                if then.is_err() && shown.is_none() {
+                    // It was there for somebody who has hidden it meanwhile.
+                    shown = self.show(volume, facts, mark);
+                    then = snapshot(volume, plugin, facts, mark, below);
+                }
+                (then?, Some(occupant.taken))
             }
         };
         if looked.facts[index].findings.iter().any(|f| f.code == "encrypted") {
@@ -291,11 +297,16 @@ impl Engine {
         }
         match Metadata::of(volume, &*self.commands, &self.settings.state_dir, patience) {
             Ok(held) => {
-                sight.disk = Some(held.disk.clone());
-                Some(held)
+                sight.disk = held.as_ref().map(|held| held.disk.clone() as Arc<dyn Disk>);
+                held
             }
             Err(why) => {
-                tracing::info!("{}: no metadata of its pool: {why}", volume.locator);
+                // Who waited for it hears what becomes of it; a look goes without.
+                let locator = &volume.locator;
+                match patience.is_zero() {
+                    true => tracing::info!("{locator}: no metadata of its pool: {why}"),
+                    false => tracing::warn!("{locator}: no metadata of its pool: {why}"),
+                }
                 None
             }
         }
@@ -315,7 +326,7 @@ impl Engine {
             return Ok(None);
         };
         let told = |why: String| {
-            tracing::info!("{}: ZFS does not tell what was written: {why}", volume.locator);
+            tracing::warn!("{}: its bytes are compared: {why}", volume.locator);
             Ok(None)
         };
         let Ok(guid) = then.identity.parse() else { return told("no guid".to_owned()) };

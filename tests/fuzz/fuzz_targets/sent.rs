@@ -12,7 +12,7 @@ fn told(stream: &[u8], guid: u64, piece: usize) -> Result<Told, SentError> {
     for piece in stream.chunks(piece) {
         sent.take_in(piece)?;
     }
-    sent.told(SIZES)
+    sent.told(SIZES, None)
 }
 
 fuzz_target!(|data: &[u8]| {

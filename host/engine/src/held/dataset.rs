@@ -12,11 +12,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use snapslot_command::{Executor, Place, PlaceKind};
+use snapslot_command::{Command, Executor, Place, PlaceKind};
 use snapslot_content::{Sent, Told, Watch};
 
 use super::note::Note;
-use super::{command, patiently, run};
+use super::{Failed, PASSING, command, patiently, run};
 use crate::volume::Volume;
 
 /// A snapshot is made when all that was written is on the disks.
@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 /// What its name begins with; a mark follows.
 const NAME: &str = "snapslot-now-";
 /// How long it is waited for another process that reads what was written.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A volume's present content.
 pub(crate) struct Present<'e> {
@@ -33,6 +33,8 @@ pub(crate) struct Present<'e> {
     snapshot: String,
     note: Note,
     tools: &'e dyn Executor,
+    /// Whether it is known to be there or not.
+    made: bool,
 }
 
 /// Why there is nothing to be told.
@@ -54,15 +56,22 @@ impl<'e> Present<'e> {
         let Place::ZfsDataset(dataset) = &volume.locator.place else {
             return Err("it is no ZFS volume".to_owned());
         };
-        // Names of datasets have no such sign.
-        let name = dataset.replace('/', "=");
-        let mut note = Note::take(&notes(state_dir), &name, PATIENCE)?;
-        destroy(&mut note, tools)?;
+        if let Some(device) = volume.locator.place.device() {
+            // What was written to the device and is not on the disks yet is present too.
+            let _ = std::fs::File::open(device).and_then(|device| device.sync_all());
+        }
+        let mut note = Note::take(&notes(state_dir), &note_of(dataset), PATIENCE)?;
+        destroy(&mut note, tools, PASSING.0)?;
         let snapshot = format!("{dataset}@{NAME}{mark}");
         note.write(&format!("{snapshot}\n"))?;
-        let present = Present { dataset: dataset.clone(), snapshot, note, tools };
+        let mut present = Present { dataset: dataset.clone(), snapshot, note, tools, made: true };
         // Dropped, it is destroyed: it may have been made though nobody said so.
-        zfs(tools, &["snapshot", &present.snapshot])?;
+        let made = zfs(tools, &present.note, &["snapshot", &present.snapshot]);
+        if let Err(failed) = made {
+            // One that goes on may make it yet: the note stays.
+            present.made = !failed.goes_on;
+            return Err(failed.into());
+        }
         Ok(present)
     }
 
@@ -75,38 +84,61 @@ impl<'e> Present<'e> {
         watch: &Watch<'_>,
     ) -> Result<Told, Untold> {
         let from = format!("{}@{name}", self.dataset);
-        // As it lies on the disks: nothing is unpacked, and no key is needed.
-        let command = command("zfs", &["send", "-w", "-i", &from, &self.snapshot], DEADLINE);
-        let mut sent = Sent::since(guid);
-        let mut failed = None;
-        let answer = self.tools.run_listening(&command, &mut |bytes| {
-            if (watch.stop)() {
-                return ControlFlow::Break(());
+        let heard = |sent: Sent, words: &[&str], until: &dyn Fn(&Sent) -> bool| {
+            // As it lies on the disks: nothing is unpacked, and no key is needed.
+            let command = command("zfs", words, DEADLINE);
+            hear(self.tools, &command, sent, until, watch)
+        };
+        let since = ["send", "-w", "-i", &from, &self.snapshot];
+        let sent = heard(Sent::since(guid), &since, &|_| false)?;
+        // Where the last block ended then is said by what would be sent of it alone, before any block.
+        let then = match sent.last_block_ends() {
+            Some(_) => {
+                let told = |sent: &Sent| sent.last_block_ends().is_some();
+                heard(Sent::since(0), &["send", "-w", &from], &told)?.last_block_ends()
             }
-            match sent.take_in(bytes) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(why) => {
-                    failed = Some(why.to_string());
-                    ControlFlow::Break(())
-                }
-            }
-        });
-        match (answer, failed) {
-            (_, Some(why)) => Err(Untold::Because(why)),
-            (Err(why), None) => Err(Untold::Because(why.to_string())),
-            (Ok(None), None) => Err(Untold::Stopped),
-            (Ok(Some(answer)), None) if answer.exit_code != 0 => {
-                Err(Untold::Because(format!("`{command}`: {}", answer.complaint())))
-            }
-            (Ok(Some(_)), None) => sent.told(sizes).map_err(|e| Untold::Because(e.to_string())),
+            None => None,
+        };
+        sent.told(sizes, then).map_err(|e| Untold::Because(e.to_string()))
+    }
+}
+
+/// Hears what is sent, to its end or as far as wanted.
+fn hear(
+    tools: &dyn Executor,
+    command: &Command,
+    mut sent: Sent,
+    until: &dyn Fn(&Sent) -> bool,
+    watch: &Watch<'_>,
+) -> Result<Sent, Untold> {
+    let (mut failed, mut stopped) = (None, false);
+    let answer = tools.run_listening(command, &mut |bytes| {
+        stopped = (watch.stop)();
+        failed = sent.take_in(bytes).err();
+        match stopped || failed.is_some() || until(&sent) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
+    });
+    match (answer, failed) {
+        (_, Some(why)) => Err(Untold::Because(why.to_string())),
+        (Err(why), None) => Err(Untold::Because(why.to_string())),
+        (Ok(None), None) if stopped => Err(Untold::Stopped),
+        (Ok(Some(answer)), None) if answer.exit_code != 0 => {
+            Err(Untold::Because(format!("`{command}`: {}", answer.complaint())))
+        }
+        (Ok(_), None) => Ok(sent),
     }
 }
 
 impl Drop for Present<'_> {
     fn drop(&mut self) {
-        if let Err(why) = destroy(&mut self.note, self.tools) {
-            let snapshot = &self.snapshot;
+        let snapshot = &self.snapshot;
+        let destroyed = match self.made {
+            true => destroy(&mut self.note, self.tools, PASSING.0),
+            false => Err("it is being made still".to_owned()),
+        };
+        if let Err(why) = destroyed {
             tracing::warn!(
                 "{snapshot} is there still ({why}); `snapslot recover` destroys it, or `zfs destroy {snapshot}`"
             );
@@ -116,16 +148,29 @@ impl Drop for Present<'_> {
 
 /// Lets go of what was left held.
 pub(super) fn let_go(tools: &dyn Executor, state_dir: &Path) {
-    for (_, mut note) in Note::all(&notes(state_dir)) {
-        if let Err(why) = destroy(&mut note, tools) {
-            let snapshot = note.says().unwrap_or_default();
-            tracing::warn!("{snapshot} may be there still: {why}");
-        }
+    for (_, note) in Note::all(&notes(state_dir)) {
+        let_go_noted(note, tools, PASSING.0);
+    }
+}
+
+/// The same of one volume, tried once.
+pub(super) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
+    if let Place::ZfsDataset(dataset) = &volume.locator.place
+        && let Some(note) = Note::existing(&notes(state_dir), &note_of(dataset))
+    {
+        let_go_noted(note, tools, 1);
+    }
+}
+
+fn let_go_noted(mut note: Note, tools: &dyn Executor, tries: u32) {
+    if let Err(why) = destroy(&mut note, tools, tries) {
+        let snapshot = note.says().unwrap_or_default();
+        tracing::warn!("{snapshot} may be there still: {why}");
     }
 }
 
 /// Destroys the snapshot that is noted, if one is.
-fn destroy(note: &mut Note, tools: &dyn Executor) -> Result<(), String> {
+fn destroy(note: &mut Note, tools: &dyn Executor, tries: u32) -> Result<(), String> {
     let snapshot = note.says()?;
     if snapshot.is_empty() {
         return Ok(());
@@ -139,22 +184,32 @@ fn destroy(note: &mut Note, tools: &dyn Executor) -> Result<(), String> {
         return Err(format!("{snapshot:?} is noted, which is no snapshot of ours"));
     };
     // Where snapshots have devices, udev looks at every new one.
-    match patiently(|| zfs(tools, &["destroy", &snapshot]), "dataset is busy") {
+    let destroyed =
+        patiently(|| zfs(tools, note, &["destroy", &snapshot]), "dataset is busy", tries);
+    match destroyed {
         Ok(()) => {}
         // It was never made, or is gone.
-        Err(why) if why.contains("could not find any snapshots to destroy") => {}
-        Err(why) if why.contains("does not exist") => {
-            // The volume is gone, and what it had with it. Where its pool is not imported, nothing is known.
-            let pool = dataset.split('/').next().unwrap_or_default();
-            zfs(tools, &["list", "-Hp", "-o", "name", pool]).map_err(|_| why)?;
-        }
-        Err(why) => return Err(why),
+        Err(failed) if failed.says("could not find any snapshots to destroy") => {}
+        Err(failed) if is_gone(&failed, dataset, note, tools) => {}
+        Err(failed) => return Err(failed.into()),
     }
     note.write("")
 }
 
-fn zfs(tools: &dyn Executor, words: &[&str]) -> Result<(), String> {
-    run(tools, DEADLINE, "zfs", words)
+/// Whether it failed because the volume is gone, and what it had with it. Where its pool is not imported, nothing is
+/// known.
+pub(super) fn is_gone(failed: &Failed, dataset: &str, note: &Note, tools: &dyn Executor) -> bool {
+    let pool = dataset.split('/').next().unwrap_or_default();
+    failed.says("does not exist") && zfs(tools, note, &["list", "-Hp", "-o", "name", pool]).is_ok()
+}
+
+pub(super) fn zfs(tools: &dyn Executor, note: &Note, words: &[&str]) -> Result<(), Failed> {
+    run(tools, note, DEADLINE, "zfs", words)
+}
+
+/// Names of datasets have no such sign.
+fn note_of(dataset: &str) -> String {
+    dataset.replace('/', "=")
 }
 
 fn notes(state_dir: &Path) -> PathBuf {

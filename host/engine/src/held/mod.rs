@@ -17,7 +17,8 @@
 //! | let go | written | a note of nothing | the next one |
 //! | take the note back, durable | empty | nothing | |
 //!
-//! One process at a time has the note of one storage.
+//! One process at a time has the note of one storage; and a command that holds, or lets go, has it for as long as it
+//! lives, also when the engine that began it is killed: nobody finds nothing to let go of before it has held.
 
 mod dataset;
 mod note;
@@ -27,27 +28,71 @@ mod shown;
 use std::path::Path;
 use std::time::Duration;
 
-use snapslot_command::{Command, Executor};
+use snapslot_command::{Command, Executor, RunError};
+
+use crate::volume::Volume;
+use note::Note;
 
 pub(crate) use dataset::{Present, Untold};
 pub(crate) use pool::Metadata;
 pub(crate) use shown::Shown;
 
-/// Lets go of what engines that were killed left held.
+/// Lets go of all that engines that were killed left held.
 pub(crate) fn let_go(tools: &dyn Executor, state_dir: &Path) {
     pool::let_go(tools, state_dir);
     dataset::let_go(tools, state_dir);
     shown::let_go(tools, state_dir);
 }
 
+/// Lets go of what would stand in the way of a change of this volume. Other storage may take its time.
+pub(crate) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
+    dataset::let_go_of(volume, tools, state_dir);
+    shown::let_go_of(volume, tools, state_dir);
+}
+
 /// How often, and how long apart, what somebody looks at in passing is tried again.
 const PASSING: (u32, Duration) = (30, Duration::from_millis(100));
 
+/// Why a command did not do it.
+#[derive(Debug)]
+struct Failed {
+    /// For people.
+    why: String,
+    /// All that it said.
+    said: String,
+    /// Whether it ended by itself, so that what it was to do is not done.
+    ended: bool,
+    /// Whether it goes on, as it cannot be ended.
+    goes_on: bool,
+}
+
+impl Failed {
+    fn says(&self, words: &str) -> bool {
+        self.said.contains(words)
+    }
+}
+
+impl From<Failed> for String {
+    fn from(failed: Failed) -> String {
+        failed.why
+    }
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Failed {
+        Failed { said: String::new(), ended: true, goes_on: false, why }
+    }
+}
+
 /// Again while it fails for this reason.
-fn patiently(mut work: impl FnMut() -> Result<(), String>, reason: &str) -> Result<(), String> {
-    for _ in 1..PASSING.0 {
+fn patiently(
+    mut work: impl FnMut() -> Result<(), Failed>,
+    reason: &str,
+    tries: u32,
+) -> Result<(), Failed> {
+    for _ in 1..tries {
         match work() {
-            Err(why) if why.contains(reason) => std::thread::sleep(PASSING.1),
+            Err(failed) if failed.says(reason) => std::thread::sleep(PASSING.1),
             result => return result,
         }
     }
@@ -59,16 +104,28 @@ fn command(program: &str, words: &[&str], deadline: Duration) -> Command {
     Command { program: program.to_owned(), arguments, input: None, deadline }
 }
 
+/// Runs it, and it has the note while it lives.
 fn run(
     tools: &dyn Executor,
+    note: &Note,
     deadline: Duration,
     program: &str,
     words: &[&str],
-) -> Result<(), String> {
+) -> Result<(), Failed> {
     let command = command(program, words, deadline);
-    match tools.run(&command) {
+    match tools.run_holding(&command, note.descriptor()) {
         Ok(answer) if answer.exit_code == 0 => Ok(()),
-        Ok(answer) => Err(format!("`{command}`: {}", answer.complaint())),
-        Err(e) => Err(e.to_string()),
+        Ok(answer) => Err(Failed {
+            why: format!("`{command}`: {}", answer.complaint()),
+            said: String::from_utf8_lossy(&answer.errors).into_owned(),
+            ended: true,
+            goes_on: false,
+        }),
+        Err(e) => Err(Failed {
+            why: e.to_string(),
+            said: String::new(),
+            ended: matches!(e, RunError::Missing { .. }),
+            goes_on: matches!(e, RunError::Unkillable { .. }),
+        }),
     }
 }

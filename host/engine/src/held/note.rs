@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +20,8 @@ const LONGEST: u64 = 512;
 pub(super) struct Note {
     file: File,
     folder: PathBuf,
+    /// Whether its name may not be durable yet.
+    new: bool,
 }
 
 impl Note {
@@ -40,7 +43,10 @@ impl Note {
     /// None: somebody has it.
     pub(super) fn open(folder: &Path, name: &str) -> io::Result<Option<Note>> {
         let path = folder.join(name);
-        private_directories(&path)?;
+        let new = !path.exists();
+        if new {
+            private_directories(&path)?;
+        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -50,7 +56,7 @@ impl Note {
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Note { file, folder: folder.to_owned() })),
+            Ok(()) => Ok(Some(Note { file, folder: folder.to_owned(), new })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(e),
         }
@@ -85,13 +91,25 @@ impl Note {
             file.rewind()?;
             file.write_all(what.as_bytes())?;
             file.sync_all()?;
-            // The file may be new, and its folder too.
+            // Then its folder may be new, too.
             for folder in [Some(self.folder.as_path()), self.folder.parent()].into_iter().flatten()
             {
                 File::open(folder)?.sync_all()?;
             }
             Ok::<_, io::Error>(())
         };
-        write().map_err(|e| format!("it could not be noted: {e}"))
+        write().map_err(|e| format!("it could not be noted: {e}"))?;
+        self.new = false;
+        Ok(())
+    }
+
+    /// For a command that is to have it for as long as it lives.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// The note of this name, if there is one and nobody has it.
+    pub(super) fn existing(folder: &Path, name: &str) -> Option<Note> {
+        folder.join(name).exists().then(|| Note::open(folder, name).ok()).flatten().flatten()
     }
 }

@@ -21,11 +21,13 @@ use snapslot_command::Executor;
 use snapslot_disk::{Disk, FileDisk};
 
 use super::note::Note;
-use super::run;
+use super::{Failed, command, run};
 use crate::volume::Volume;
 
 /// A message to a pool is done in milliseconds, but for a pool that waits for its disk.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Percent of the metadata's blocks that may be used for it to be held: what is written meanwhile is written anew.
+const FULL: u64 = 95;
 /// What a note says of a moment that is held.
 const HELD: &str = "held\n";
 const RESERVE: &str = "reserve_metadata_snap";
@@ -38,19 +40,24 @@ pub(crate) struct Metadata<'e> {
 }
 
 impl<'e> Metadata<'e> {
-    /// Holds it, after at most so long of waiting for who else does; or why there is none to be had.
+    /// Holds it, after at most so long of waiting for who else does; or why there is none to be had. None: the volume is
+    /// not thin.
     pub(crate) fn of(
         volume: &Volume,
         tools: &'e dyn Executor,
         state_dir: &Path,
         patience: Duration,
-    ) -> Result<Metadata<'e>, String> {
+    ) -> Result<Option<Metadata<'e>>, String> {
         let device = volume.locator.place.device().ok_or("it has no device")?;
-        let pool = Pool::of(&device)?;
+        let Some(pool) = Pool::of(&device)? else { return Ok(None) };
+        if !patience.is_zero() {
+            // What was written to the device and is not on it yet is present too.
+            let _ = fs::File::open(&device).and_then(|device| device.sync_all());
+        }
         let note = Note::take(&notes(state_dir), &pool.uuid, patience)?;
         let reserved = Reserved::of(pool, note, tools)?;
         let disk = Arc::new(reserved.pool.metadata()?);
-        Ok(Metadata { disk, _reserved: reserved })
+        Ok(Some(Metadata { disk, _reserved: reserved }))
     }
 }
 
@@ -80,14 +87,13 @@ struct Pool {
 
 impl Pool {
     /// The pool that a thin volume's device lies in.
-    fn of(device: &Path) -> Result<Pool, String> {
-        let meta = fs::metadata(device).map_err(|e| format!("{}: {e}", device.display()))?;
+    fn of(device: &Path) -> Result<Option<Pool>, String> {
+        // One that is not active has no device.
+        let Ok(meta) = fs::metadata(device) else { return Ok(None) };
         let number = meta.rdev();
         let told = format!("/sys/dev/block/{}:{}", major(number), minor(number));
-        let [pool] = &below(Path::new(&told), "-tpool")?[..] else {
-            return Err("it is no thin volume".to_owned());
-        };
-        Pool::at(pool).ok_or_else(|| "its pool has no name".to_owned())
+        let [pool] = &below(Path::new(&told), "-tpool")?[..] else { return Ok(None) };
+        Pool::at(pool).map(Some).ok_or_else(|| "its pool has no name".to_owned())
     }
 
     fn at(told: &Path) -> Option<Pool> {
@@ -125,8 +131,27 @@ impl Pool {
         Ok(disk)
     }
 
-    fn tell(&self, message: &str, tools: &dyn Executor) -> Result<(), String> {
-        run(tools, DEADLINE, "dmsetup", &["message", &self.name, "0", message])
+    fn tell(&self, message: &str, note: &Note, tools: &dyn Executor) -> Result<(), Failed> {
+        run(tools, note, DEADLINE, "dmsetup", &["message", &self.name, "0", message])
+    }
+
+    /// Whether there is room for what is written anew of the metadata while a moment of it is held.
+    fn has_room(&self, tools: &dyn Executor) -> Result<(), String> {
+        let command = command("dmsetup", &["status", "--noflush", &self.name], DEADLINE);
+        let answer = tools.run(&command).map_err(|e| e.to_string())?;
+        let said = String::from_utf8_lossy(&answer.output);
+        // start length thin-pool transaction used/total …
+        let of_metadata = said.split_whitespace().nth(4).and_then(|w| w.split_once('/'));
+        let (Some(used), Some(total)) = (
+            of_metadata.and_then(|w| w.0.parse::<u64>().ok()),
+            of_metadata.and_then(|w| w.1.parse::<u64>().ok()),
+        ) else {
+            return Err(format!("`{command}`: {}", answer.complaint()));
+        };
+        match used.saturating_mul(100) < total.saturating_mul(FULL) {
+            true => Ok(()),
+            false => Err(format!("{used} of {total} blocks of the pool's metadata are used")),
+        }
     }
 
     /// Lets go of what is noted, if anything is.
@@ -134,13 +159,11 @@ impl Pool {
         if note.says()?.is_empty() {
             return Ok(());
         }
-        if let Err(why) = self.tell(RELEASE, tools)
+        match self.tell(RELEASE, note, tools) {
             // Nothing is held: a crash came before it was.
-            && !why.contains("Invalid argument")
-        {
-            return Err(why);
+            Err(failed) if !failed.says("Invalid argument") => Err(failed.into()),
+            _ => note.write(""),
         }
-        note.write("")
     }
 }
 
@@ -168,17 +191,19 @@ struct Reserved<'e> {
 impl<'e> Reserved<'e> {
     fn of(pool: Pool, mut note: Note, tools: &'e dyn Executor) -> Result<Self, String> {
         pool.let_go(&mut note, tools)?;
+        pool.has_room(tools)?;
         note.write(HELD)?;
-        match pool.tell(RESERVE, tools) {
+        match pool.tell(RESERVE, &note, tools) {
             Ok(()) => Ok(Reserved { pool, note, tools }),
-            Err(why) => {
-                // It may have been reserved and only not been told; and what others hold is not ours to let go.
-                if why.contains("busy") {
+            Err(failed) => {
+                // What others hold is not ours to let go.
+                if failed.ended {
                     note.write("")?;
-                } else {
+                } else if !failed.goes_on {
+                    // It may have been reserved and only not been told.
                     pool.let_go(&mut note, tools)?;
                 }
-                Err(why)
+                Err(failed.into())
             }
         }
     }

@@ -6,25 +6,25 @@
 //! | note | to show it | to let go |
 //! |---|---|---|
 //! | `lvm GROUP/NAME` | `lvchange -ay -K` | `lvchange -an` |
-//! | `zfs SOURCE VALUE DATASET` | `zfs set snapdev=visible` | `zfs inherit snapdev` (`-S` where it was received), or `zfs set snapdev=VALUE` where it was set there |
+//! | `zfs SOURCE NAME DATASET` | `zfs set snapdev=visible` | `zfs set snapdev=hidden`, and where it was not set there, `zfs inherit snapdev` (`-S` where it was received) |
 //!
 //! Whoever reads the same snapshot meanwhile finds the device there. If that one goes on longer the device stays, and
-//! the next verb on any volume lets go of it.
+//! the next change of the volume, or `recover`, lets go of it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use snapslot_command::{Executor, Grammar, Place, PlaceKind};
 
+use super::dataset::{is_gone, zfs};
 use super::note::Note;
-use super::{command, patiently, run};
+use super::{Failed, PASSING, command, patiently, run};
 use crate::volume::Volume;
 
 /// Activation waits for whoever has the group's lock.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// How long another process is waited for that shows, or hides, the same.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long udev is waited for to make the device's name.
+/// How long another process is waited for that shows, or hides, the same; and udev, to make the device's name or to
+/// take it away.
 const STEPS: u32 = 100;
 const STEP: Duration = Duration::from_millis(50);
 
@@ -32,6 +32,8 @@ const STEP: Duration = Duration::from_millis(50);
 pub(crate) struct Shown<'e> {
     note: Note,
     tools: &'e dyn Executor,
+    /// Whether the command that shows it has ended.
+    ended: bool,
 }
 
 impl<'e> Shown<'e> {
@@ -43,47 +45,60 @@ impl<'e> Shown<'e> {
         tools: &'e dyn Executor,
         state_dir: &Path,
     ) -> Result<Option<Shown<'e>>, String> {
-        if device.exists() {
-            return Ok(None);
-        }
         let place = &volume.locator.place;
-        // Where the volume itself has none, nothing of it is active, or it is a file system.
-        if !place.device().is_some_and(|device| device.exists()) {
-            return Err("the volume itself has no device".to_owned());
-        }
-        let (kind, before) = match place {
-            Place::LvmVolume { group, .. } => ("lvm", format!("lvm {group}/{name}")),
-            Place::ZfsDataset(dataset) => ("zfs", format!("zfs {}", snapdev(tools, dataset)?)),
-            Place::Image(_) | Place::Directory(_) => return Err("it has no device".to_owned()),
+        let Some(note_name) = note_of(place) else { return Err("it has no device".to_owned()) };
+        let mut steps = 0..STEPS;
+        let mut note = loop {
+            if device.exists() {
+                return Ok(None);
+            }
+            // Where the volume itself has none, nothing of it is active, or it is a file system.
+            if !place.device().is_some_and(|device| device.exists()) {
+                return Err("the volume itself has no device".to_owned());
+            }
+            // Who has it may be about to show the device, or to hide it.
+            match Note::open(&notes(state_dir), &note_name).map_err(|e| e.to_string())? {
+                Some(note) => break note,
+                None if steps.next().is_none() => return Err("somebody else shows it".to_owned()),
+                None => std::thread::sleep(STEP),
+            }
         };
-        // No name of theirs has such a sign.
-        let note = format!("{kind}={}", place.to_string().replace('/', "="));
-        let mut note = Note::take(&notes(state_dir), &note, PATIENCE)?;
-        hide(&mut note, tools)?;
-        note.write(&format!("{before}\n"))?;
-        // Dropped, it is hidden: it may be shown though nobody said so.
-        let shown = Shown { note, tools };
+        hide(&mut note, tools, PASSING.0)?;
         match place {
             Place::ZfsDataset(dataset) => {
-                run(tools, DEADLINE, "zfs", &["set", "snapdev=visible", dataset])?
+                let source = snapdev(tools, dataset)?;
+                note.write(&format!("zfs {source} {name} {dataset}\n"))?;
             }
-            _ => {
-                run(tools, DEADLINE, "lvchange", &["-ay", "-K", before.trim_start_matches("lvm ")])?
-            }
+            Place::LvmVolume { group, .. } => note.write(&format!("lvm {group}/{name}\n"))?,
+            Place::Image(_) | Place::Directory(_) => return Err("it has no device".to_owned()),
         }
-        for _ in 0..STEPS {
-            if device.exists() {
-                return Ok(Some(shown));
+        // Dropped, it is hidden: it may be shown though nobody said so.
+        let mut shown = Shown { note, tools, ended: true };
+        let done = match place {
+            Place::LvmVolume { group, .. } => {
+                let volume = format!("{group}/{name}");
+                run(tools, &shown.note, DEADLINE, "lvchange", &["-ay", "-K", &volume])
             }
-            std::thread::sleep(STEP);
+            _ => zfs(tools, &shown.note, &["set", "snapdev=visible", &place.to_string()]),
+        };
+        if let Err(failed) = done {
+            // One that goes on may show it yet: the note stays.
+            shown.ended = !failed.goes_on;
+            return Err(failed.into());
         }
-        Err(format!("{} did not come", device.display()))
+        match waited_for(|| device.exists()) {
+            true => Ok(Some(shown)),
+            false => Err(format!("{} did not come", device.display())),
+        }
     }
 }
 
 impl Drop for Shown<'_> {
     fn drop(&mut self) {
-        if let Err(why) = hide(&mut self.note, self.tools) {
+        if !self.ended {
+            return;
+        }
+        if let Err(why) = hide(&mut self.note, self.tools, PASSING.0) {
             tracing::info!("a snapshot's device is there still: {why}");
         }
     }
@@ -91,10 +106,24 @@ impl Drop for Shown<'_> {
 
 /// Hides what was left shown.
 pub(super) fn let_go(tools: &dyn Executor, state_dir: &Path) {
-    for (name, mut note) in Note::all(&notes(state_dir)) {
-        if let Err(why) = hide(&mut note, tools) {
-            tracing::warn!("the device of a snapshot of {name} may be there still: {why}");
-        }
+    for (_, note) in Note::all(&notes(state_dir)) {
+        let_go_noted(note, tools, PASSING.0);
+    }
+}
+
+/// The same of one volume, tried once.
+pub(super) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
+    if let Some(name) = note_of(&volume.locator.place)
+        && let Some(note) = Note::existing(&notes(state_dir), &name)
+    {
+        let_go_noted(note, tools, 1);
+    }
+}
+
+fn let_go_noted(mut note: Note, tools: &dyn Executor, tries: u32) {
+    if let Err(why) = hide(&mut note, tools, tries) {
+        let said = note.says().unwrap_or_default();
+        tracing::warn!("the device of a snapshot may be there still ({said}): {why}");
     }
 }
 
@@ -102,56 +131,88 @@ fn notes(state_dir: &Path) -> PathBuf {
     state_dir.join("shown")
 }
 
-/// `SOURCE VALUE DATASET`.
-fn snapdev(tools: &dyn Executor, dataset: &str) -> Result<String, String> {
+/// No name of theirs has such a sign.
+fn note_of(place: &Place) -> Option<String> {
+    let kind = match place {
+        Place::LvmVolume { .. } => "lvm",
+        Place::ZfsDataset(_) => "zfs",
+        Place::Image(_) | Place::Directory(_) => return None,
+    };
+    Some(format!("{kind}={}", place.to_string().replace('/', "=")))
+}
+
+fn waited_for(mut comes: impl FnMut() -> bool) -> bool {
+    (0..STEPS).any(|_| {
+        let came = comes();
+        if !came {
+            std::thread::sleep(STEP);
+        }
+        came
+    })
+}
+
+/// Where it is said that a dataset's snapshots are hidden.
+fn snapdev(tools: &dyn Executor, dataset: &str) -> Result<&'static str, String> {
     let words = ["get", "-Hp", "-o", "source,value", "snapdev", dataset];
     let command = command("zfs", &words, DEADLINE);
     let answer = tools.run(&command).map_err(|e| e.to_string())?;
     let said = String::from_utf8_lossy(&answer.output);
-    let (source, value) = said.trim_end().split_once('\t').unwrap_or_default();
-    let source = match source {
-        "local" | "received" => source,
-        _ => "inherited",
-    };
-    match value {
-        "hidden" => Ok(format!("{source} {value} {dataset}")),
-        "visible" => Err("the snapshot is shown, and has no device".to_owned()),
+    match said.trim_end().split_once('\t').unwrap_or_default() {
+        ("local", "hidden") => Ok("local"),
+        ("received", "hidden") => Ok("received"),
+        (_, "hidden") => Ok("inherited"),
+        (_, "visible") => Err("the snapshot is shown, and has no device".to_owned()),
         _ => Err(format!("`{command}`: {}", answer.complaint())),
     }
 }
 
 /// Does what the note says, if it says anything.
-fn hide(note: &mut Note, tools: &dyn Executor) -> Result<(), String> {
+fn hide(note: &mut Note, tools: &dyn Executor, tries: u32) -> Result<(), String> {
     let said = note.says()?;
     let words: Vec<&str> = said.splitn(4, ' ').collect();
-    let (result, gone) = match words[..] {
+    match words[..] {
         [""] => return Ok(()),
         ["lvm", volume] if is_ours(volume) => {
+            let hide = || run(tools, note, DEADLINE, "lvchange", &["-an", volume]);
             // udev looks at what was activated.
-            let hidden = patiently(|| run(tools, DEADLINE, "lvchange", &["-an", volume]), "in use");
-            (hidden, "Failed to find logical volume")
+            match patiently(hide, "in use", tries) {
+                Ok(()) => {}
+                // The snapshot is gone, or the group, and with it what was shown.
+                Err(failed) if failed.says("Failed to find logical volume") => {}
+                Err(failed) if failed.says("not found") => {}
+                Err(failed) => return Err(failed.into()),
+            }
         }
-        ["zfs", source, value @ "hidden", dataset]
-            if Place::parse(PlaceKind::ZfsDataset, dataset).is_ok() =>
-        {
-            let hidden = match source {
-                "local" => {
-                    run(tools, DEADLINE, "zfs", &["set", &format!("snapdev={value}"), dataset])
-                }
-                "received" => run(tools, DEADLINE, "zfs", &["inherit", "-S", "snapdev", dataset]),
-                _ => run(tools, DEADLINE, "zfs", &["inherit", "snapdev", dataset]),
-            };
-            (hidden, "dataset does not exist")
+        ["zfs", source, name, dataset] => {
+            let place = Place::parse(PlaceKind::ZfsDataset, dataset).map_err(|e| e.to_string())?;
+            if !Grammar::ZfsOwn.allows(name, &place) {
+                return Err(format!("{said:?} is noted, which is nothing of ours"));
+            }
+            match hide_zfs(note, tools, source, dataset) {
+                Ok(()) => {}
+                Err(failed) if is_gone(&failed, dataset, note, tools) => {}
+                Err(failed) => return Err(failed.into()),
+            }
+            // ZFS leaves a device that somebody has open, and says nothing.
+            let device = place.device().map(|volume| format!("{}@{name}", volume.display()));
+            let is_there = || device.as_ref().is_some_and(|device| Path::new(device).exists());
+            if is_there() && (tries == 1 || !waited_for(|| !is_there())) {
+                return Err("somebody has it open".to_owned());
+            }
         }
         _ => return Err(format!("{said:?} is noted, which is nothing of ours")),
-    };
-    match result {
-        Ok(()) => {}
-        // The volume is gone, or the snapshot, and with it what was shown.
-        Err(why) if why.contains(gone) => {}
-        Err(why) => return Err(why),
     }
     note.write("")
+}
+
+fn hide_zfs(note: &Note, tools: &dyn Executor, source: &str, dataset: &str) -> Result<(), Failed> {
+    // Also where it is inherited: what is set anew is done anew, to a device that was open the last time.
+    zfs(tools, note, &["set", "snapdev=hidden", dataset])?;
+    match source {
+        "local" => Ok(()),
+        "received" => zfs(tools, note, &["inherit", "-S", "snapdev", dataset]),
+        _ => zfs(tools, note, &["inherit", "snapdev", dataset]),
+    }
 }
 
 /// Whether it is a snapshot of ours, `GROUP/NAME_snapslot_MARK`.

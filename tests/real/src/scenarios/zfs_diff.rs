@@ -97,11 +97,52 @@ pub fn all(test: &mut Test) {
         write([9], 5);
         same(&differing(subject, &volume), [9]);
     });
-    // The snapshot, the sending, the destroying.
-    for n in 1..=3 {
+    test.step(
+        "what is discarded up to the end is told, wherever the last block is then",
+        |subject| {
+            subject.verb("delete", volume.locator(), &[]).expect(0);
+            write([2100, 3000], 8);
+            subject.verb("take", volume.locator(), &[]).expect(0);
+            // Within an indirect block that stays, and with it.
+            for from in [2900, 2048] {
+                let length = u64::from(SIZE) * 64 - from;
+                run(&format!("blkdiscard -o {} -l {} {}", from * BLOCK, length * BLOCK, device()));
+                zfs::settle();
+                agrees(subject, &volume);
+                let expected: &[u64] = if from == 2900 { &[3000] } else { &[2100, 3000] };
+                same(&differing(subject, &volume), expected.iter().copied());
+            }
+            subject.verb("restore", volume.locator(), &[]).expect(0);
+            zfs::settle();
+        },
+    );
+    test.case("a snapshot that is made after its engine was killed is not forgotten", |subject| {
+        let held = tap::Held::arm(1);
+        let process = subject.start("diff", volume.locator(), &[]);
+        held.wait();
+        run(&format!("kill -KILL {}", process.id()));
+        process.finish(std::time::Duration::from_secs(60));
+        // The command has the note still.
+        subject.verb("recover", volume.locator(), &[]).expect(0);
+        held.let_go();
+        let is_there = || volume.snapshots().iter().any(|name| name.contains("@snapslot-now-"));
+        for _ in 0..100 {
+            if is_there() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(is_there(), "it was not made");
+        tap::clear();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        subject.verb("recover", volume.locator(), &[]).expect(0);
+        only_the_slots(&volume);
+    });
+    // The snapshot, the sending and as much of what the slot holds, the destroying.
+    for n in [1, 2, 4] {
         for trip in [Trip::Before(n), Trip::During(n), Trip::After(n)] {
             // What is destroyed at the end is as it was after the sending.
-            if quick && (n == 3 || matches!(trip, Trip::During(_))) {
+            if quick && (n == 4 || matches!(trip, Trip::During(_))) {
                 continue;
             }
             test.case(&format!("killed, {trip}: nothing is left by who comes next"), |subject| {
