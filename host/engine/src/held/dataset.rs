@@ -16,7 +16,7 @@ use snapslot_command::{Command, Executor, Place, PlaceKind};
 use snapslot_content::{Sent, Told, Watch};
 
 use super::note::Note;
-use super::{Failed, PASSING, command, patiently, run};
+use super::{Failed, PASSING, SHORTLY, command, patiently, run};
 use crate::volume::Volume;
 
 /// A snapshot is made when all that was written is on the disks.
@@ -153,12 +153,12 @@ pub(super) fn let_go(tools: &dyn Executor, state_dir: &Path) {
     }
 }
 
-/// The same of one volume, tried once.
+/// The same of one volume, not for long.
 pub(super) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
     if let Place::ZfsDataset(dataset) = &volume.locator.place
         && let Some(note) = Note::existing(&notes(state_dir), &note_of(dataset))
     {
-        let_go_noted(note, tools, 1);
+        let_go_noted(note, tools, SHORTLY);
     }
 }
 

@@ -44,7 +44,8 @@ pub(crate) fn let_go(tools: &dyn Executor, state_dir: &Path) {
     shown::let_go(tools, state_dir);
 }
 
-/// Lets go of what would stand in the way of a change of this volume. Other storage may take its time.
+/// Lets go of what would stand in the way of a change of this volume, which the caller has locked. Other storage may
+/// take its time.
 pub(crate) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
     dataset::let_go_of(volume, tools, state_dir);
     shown::let_go_of(volume, tools, state_dir);
@@ -52,6 +53,8 @@ pub(crate) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path)
 
 /// How often, and how long apart, what somebody looks at in passing is tried again.
 const PASSING: (u32, Duration) = (30, Duration::from_millis(100));
+/// The same before a change, which is not to wait long for it.
+const SHORTLY: u32 = 5;
 
 /// Why a command did not do it.
 #[derive(Debug)]

@@ -13,6 +13,8 @@ use crate::volume::private_directories;
 
 /// How long it is waited for another process to be done with the storage, and how often it is tried meanwhile.
 const STEP: Duration = Duration::from_millis(50);
+/// How long a command is waited for whose engine was killed.
+const ORPHANED: Duration = Duration::from_secs(20);
 /// Bytes of the longest note: the full name of a ZFS snapshot has at most 255.
 const LONGEST: u64 = 512;
 
@@ -20,8 +22,6 @@ const LONGEST: u64 = 512;
 pub(super) struct Note {
     file: File,
     folder: PathBuf,
-    /// Whether its name may not be durable yet.
-    new: bool,
 }
 
 impl Note {
@@ -43,8 +43,7 @@ impl Note {
     /// None: somebody has it.
     pub(super) fn open(folder: &Path, name: &str) -> io::Result<Option<Note>> {
         let path = folder.join(name);
-        let new = !path.exists();
-        if new {
+        if !path.exists() {
             private_directories(&path)?;
         }
         let file = OpenOptions::new()
@@ -56,7 +55,7 @@ impl Note {
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Note { file, folder: folder.to_owned(), new })),
+            Ok(()) => Ok(Some(Note { file, folder: folder.to_owned() })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(e),
         }
@@ -91,16 +90,14 @@ impl Note {
             file.rewind()?;
             file.write_all(what.as_bytes())?;
             file.sync_all()?;
-            // Then its folder may be new, too.
+            // Its name, and its folder's, may be new. To take it back they need not be on the disk.
             for folder in [Some(self.folder.as_path()), self.folder.parent()].into_iter().flatten()
             {
                 File::open(folder)?.sync_all()?;
             }
             Ok::<_, io::Error>(())
         };
-        write().map_err(|e| format!("it could not be noted: {e}"))?;
-        self.new = false;
-        Ok(())
+        write().map_err(|e| format!("it could not be noted: {e}"))
     }
 
     /// For a command that is to have it for as long as it lives.
@@ -108,8 +105,9 @@ impl Note {
         self.file.as_fd()
     }
 
-    /// The note of this name, if there is one and nobody has it.
+    /// The note of this name, if there is one. Whoever asks has the volume for themselves: only a command that outlives
+    /// its engine may have the note still, and is waited for.
     pub(super) fn existing(folder: &Path, name: &str) -> Option<Note> {
-        folder.join(name).exists().then(|| Note::open(folder, name).ok()).flatten().flatten()
+        folder.join(name).exists().then(|| Note::take(folder, name, ORPHANED).ok()).flatten()
     }
 }

@@ -18,7 +18,7 @@ use snapslot_command::{Executor, Grammar, Place, PlaceKind};
 
 use super::dataset::{is_gone, zfs};
 use super::note::Note;
-use super::{Failed, PASSING, command, patiently, run};
+use super::{Failed, PASSING, SHORTLY, command, patiently, run};
 use crate::volume::Volume;
 
 /// Activation waits for whoever has the group's lock.
@@ -111,12 +111,12 @@ pub(super) fn let_go(tools: &dyn Executor, state_dir: &Path) {
     }
 }
 
-/// The same of one volume, tried once.
+/// The same of one volume, not for long.
 pub(super) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
     if let Some(name) = note_of(&volume.locator.place)
         && let Some(note) = Note::existing(&notes(state_dir), &name)
     {
-        let_go_noted(note, tools, 1);
+        let_go_noted(note, tools, SHORTLY);
     }
 }
 
@@ -196,7 +196,7 @@ fn hide(note: &mut Note, tools: &dyn Executor, tries: u32) -> Result<(), String>
             // ZFS leaves a device that somebody has open, and says nothing.
             let device = place.device().map(|volume| format!("{}@{name}", volume.display()));
             let is_there = || device.as_ref().is_some_and(|device| Path::new(device).exists());
-            if is_there() && (tries == 1 || !waited_for(|| !is_there())) {
+            if is_there() && (tries == SHORTLY || !waited_for(|| !is_there())) {
                 return Err("somebody has it open".to_owned());
             }
         }
