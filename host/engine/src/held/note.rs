@@ -91,8 +91,8 @@ impl Note {
             file.write_all(what.as_bytes())?;
             file.sync_all()?;
             // Its name, and its folder's, may be new. To take it back they need not be on the disk.
-            for folder in [Some(self.folder.as_path()), self.folder.parent()].into_iter().flatten()
-            {
+            let folders = [Some(self.folder.as_path()), self.folder.parent()];
+            for folder in folders.into_iter().flatten().filter(|_| !what.is_empty()) {
                 File::open(folder)?.sync_all()?;
             }
             Ok::<_, io::Error>(())
