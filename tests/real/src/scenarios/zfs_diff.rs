@@ -166,6 +166,7 @@ pub fn all(test: &mut Test) {
         }
     }
     test.step("where no snapshot can be made the bytes are compared", |subject| {
+        write([9], 6);
         tap::arm(Trip::Fail(1, 1));
         let diff = told(subject, volume.locator(), &[]);
         assert!(tap::tripped(), "the command did not come");
