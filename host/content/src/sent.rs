@@ -14,8 +14,9 @@
 //!
 //! A volume's content is its object 1. The payloads are passed over. A block that was written with what was there
 //! before is in it too. What is told as freed reads as zeroes now, and may have before: ZFS tells of whatever was never
-//! written beside what was, up to the reach of an indirect block (16 MiB of blocks of 16 KiB). How much there is to read
-//! follows what was written, not the volume's size.
+//! written beside what was, up to the reach of an indirect block (16 MiB of blocks of 16 KiB). Behind the last block it
+//! tells of nothing (`send_cb` passes over holes there), but where that is, behind OBJECT and before all else.
+//! How much there is to read follows what was written, not the volume's size.
 
 use snapslot_disk::Range;
 
