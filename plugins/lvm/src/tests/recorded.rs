@@ -2,7 +2,7 @@
 //! Method: reports of LVM 2.03.16, recorded along whole lives of a thin and a thick volume with
 //! the commands of the grants.
 
-use snapslot_plugin_sdk::{Backend, Goal};
+use snapslot_plugin_sdk::{Backend, FailureKind, Goal};
 
 use super::{MARK, facts, held, plan, recorded_text, short, target, uuid, with_report};
 use crate::Lvm;
@@ -294,10 +294,12 @@ fn change_is_measured_where_lvm_tells_it() {
     // 6 MiB were written; LVM says 50.26 % of 12 MiB, tables included.
     assert!((6 << 20..(6 << 20) + (64 << 10)).contains(&change.changed_bytes), "{change:?}");
     assert_eq!(change.held_bytes, change.changed_bytes);
-    for name in ["thin-held", "thick-asleep"] {
+    // A thin one by its pool's metadata, which is not at hand here; a thick one while it is active.
+    for (name, code) in [("thin-held", "not-at-hand"), ("thick-asleep", "no-measure")] {
         let failure =
             Lvm::measure(&target(name), &uuid(name, &slot()), false).expect_err("not told");
-        assert_eq!(failure.code, "no-measure", "{name}");
+        let unsupported = failure.kind == FailureKind::Unsupported;
+        assert!(unsupported && failure.code == code, "{name}: {failure:?}");
     }
 }
 
