@@ -420,7 +420,7 @@ mod tests {
         // Where it does not stand behind its object it was freed.
         let rest = Ok((vec![], vec![(65536, (1 << 20) - 65536)]));
         assert_eq!(of(&[object(1), tail.clone(), tail.clone()], Some(0)), rest);
-        assert_eq!(of(&[tail.clone()], Some(0)), rest);
+        assert_eq!(of(std::slice::from_ref(&tail), Some(0)), rest);
         // It is told before any block is.
         let mut sent = Sent::since(FROM);
         sent.take_in(&[begin(), object(1)].concat()).expect("a stream");
