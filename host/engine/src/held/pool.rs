@@ -26,6 +26,8 @@ use crate::volume::Volume;
 
 /// A message to a pool is done in milliseconds, but for a pool that waits for its disk.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// The same for a look that goes without where it takes longer.
+const DEADLINE_OF_A_LOOK: Duration = Duration::from_secs(5);
 /// Percent of the metadata's blocks that may be used for it to be held: what is written meanwhile is written anew.
 const FULL: u64 = 95;
 /// What a note says of a moment that is held.
@@ -49,7 +51,10 @@ impl<'e> Metadata<'e> {
         patience: Duration,
     ) -> Result<Option<Metadata<'e>>, String> {
         let device = volume.locator.place.device().ok_or("it has no device")?;
-        let Some(pool) = Pool::of(&device)? else { return Ok(None) };
+        let Some(mut pool) = Pool::of(&device)? else { return Ok(None) };
+        if patience.is_zero() {
+            pool.deadline = DEADLINE_OF_A_LOOK;
+        }
         if !patience.is_zero() {
             // What was written to the device and is not on it yet is present too.
             let _ = fs::File::open(&device).and_then(|device| device.sync_all());
@@ -83,6 +88,8 @@ struct Pool {
     uuid: String,
     /// Where the kernel tells of it.
     told: PathBuf,
+    /// How long it may take to tell it something.
+    deadline: Duration,
 }
 
 impl Pool {
@@ -102,7 +109,7 @@ impl Pool {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.+".contains(&b);
         let sound = |word: &str| !word.is_empty() && !word.starts_with(['-', '.']);
         (sound(&name) && sound(&uuid) && name.bytes().chain(uuid.bytes()).all(plain))
-            .then(|| Pool { name, uuid, told: told.to_owned() })
+            .then(|| Pool { name, uuid, told: told.to_owned(), deadline: DEADLINE })
     }
 
     /// The pool of this UUID, if it is active.
@@ -132,12 +139,12 @@ impl Pool {
     }
 
     fn tell(&self, message: &str, note: &Note, tools: &dyn Executor) -> Result<(), Failed> {
-        run(tools, note, DEADLINE, "dmsetup", &["message", &self.name, "0", message])
+        run(tools, note, self.deadline, "dmsetup", &["message", &self.name, "0", message])
     }
 
     /// Whether there is room for what is written anew of the metadata while a moment of it is held.
     fn has_room(&self, tools: &dyn Executor) -> Result<(), String> {
-        let command = command("dmsetup", &["status", "--noflush", &self.name], DEADLINE);
+        let command = command("dmsetup", &["status", "--noflush", &self.name], self.deadline);
         let answer = tools.run(&command).map_err(|e| e.to_string())?;
         let said = String::from_utf8_lossy(&answer.output);
         // start length thin-pool transaction used/total …
