@@ -124,8 +124,8 @@ pub trait Executor: Send + Sync {
     }
 
     /// The same, and what it writes to its standard output is heard as it comes, however much it is; the
-    /// answer's is empty. In silence nothing is heard now and then. Its deadline is how long it may be silent. Once who hears it breaks off it is ended,
-    /// and there is no answer.
+    /// answer's is empty. In silence nothing is heard now and then. Its deadline is how long it may be silent.
+    /// Once who hears it breaks off it is ended, and there is no answer.
     fn run_listening(
         &self,
         command: &Command,

@@ -28,6 +28,14 @@ pub fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
     ranges
 }
 
+/// Adds a range, to the last one if it goes on with it.
+pub(crate) fn append(ranges: &mut Vec<Range>, range: Range) {
+    match ranges.last_mut() {
+        Some(last) if last.offset + last.length == range.offset => last.length += range.length,
+        _ => ranges.push(range),
+    }
+}
+
 /// Where two views of one image do not lie at the same place. What is different is always among
 /// it; what lies elsewhere may be the same all the same. Beyond the end of the shorter all differs.
 pub fn by_map(now: &Map, then: &Map) -> Vec<Range> {
@@ -95,7 +103,7 @@ pub fn not_zero(
     ranges: &[Range],
     watch: &Watch<'_>,
 ) -> Result<Vec<Range>, ContentError> {
-    let (mut found, mut buffer): (Vec<Range>, _) = (Vec::new(), Vec::new());
+    let (mut found, mut buffer) = (Vec::new(), Vec::new());
     for range in ranges {
         let end = range.offset.saturating_add(range.length).min(content.size());
         let mut at = range.offset;
@@ -107,17 +115,9 @@ pub fn not_zero(
             if !run.zero {
                 buffer.resize(run.length as usize, 0);
                 content.read_at(at, &mut buffer)?;
-                for (offset, block) in (at..).step_by(GRAIN).zip(buffer.chunks(GRAIN)) {
-                    let length = block.len() as u64;
-                    match found.last_mut() {
-                        _ if is_zero(block) => {}
-                        Some(Range { offset: last, length: so_far })
-                            if *last + *so_far == offset =>
-                        {
-                            *so_far += length;
-                        }
-                        _ => found.push(Range { offset, length }),
-                    }
+                let blocks = (at..).step_by(GRAIN).zip(buffer.chunks(GRAIN));
+                for (offset, block) in blocks.filter(|(_, block)| !is_zero(block)) {
+                    append(&mut found, Range { offset, length: block.len() as u64 });
                 }
             }
             at += run.length.max(1);

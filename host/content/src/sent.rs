@@ -20,6 +20,7 @@
 
 use snapslot_disk::Range;
 
+use crate::diff::append;
 use crate::joined;
 
 /// What a stream told.
@@ -251,15 +252,14 @@ impl Sent {
 }
 
 fn add(to: &mut Vec<Range>, offset: u64, length: u64) -> Result<(), SentError> {
-    let end =
-        offset.checked_add(length).ok_or_else(|| unknown(format!("{length} bytes at {offset}")))?;
-    let full = to.len() == RUNS_MAX;
-    match to.last_mut() {
-        Some(last) if last.offset + last.length == offset => last.length = end - last.offset,
-        _ if full => return Err(SentError::TooMany),
-        _ => to.push(Range { offset, length }),
+    if offset.checked_add(length).is_none() {
+        return Err(unknown(format!("{length} bytes at {offset}")));
     }
-    Ok(())
+    append(to, Range { offset, length });
+    match to.len() > RUNS_MAX {
+        true => Err(SentError::TooMany),
+        false => Ok(()),
+    }
 }
 
 /// 312 bytes.

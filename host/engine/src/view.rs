@@ -86,6 +86,9 @@ fn as_pairs<S: serde::Serializer>(ranges: &[Range], to: S) -> Result<S::Ok, S::E
     to.collect_seq(ranges.iter().map(|r| Pair { start: r.offset, length: r.length }))
 }
 
+/// A device cannot be shown; why was told.
+struct NotShown;
+
 /// One machine, looked at.
 struct Looked<'e> {
     plugins: Vec<Plugin<'e>>,
@@ -144,13 +147,17 @@ impl Engine {
                     _ => return Err(refused(&looked.name, Refusal::Empty)),
                 };
                 let (facts, mark) = (&looked.facts[index], &occupant.mark);
-                shown = self.show(volume, facts, mark);
+                let tried = self.show(volume, facts, mark);
                 let mut then = snapshot(volume, plugin, facts, mark, below.clone());
-                if then.is_err() && shown.is_none() {
+                shown = match tried {
                     // It was there for somebody who has hidden it meanwhile.
-                    shown = self.show(volume, facts, mark);
-                    then = snapshot(volume, plugin, facts, mark, below);
-                }
+                    Ok(None) if then.is_err() => {
+                        let again = self.show(volume, facts, mark);
+                        then = snapshot(volume, plugin, facts, mark, below);
+                        again.unwrap_or_default()
+                    }
+                    tried => tried.unwrap_or_default(),
+                };
                 (then?, Some(occupant.taken))
             }
         };
@@ -166,16 +173,23 @@ impl Engine {
         result
     }
 
-    /// Shows the device of the snapshot with this mark, if it has one that is hidden, for as long as what is given
-    /// back is there. Where it cannot be, whoever opens it says what helps.
-    fn show(&self, volume: &Volume, facts: &Facts, mark: &str) -> Option<Shown<'_>> {
-        let found = facts.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark))?;
-        let path = snapshot_device(volume, &found.name).filter(|_| volume.image.is_none())?;
-        let name = found.name.rsplit('/').next().unwrap_or_default();
+    /// Shows the device of the snapshot with this mark, if it is hidden, for as long as what is given back is there.
+    /// None: it is there. Where it cannot be shown, whoever opens it says what helps.
+    fn show(
+        &self,
+        volume: &Volume,
+        facts: &Facts,
+        mark: &str,
+    ) -> Result<Option<Shown<'_>>, NotShown> {
+        let found = facts.snapshots.iter().find(|s| s.mark.as_deref() == Some(mark));
+        let named = found.and_then(|found| {
+            Some((own_name(volume, &found.name)?, snapshot_device(volume, &found.name)?))
+        });
+        let (name, path) = named.ok_or(NotShown)?;
         let state_dir = &self.settings.state_dir;
-        Shown::of(volume, name, &path, &*self.commands, state_dir).unwrap_or_else(|why| {
+        Shown::of(volume, name, &path, &*self.commands, state_dir).map_err(|why| {
             tracing::info!("{}: {} is not shown: {why}", volume.locator, path.display());
-            None
+            NotShown
         })
     }
 
@@ -321,8 +335,9 @@ impl Engine {
         watch: &Watch<'_>,
     ) -> Result<Option<Vec<Range>>, EngineError> {
         // A file system has no size that a machine sees, and nothing is at a place of it.
-        let is_volume = facts.virtual_size > 0;
-        let (Some(name), true) = (zfs_own_part(volume, &then.name), is_volume) else {
+        let is_volume =
+            facts.virtual_size > 0 && matches!(volume.locator.place, Place::ZfsDataset(_));
+        let (Some(name), true) = (own_name(volume, &then.name), is_volume) else {
             return Ok(None);
         };
         let told = |why: String| {
@@ -337,7 +352,7 @@ impl Engine {
         };
         let failed = |e| EngineError::content(&volume.locator, e);
         let sizes = [then.virtual_size, facts.virtual_size];
-        let mut changed = match present.written_since(&name, guid, sizes, watch) {
+        let mut changed = match present.written_since(name, guid, sizes, watch) {
             Ok(changed) => changed,
             Err(Untold::Stopped) => return Err(failed(ContentError::Stopped)),
             Err(Untold::Because(why)) => return told(why),
@@ -346,7 +361,7 @@ impl Engine {
         // What is zeroes now may have been zeroes then: the snapshot says, where it has a device.
         let _shown = match changed.freed.is_empty() {
             true => None,
-            false => then.mark.as_ref().and_then(|mark| self.show(volume, facts, mark)),
+            false => then.mark.as_ref().and_then(|mark| self.show(volume, facts, mark).ok()?),
         };
         if let Ok(then) = device(volume, snapshot_device(volume, &then.name)) {
             changed.freed = not_zero(&*then, &changed.freed, watch).map_err(failed)?;
@@ -457,14 +472,10 @@ fn snapshot(
 
 /// The device of a snapshot of ours: a neighbour of the volume's own.
 fn snapshot_device(volume: &Volume, name: &str) -> Option<PathBuf> {
-    let place = &volume.locator.place;
+    let (place, name) = (&volume.locator.place, own_name(volume, name)?);
     match place {
-        Place::LvmVolume { group, .. } => {
-            let name = name.rsplit('/').next().unwrap_or_default();
-            Grammar::LvmOwn.allows(name, place).then(|| Path::new("/dev").join(group).join(name))
-        }
+        Place::LvmVolume { group, .. } => Some(Path::new("/dev").join(group).join(name)),
         Place::ZfsDataset(_) => {
-            let name = zfs_own_part(volume, name)?;
             let volume = place.device()?.into_os_string().into_string().ok()?;
             Some(format!("{volume}@{name}").into())
         }
@@ -472,12 +483,16 @@ fn snapshot_device(volume: &Volume, name: &str) -> Option<PathBuf> {
     }
 }
 
-/// The part behind the `@` of a ZFS snapshot's name, if it is of the grammar of ours.
-fn zfs_own_part(volume: &Volume, name: &str) -> Option<String> {
+/// The part of a snapshot's name that is not the volume's, if it is of the grammar of ours.
+fn own_name<'n>(volume: &Volume, name: &'n str) -> Option<&'n str> {
     let place = &volume.locator.place;
-    let name = name.rsplit('@').next().unwrap_or_default();
-    let ours = matches!(place, Place::ZfsDataset(_)) && Grammar::ZfsOwn.allows(name, place);
-    ours.then(|| name.to_owned())
+    let (sign, grammar) = match place {
+        Place::LvmVolume { .. } => ('/', Grammar::LvmOwn),
+        Place::ZfsDataset(_) => ('@', Grammar::ZfsOwn),
+        Place::Image(_) | Place::Directory(_) => return None,
+    };
+    let name = name.rsplit(sign).next().unwrap_or_default();
+    grammar.allows(name, place).then_some(name)
 }
 
 /// One view of an image, by its plugin's extents.

@@ -50,18 +50,15 @@ pub(crate) fn differences(
     let pool = Pool::open(metadata)?;
     let (short, long) = (then.1.min(now.1), then.1.max(now.1));
     let mut found = found.up_to(long);
-    let roots = [pool.root_of(then.0)?, pool.root_of(now.0)?];
-    if roots[0] != roots[1] {
-        let levels = pool.apart(roots, found.cursor() / pool.chunk)?;
-        let mut add = |block: u64, _: bool| {
-            let start = block.saturating_mul(pool.chunk);
-            if start < short {
-                found.add(start, start.saturating_add(pool.chunk));
-            }
-            !found.is_full()
-        };
-        merge(levels.map(|level| Leaves::of(&pool, level)), u64::MAX, &mut add)?;
-    }
+    let levels = pool.apart([then.0, now.0], found.cursor() / pool.chunk)?;
+    let mut add = |block: u64, _: bool| {
+        let start = block.saturating_mul(pool.chunk);
+        if start < short {
+            found.add(start, start.saturating_add(pool.chunk));
+        }
+        !found.is_full()
+    };
+    merge(levels.map(|level| Leaves::of(&pool, level)), u64::MAX, &mut add)?;
     found.add(short, long);
     Ok(found.into_page())
 }
@@ -75,22 +72,18 @@ pub(crate) fn change(
 ) -> Result<Change, Failure> {
     let pool = Pool::open(metadata)?;
     let (short, long) = (then.1.min(now.1), then.1.max(now.1));
-    let mut change = Change { changed_bytes: 0, held_bytes: 0, at_least: false };
-    let roots = [pool.root_of(then.0)?, pool.root_of(now.0)?];
-    if roots[0] != roots[1] {
-        let levels = pool.apart(roots, 0)?;
-        // Where the first leaf begins that is not read any more.
-        let end = levels.iter().filter_map(|level| Some(level.get(leaves_max)?.0)).min();
-        change.at_least = end.is_some();
-        let mut add = |block: u64, in_first: bool| {
-            let start = block.saturating_mul(pool.chunk);
-            change.changed_bytes += pool.chunk.min(short.saturating_sub(start));
-            change.held_bytes += if in_first { pool.chunk } else { 0 };
-            true
-        };
-        let end = end.unwrap_or(u64::MAX);
-        merge(levels.map(|level| Leaves::of(&pool, level)), end, &mut add)?;
-    }
+    let levels = pool.apart([then.0, now.0], 0)?;
+    // Where the first leaf begins that is not read any more.
+    let end = levels.iter().filter_map(|level| Some(level.get(leaves_max)?.0)).min();
+    let mut change = Change { changed_bytes: 0, held_bytes: 0, at_least: end.is_some() };
+    let mut add = |block: u64, in_first: bool| {
+        let start = block.saturating_mul(pool.chunk);
+        change.changed_bytes += pool.chunk.min(short.saturating_sub(start));
+        change.held_bytes += if in_first { pool.chunk } else { 0 };
+        true
+    };
+    let end = end.unwrap_or(u64::MAX);
+    merge(levels.map(|level| Leaves::of(&pool, level)), end, &mut add)?;
     change.changed_bytes += long - short;
     Ok(change)
 }
@@ -229,9 +222,13 @@ impl<'i> Pool<'i> {
         Err(too_deep())
     }
 
-    /// The leaves of both trees, but for those that both have and those that end before this block of the volume. Each
-    /// with the first of its keys.
-    fn apart(&self, roots: [u64; 2], from: u64) -> Result<[Vec<(u64, u64)>; 2], Failure> {
+    /// The leaves of the trees of both volumes, but for those that both have and those that end before this block of the
+    /// volume. Each with the first of its keys.
+    fn apart(&self, volumes: [u64; 2], from: u64) -> Result<[Vec<(u64, u64)>; 2], Failure> {
+        let roots = [self.root_of(volumes[0])?, self.root_of(volumes[1])?];
+        if roots[0] == roots[1] {
+            return Ok(Default::default());
+        }
         let mut depths = [self.depth(roots[0])?, self.depth(roots[1])?];
         let mut levels = roots.map(|root| vec![(0, root)]);
         loop {

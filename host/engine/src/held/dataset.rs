@@ -16,7 +16,7 @@ use snapslot_command::{Command, Executor, Place, PlaceKind};
 use snapslot_content::{Sent, Told, Watch};
 
 use super::note::Note;
-use super::{Failed, PASSING, SHORTLY, command, patiently, run};
+use super::{Failed, PASSING, SHORTLY, command, flush, patiently, run};
 use crate::volume::Volume;
 
 /// A snapshot is made when all that was written is on the disks.
@@ -57,8 +57,7 @@ impl<'e> Present<'e> {
             return Err("it is no ZFS volume".to_owned());
         };
         if let Some(device) = volume.locator.place.device() {
-            // What was written to the device and is not on the disks yet is present too.
-            let _ = std::fs::File::open(device).and_then(|device| device.sync_all());
+            flush(&device);
         }
         let mut note = Note::take(&notes(state_dir), &note_of(dataset), PATIENCE)?;
         destroy(&mut note, tools, PASSING.0)?;

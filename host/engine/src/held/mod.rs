@@ -6,7 +6,7 @@
 //! | the present content of a ZFS volume (`dataset.rs`) | a snapshot for that time | what changed on it |
 //! | the device of a slot's snapshot (`shown.rs`) | active for that time, or not hidden | its content |
 //!
-//! Either outlives the process that holds it, and a restart of the machine. So it is noted before it is asked for, and
+//! Each outlives the process that holds it, and a restart of the machine. So it is noted before it is asked for, and
 //! whoever comes next lets go of what was left:
 //!
 //! | step | the note | a crash after it leaves | which ends |
@@ -49,6 +49,12 @@ pub(crate) fn let_go(tools: &dyn Executor, state_dir: &Path) {
 pub(crate) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
     dataset::let_go_of(volume, tools, state_dir);
     shown::let_go_of(volume, tools, state_dir);
+}
+
+/// Has what was written to a device and is not on the disks yet written there: it is present, too.
+fn flush(device: &Path) {
+    // Best effort: what the storage then shows is a moment all the same.
+    let _ = std::fs::File::open(device).and_then(|device| device.sync_all());
 }
 
 /// How often, and how long apart, what somebody looks at in passing is tried again.

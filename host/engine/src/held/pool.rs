@@ -21,7 +21,7 @@ use snapslot_command::Executor;
 use snapslot_disk::{Disk, FileDisk};
 
 use super::note::Note;
-use super::{Failed, command, run};
+use super::{Failed, command, flush, run};
 use crate::volume::Volume;
 
 /// A message to a pool is done in milliseconds, but for a pool that waits for its disk.
@@ -52,12 +52,9 @@ impl<'e> Metadata<'e> {
     ) -> Result<Option<Metadata<'e>>, String> {
         let device = volume.locator.place.device().ok_or("it has no device")?;
         let Some(mut pool) = Pool::of(&device)? else { return Ok(None) };
-        if patience.is_zero() {
-            pool.deadline = DEADLINE_OF_A_LOOK;
-        }
-        if !patience.is_zero() {
-            // What was written to the device and is not on it yet is present too.
-            let _ = fs::File::open(&device).and_then(|device| device.sync_all());
+        match patience.is_zero() {
+            true => pool.deadline = DEADLINE_OF_A_LOOK,
+            false => flush(&device),
         }
         let note = Note::take(&notes(state_dir), &pool.uuid, patience)?;
         let reserved = Reserved::of(pool, note, tools)?;
