@@ -5,6 +5,7 @@
 //! side is in `snapslot_capture`: there a disk that is served is one whose copy costs nothing.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use snapslot_capture::Copies;
 use snapslot_disk::{EngineLock, ImageLock, LockError};
-use snapslot_live::control::{Answer, Request, ask, hear};
+use snapslot_live::control::{Answer, Request, ask, hear, lend, say};
 use snapslot_live::{Knobs, LiveDisk, LiveError, OnFull};
 use snapslot_nbd::{Export, Extent};
 use std::os::fd::AsFd;
@@ -50,6 +51,7 @@ pub struct ServeOptions {
 /// A disk that is served.
 pub struct LiveExport {
     live: LiveDisk,
+    copies: Arc<Copies>,
     clients: AtomicUsize,
 }
 
@@ -59,9 +61,39 @@ impl LiveExport {
         self.live.standing()
     }
 
-    fn answer(&self, request: Request) -> Answer {
-        let refused =
-            |e: &LiveError| Answer::Refused { code: e.code().to_owned(), message: e.to_string() };
+    /// Holds the disk as it is now, for as long as somebody is at the other end.
+    fn hold(&self, mark: &str, stream: &UnixStream, stop: &dyn Fn() -> bool) -> io::Result<()> {
+        let reader = stream.try_clone()?;
+        let gone = move |why: &str| {
+            // Before anything more is overwritten: whoever reads asks after each read.
+            let _ = reader.shutdown(Shutdown::Both);
+            tracing::warn!("the present disk is not held any longer for who reads it: {why}");
+        };
+        let (store, file) = match self.copies.nameless_store() {
+            Ok(store) => store,
+            Err(e) => return say(stream, &refused("io", e.to_string())),
+        };
+        if let Err(e) = self.live.hold(mark, Box::new(store), gone) {
+            return say(stream, &refused(e.code(), e.to_string()));
+        }
+        let lent = lend(stream, &self.done(), file.as_fd(), stop);
+        // Its reader is told before it is let go of: it may be the server that goes.
+        let _ = stream.shutdown(Shutdown::Both);
+        self.live.let_go(mark);
+        lent
+    }
+
+    fn done(&self) -> Answer {
+        let clients = self.clients.load(Ordering::Acquire);
+        Answer::Done { pid: std::process::id(), clients, standing: self.live.standing() }
+    }
+
+    /// Hears one request, does what is asked, and answers.
+    fn hear(&self, stream: &UnixStream, stop: &dyn Fn() -> bool) -> io::Result<()> {
+        let request = match hear(stream, stop)? {
+            Ok(request) => request,
+            Err(refusal) => return say(stream, &refusal),
+        };
         let clients = self.clients.load(Ordering::Acquire);
         let done = match request {
             Request::Standing => Ok(()),
@@ -74,21 +106,19 @@ impl LiveExport {
                 taken
             }
             Request::Restore { .. } if clients > 0 => {
-                return Answer::Refused {
-                    code: "in-use".to_owned(),
-                    message: format!("{clients} clients of its server; stop the machine first"),
-                };
+                let message = format!("{clients} clients of its server; stop the machine first");
+                return say(stream, &refused("in-use", message));
             }
             Request::Restore { mark } => self.live.restore(&mark),
             Request::Delete { mark } => self.live.delete(&mark),
+            Request::Hold { mark } => return self.hold(&mark, stream, stop),
         };
-        match done {
-            Ok(()) => {
-                Answer::Done { pid: std::process::id(), clients, standing: self.live.standing() }
-            }
-            Err(e) => refused(&e),
-        }
+        say(stream, &done.map_or_else(|e| refused(e.code(), e.to_string()), |()| self.done()))
     }
+}
+
+fn refused(code: &str, message: String) -> Answer {
+    Answer::Refused { code: code.to_owned(), message }
 }
 
 fn as_io(error: LiveError) -> io::Error {
@@ -175,9 +205,7 @@ impl Control {
     fn serve(&self, export: &LiveExport, stop: &(dyn Fn() -> bool + Sync)) {
         let heard = AtomicUsize::new(0);
         let hear_one = |stream: UnixStream| {
-            let answered = stream
-                .set_nonblocking(false)
-                .and_then(|()| hear(stream, stop, |request| export.answer(request)));
+            let answered = stream.set_nonblocking(false).and_then(|()| export.hear(&stream, stop));
             if let Err(e) = answered {
                 tracing::info!("a request to the server was lost: {e}");
             }
@@ -275,7 +303,8 @@ impl Engine {
             EngineError::disk(locator, what)
         })?;
         drop(engine);
-        let export = Arc::new(LiveExport { live, clients: AtomicUsize::new(0) });
+        let export =
+            Arc::new(LiveExport { live, copies: copies.clone(), clients: AtomicUsize::new(0) });
         let stop = AtomicBool::new(false);
         let done = std::thread::scope(|scope| {
             scope.spawn(|| control.serve(&export, &|| stop.load(Ordering::Relaxed)));

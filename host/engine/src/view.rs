@@ -3,7 +3,7 @@
 //! | storage | the snapshot's content | the present content |
 //! |---|---|---|
 //! | image (qcow2) | the extents its plugin lists, while the machine may run | the same; nobody may write |
-//! | copies (raw) | the copy | the file or device; nobody may write |
+//! | copies (raw) | the copy | the file or device; nobody may write, or a server that holds the moment |
 //! | LVM | the snapshot's device, active for that time | the volume's device; nobody may use it |
 //! | ZFS volume | its device, shown for that time | the same |
 //!
@@ -22,7 +22,7 @@ use snapslot_content::{
     by_map, joined, not_zero,
 };
 use snapslot_disk::{Disk, DiskError, EngineLock, FileDisk, ImageLock};
-use snapslot_runtime::{self as runtime, Facts, Failure, FailureKind, Plugin, Snapshot, View};
+use snapslot_runtime::{self as runtime, Facts, FailureKind, Plugin, Snapshot, View};
 use snapslot_slot::{Refusal, State};
 
 use crate::engine::{Engine, refused};
@@ -123,19 +123,22 @@ impl Engine {
         let (mut _unwritten, mut shown) = (None, None);
         let (content, taken) = match which {
             Which::Current => {
-                if volume.is_served()? {
-                    return Err(being_written(volume));
-                }
-                if let Some(disk) = volume.image.as_ref().filter(|d| d.is_file()) {
-                    _unwritten = Some(reading(&volume.locator, disk)?);
-                } else {
-                    let users = volume.users()?;
-                    if !users.is_empty() {
-                        let volume = volume.locator.to_string();
-                        return Err(EngineError::InUse { volume, users });
+                let content = match self.served_now(volume)? {
+                    Some(held) => held,
+                    None => {
+                        if let Some(disk) = volume.image.as_ref().filter(|d| d.is_file()) {
+                            _unwritten = Some(reading(&volume.locator, disk)?);
+                        } else {
+                            let users = volume.users()?;
+                            if !users.is_empty() {
+                                let volume = volume.locator.to_string();
+                                return Err(EngineError::InUse { volume, users });
+                            }
+                        }
+                        current(volume, plugin, below)?
                     }
-                }
-                (current(volume, plugin, below)?, None)
+                };
+                (content, None)
             }
             Which::Snapshot => {
                 let occupant = match &looked.state {
@@ -171,6 +174,12 @@ impl Engine {
         drop(opened);
         drop(shown);
         result
+    }
+
+    /// What a served disk holds at this moment; its server holds it for as long as what is given back is there.
+    fn served_now(&self, volume: &Volume) -> Result<Option<Arc<dyn Content>>, EngineError> {
+        let Some(copies) = &volume.copies else { return Ok(None) };
+        copies.open_now(&self.new_mark()?).map_err(|e| EngineError::copy(&volume.locator, &e))
     }
 
     /// Shows the device of the snapshot with this mark, if it is hidden, for as long as what is given back is there.
@@ -570,17 +579,6 @@ pub(crate) fn reading_all(
     chain: &[(Locator, Arc<FileDisk>)],
 ) -> Result<Vec<ImageLock<'_>>, EngineError> {
     chain.iter().map(|(locator, disk)| reading(locator, disk)).collect()
-}
-
-/// A disk that is served is written at any moment: what is read of it would be of no moment at all.
-fn being_written(volume: &Volume) -> EngineError {
-    let failure = Failure::new(
-        FailureKind::InUse,
-        "served",
-        "it is served to a machine that may be writing it; a take is a moment, and what it holds can be exported, \
-         opened and compared while the machine goes on",
-    );
-    EngineError::backend(&volume.locator, failure)
 }
 
 fn no_content(volume: &Volume, why: &str) -> EngineError {

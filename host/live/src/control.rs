@@ -1,13 +1,17 @@
 //! How other processes of this host ask the one that serves a disk.
 //!
 //! One request and one answer for each connection, each a line of JSON, over a unix socket in the engine's
-//! state directory, which only its owner can enter.
+//! state directory, which only its owner can enter. A moment of the disk is held for as long as the connection that
+//! asked for it is there; its store comes with the answer.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Standing;
@@ -49,6 +53,11 @@ pub enum Request {
         /// Its mark.
         mark: String,
     },
+    /// Hold the disk as it is now for whoever asks.
+    Hold {
+        /// A mark of its own.
+        mark: String,
+    },
 }
 
 /// What is said.
@@ -73,58 +82,137 @@ pub enum Answer {
     },
 }
 
-/// Connects by way of the directory: a socket's own path may be at most 108 bytes (unix(7)).
-fn connect(socket: &Path) -> io::Result<UnixStream> {
-    use std::os::fd::AsRawFd;
-    if socket.as_os_str().len() < 100 {
-        return UnixStream::connect(socket);
+/// Connects by way of the directory: a socket's own path may be at most 108 bytes (unix(7)). None: nobody serves there.
+fn connect(socket: &Path) -> io::Result<Option<UnixStream>> {
+    let connected = if socket.as_os_str().len() < 100 {
+        UnixStream::connect(socket)
+    } else {
+        File::open(socket.parent().unwrap_or(Path::new("."))).and_then(|directory| {
+            let name = socket.file_name().unwrap_or_default();
+            let directory = directory.as_raw_fd().to_string();
+            UnixStream::connect(Path::new("/proc/self/fd").join(directory).join(name))
+        })
+    };
+    match connected {
+        Ok(stream) => Ok(Some(stream)),
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e),
     }
-    let directory = std::fs::File::open(socket.parent().unwrap_or(Path::new(".")))?;
-    let name = socket.file_name().unwrap_or_default();
-    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    UnixStream::connect(short)
+}
+
+fn send_line<T: Serialize>(mut stream: &UnixStream, what: &T) -> io::Result<()> {
+    stream.write_all(&line(what)?)
+}
+
+fn line<T: Serialize>(what: &T) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn hear_answer(from: impl Read) -> io::Result<Answer> {
+    let mut line = String::new();
+    BufReader::new(from.take(LINE_MAX)).read_line(&mut line)?;
+    if line.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+fn asked(socket: &Path, request: &Request) -> io::Result<Option<UnixStream>> {
+    let Some(stream) = connect(socket)? else { return Ok(None) };
+    stream.set_write_timeout(Some(PROMPT))?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    send_line(&stream, request)?;
+    Ok(Some(stream))
 }
 
 /// Asks; none: nobody serves there.
 pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<Answer>> {
-    let mut stream = match connect(socket) {
-        Ok(stream) => stream,
-        Err(e)
-            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-        {
-            return Ok(None);
-        }
-        Err(e) => return Err(e),
-    };
-    stream.set_write_timeout(Some(PROMPT))?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut line = String::new();
-    BufReader::new(stream.take(LINE_MAX)).read_line(&mut line)?;
-    if line.is_empty() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(Some(serde_json::from_str(&line)?))
+    asked(socket, request)?.map(|stream| hear_answer(&stream)).transpose()
 }
 
-/// Hears one request and answers it; unless it is to `stop` before one is there.
-pub fn hear(
-    mut stream: UnixStream,
-    stop: &dyn Fn() -> bool,
-    answer: impl FnOnce(Request) -> Answer,
-) -> io::Result<()> {
+/// A moment of a served disk, held for as long as this is there.
+#[derive(Debug)]
+pub struct Moment(UnixStream);
+
+impl Moment {
+    /// Asks for one; gives its store, too, or the refusal. None: nobody serves there.
+    pub fn ask(socket: &Path, mark: &str) -> io::Result<Option<Result<(Moment, File), Answer>>> {
+        let request = Request::Hold { mark: mark.to_owned() };
+        let Some(stream) = asked(socket, &request)? else { return Ok(None) };
+        // The store comes with the first byte of the answer.
+        let (mut first, mut room) = ([0], nix::cmsg_space!([std::os::fd::RawFd; 1]));
+        let mut parts = [IoSliceMut::new(&mut first)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let heard = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut room), flags)?;
+        let mut store = None;
+        for message in heard.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raws) = message {
+                for raw in raws {
+                    // SAFETY: the kernel has just made it for this process, and nobody else knows of it.
+                    store = Some(File::from(unsafe { OwnedFd::from_raw_fd(raw) }));
+                }
+            }
+        }
+        let heard = heard.bytes;
+        Ok(Some(match (hear_answer(first[..heard].chain(&stream))?, store) {
+            (Answer::Done { .. }, Some(store)) => Ok((Moment(stream), store)),
+            (Answer::Done { .. }, None) => return Err(io::ErrorKind::InvalidData.into()),
+            (refused, _) => Err(refused),
+        }))
+    }
+
+    /// Whether it is held still. When it is not, nothing that was read before counts if this was not asked since.
+    pub fn is_held(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        // The server says nothing more; it only goes.
+        recv(self.0.as_raw_fd(), &mut [0], flags) == Err(nix::errno::Errno::EAGAIN)
+    }
+}
+
+/// Hears one request, or why there is none; unless it is to `stop` before one is there.
+pub fn hear(stream: &UnixStream, stop: &dyn Fn() -> bool) -> io::Result<Result<Request, Answer>> {
     stream.set_read_timeout(Some(TICK))?;
     stream.set_write_timeout(Some(PROMPT))?;
-    let line = hear_line(&stream, stop)?;
-    let answer = match serde_json::from_slice(&line) {
-        Ok(request) => answer(request),
-        Err(e) => Answer::Refused { code: "usage".to_owned(), message: e.to_string() },
-    };
-    let mut line = serde_json::to_vec(&answer)?;
-    line.push(b'\n');
-    stream.write_all(&line)
+    let line = hear_line(stream, stop)?;
+    Ok(serde_json::from_slice(&line)
+        .map_err(|e| Answer::Refused { code: "usage".to_owned(), message: e.to_string() }))
+}
+
+/// Answers.
+pub fn say(stream: &UnixStream, answer: &Answer) -> io::Result<()> {
+    send_line(stream, answer)
+}
+
+/// Answers that a moment is held, in this store, and waits until nobody wants it any more, or it is to `stop`.
+pub fn lend(
+    mut stream: &UnixStream,
+    answer: &Answer,
+    store: BorrowedFd<'_>,
+    stop: &dyn Fn() -> bool,
+) -> io::Result<()> {
+    let line = line(answer)?;
+    let raw = [store.as_raw_fd()];
+    let with = [ControlMessage::ScmRights(&raw)];
+    let first = [IoSlice::new(&line[..1])];
+    sendmsg::<()>(stream.as_raw_fd(), &first, &with, MsgFlags::MSG_NOSIGNAL, None)?;
+    stream.write_all(&line[1..])?;
+    while !stop() {
+        match stream.read(&mut [0]) {
+            Ok(0) => break,
+            // There is nothing more to say.
+            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// A line, or what there is when the other end has nothing more to say.

@@ -37,6 +37,7 @@
 mod commit;
 mod error;
 mod life;
+mod now;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{
@@ -48,7 +49,8 @@ use serde::{Deserialize, Serialize};
 use snapslot_disk::{Companion, Disk, DiskError};
 
 use crate::blocks::{BLOCK, ByBlock, Bytes, empty};
-use crate::store::{Head, Tail};
+use crate::store::{Head, SEGMENT_MAX, Tail};
+use now::Now;
 
 pub use error::LiveError;
 
@@ -121,6 +123,14 @@ struct Held {
     places: ByBlock<u64>,
 }
 
+impl Held {
+    /// Takes note of blocks that lie one after the other from `at` on.
+    fn note(&mut self, blocks: &[u64], at: u64) {
+        let each = blocks.iter().enumerate().map(|(i, block)| (*block, at + i as u64 * BLOCK));
+        self.places.extend(each);
+    }
+}
+
 /// What there is of a snapshot.
 #[derive(Default)]
 struct Slot {
@@ -129,6 +139,8 @@ struct Slot {
     lost: Option<(Head, String)>,
     /// It went before there was anybody to be told.
     untold: bool,
+    /// A moment that is held for a reader, beside it.
+    now: Option<Now>,
 }
 
 /// A disk with room for one live snapshot.
@@ -137,10 +149,11 @@ pub struct LiveDisk {
     size: u64,
     companion: Box<dyn Companion>,
     knobs: Knobs,
-    /// Closed for the instant in which a snapshot begins or ends; `true`: there is one that is whole.
+    /// Closed for the instant in which a snapshot begins or ends; `true`: first writes wait, as there is one that is
+    /// whole, or a moment that is held.
     gate: RwLock<bool>,
     shards: Vec<Mutex<Shard>>,
-    /// Bits of blocks that are saved.
+    /// Bits of blocks that are saved in every store there is. Only ever set while first writes go on.
     saved: Vec<AtomicU64>,
     waiting: AtomicUsize,
     going: AtomicUsize,

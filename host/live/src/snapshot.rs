@@ -5,6 +5,9 @@
 //! store is asked again after the disk was read, and what it has by then counts. And whoever serves the disk may
 //! give the snapshot up, after which nothing is saved any more: so the head is read last, and what was read
 //! counts only if the snapshot is there by then. The head says so before the disk is overwritten.
+//!
+//! A moment that is held for its reader alone is read in the same way; that it is given up is told to its reader
+//! instead, as its store has no name.
 
 use std::sync::{Arc, Mutex};
 
@@ -22,7 +25,11 @@ pub struct Snapshot {
     /// Disk reading without the store, for holes.
     plain: snapslot_content::Plain,
     log: Mutex<Log>,
+    /// Whether it is held still, where the store does not say so.
+    held: Option<Box<Held>>,
 }
+
+type Held = dyn Fn() -> bool + Send + Sync;
 
 struct Log {
     tail: Tail,
@@ -42,12 +49,23 @@ impl Snapshot {
             Mutex::new(Log { tail: Tail::start(head.generation), places: ByBlock::default() });
         let plain = snapslot_content::Plain::new(disk.clone())?;
         let plain_size = plain.size();
-        let snapshot = Snapshot { disk, store, head, plain, log };
+        let snapshot = Snapshot { disk, store, head, plain, log, held: None };
         if plain_size != snapshot.head.disk_size {
             return Err(snapshot.lost());
         }
         snapshot.catch_up()?;
         Ok(Some(snapshot))
+    }
+
+    /// Opens a moment of the disk that is held for this reader, in a store without a name: `held` says whether it
+    /// still is.
+    pub fn of_now(
+        disk: Arc<dyn Disk>,
+        store: Box<dyn Disk>,
+        held: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Option<Snapshot>, ContentError> {
+        let snapshot = Snapshot::open(disk, store)?;
+        Ok(snapshot.map(|snapshot| Snapshot { held: Some(Box::new(held)), ..snapshot }))
     }
 
     /// The head it was opened by.
@@ -69,14 +87,19 @@ impl Snapshot {
 
     /// After everything that was read: whether it was read of the snapshot.
     fn check(&self) -> Result<(), ContentError> {
-        match self.head.still_holds(&*self.store)? {
-            true => Ok(()),
-            false => Err(self.lost()),
-        }
+        let still = match &self.held {
+            Some(held) => held(),
+            None => self.head.still_holds(&*self.store)?,
+        };
+        if still { Ok(()) } else { Err(self.lost()) }
     }
 
     fn lost(&self) -> ContentError {
-        ContentError::Gone { what: format!("the live snapshot {}", self.head.mark) }
+        let what = match &self.held {
+            Some(_) => "the moment of the disk that was held for it".to_owned(),
+            None => format!("the live snapshot {}", self.head.mark),
+        };
+        ContentError::Gone { what }
     }
 
     fn place(&self, block: u64) -> Option<u64> {

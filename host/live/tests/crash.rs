@@ -5,21 +5,24 @@
 //! after every event, with none, all and every single one of the pending events kept, torn heads of the last
 //! one, and seeded subsets; then the disk is opened as after a restart. A model that knows nothing of the store
 //! says what each sector may hold and which snapshot there may be. Besides, the simulated disk itself
-//! refuses a write over a block whose old content is not durable in the store at that moment.
+//! refuses a write over a block whose old content is not durable in the store at that moment, and reads a
+//! moment that is held for a reader after every write.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use snapslot_content::Content as _;
 use snapslot_disk::sim::{Fate, Fault, SECTOR, SimDisk, World};
 use snapslot_disk::{Disk, DiskError, Range};
 use snapslot_live::store::{Head, State};
-use snapslot_live::{BLOCK, Knobs, LiveDisk, OnFull, Snapshot};
+use snapslot_live::{BLOCK, Knobs, LiveDisk, LiveError, OnFull, Snapshot};
 
 const BLOCKS: u64 = 24;
 /// The last block is short.
 const SIZE: u64 = BLOCKS * BLOCK + 1536;
 const MARKS: [&str; 3] = ["00000000000000a1", "00000000000000b2", "00000000000000c3"];
+const READER: &str = "00000000000000d4";
 const KNOBS: Knobs =
     Knobs { store_max: 1 << 30, on_full: OnFull::LoseSnapshot, waiting_max: 1 << 20 };
 
@@ -37,14 +40,65 @@ impl Dice {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { offset: u64, length: u64, byte: u8 },
-    Zero { offset: u64, length: u64, punch: bool },
-    Trim { offset: u64, length: u64 },
+    Write {
+        offset: u64,
+        length: u64,
+        byte: u8,
+    },
+    Zero {
+        offset: u64,
+        length: u64,
+        punch: bool,
+    },
+    Trim {
+        offset: u64,
+        length: u64,
+    },
     Flush,
     Commit,
     Take(usize),
     Restore(usize),
     Delete(usize),
+    /// Of the disk as it is then, for a reader.
+    Hold,
+    LetGo,
+}
+
+/// A moment that is held for a reader.
+struct Moment {
+    then: Vec<u8>,
+    room: World,
+    gone: Arc<AtomicBool>,
+}
+
+impl Moment {
+    fn of(live: &LiveDisk, then: Vec<u8>) -> Result<Moment, LiveError> {
+        let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
+        let gone = Arc::new(AtomicBool::new(false));
+        let tell = gone.clone();
+        live.hold(READER, Box::new(room.disk("room")), move |_| {
+            tell.store(true, Ordering::SeqCst)
+        })?;
+        Ok(Moment { then, room, gone })
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    /// What its reader reads is of the moment, or does not count.
+    fn judge(&self, world: &World, what: &str) {
+        let gone = self.gone.clone();
+        let held = move || !gone.load(Ordering::SeqCst);
+        let store: Box<dyn Disk> = Box::new(self.room.disk("room"));
+        let now = Snapshot::of_now(Arc::new(world.disk("disk")), store, held);
+        let now = now.expect("its store").expect("a moment");
+        let mut bytes = vec![0; SIZE as usize];
+        match now.read_at(0, &mut bytes) {
+            Ok(()) => assert!(bytes == self.then, "{what}: what is read is not of the moment"),
+            Err(e) => assert!(self.is_gone(), "{what}: {e}"),
+        }
+    }
 }
 
 /// The disk, watched: no write may come before what it destroys is durable in the store.
@@ -54,6 +108,7 @@ struct Watched {
     taken: Arc<Mutex<Option<Vec<u8>>>>,
     /// The store is small: the snapshot may be given up.
     may_be_lost: bool,
+    moment: Arc<Mutex<Option<Moment>>>,
 }
 
 impl Watched {
@@ -95,7 +150,11 @@ impl Disk for Watched {
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
         self.judge(offset, data);
-        self.disk.write_at(offset, data)
+        self.disk.write_at(offset, data)?;
+        if let Some(moment) = &*self.moment.lock().expect("the lock") {
+            moment.judge(&self.world, &format!("{} bytes written at {offset}", data.len()));
+        }
+        Ok(())
     }
     fn discard(&self, range: Range) -> Result<bool, DiskError> {
         self.judge(range.offset, &vec![0; range.length as usize]);
@@ -132,6 +191,8 @@ struct Story {
     /// Up to this many events, this is allowed.
     chapters: Vec<(usize, Allowed)>,
     steps: Vec<Step>,
+    /// Moments that were not held to their end.
+    given_up: usize,
 }
 
 fn start(seed: u64) -> Vec<u8> {
@@ -147,8 +208,12 @@ fn live_with(steps: Vec<Step>, seed: u64, knobs: Knobs) -> Story {
     let first = start(seed);
     let world = World::new(BTreeMap::from([("disk".to_owned(), first.clone())]));
     let taken = Arc::new(Mutex::new(None));
+    let moment: Arc<Mutex<Option<Moment>>> = Arc::default();
+    let is_held = || moment.lock().expect("the lock").is_some();
+    let mut given_up = 0;
     let disk = Watched {
         world: world.clone(),
+        moment: moment.clone(),
         disk: world.disk("disk"),
         taken: taken.clone(),
         may_be_lost: knobs.store_max < KNOBS.store_max,
@@ -183,8 +248,8 @@ fn live_with(steps: Vec<Step>, seed: u64, knobs: Knobs) -> Story {
             }
             Step::Trim { offset, length } => {
                 live.trim(*offset, *length).expect("a hint");
-                if snapshot.is_none() && lost.is_none() {
-                    // As the simulated disk does it; while a snapshot is held nothing happens.
+                if snapshot.is_none() && lost.is_none() && !is_held() {
+                    // As the simulated disk does it; while a snapshot or a moment is held nothing happens.
                     now[*offset as usize..(*offset + *length) as usize].fill(0);
                     contents.push(now.clone());
                     allowed.contents.push(now.clone());
@@ -226,6 +291,17 @@ fn live_with(steps: Vec<Step>, seed: u64, knobs: Knobs) -> Story {
                     allowed.snapshots.push(None);
                 }
             }
+            Step::Hold => match Moment::of(&live, now.clone()) {
+                Ok(held) => assert!(moment.lock().expect("the lock").replace(held).is_none()),
+                Err(e) => assert!(matches!(e, LiveError::Busy) && is_held(), "{e}"),
+            },
+            Step::LetGo => {
+                *moment.lock().expect("the lock") = None;
+                live.let_go(READER);
+            }
+        }
+        if moment.lock().expect("the lock").take_if(|held| held.is_gone()).is_some() {
+            given_up += 1;
         }
         if live.standing().lost && lost.is_none() {
             lost = snapshot.take().map(|(mark, _)| mark);
@@ -240,7 +316,7 @@ fn live_with(steps: Vec<Step>, seed: u64, knobs: Knobs) -> Story {
     }
     let last = Allowed { contents, snapshots: vec![snapshot], lost };
     chapters.push((world.log().len(), last));
-    Story { world, chapters, steps }
+    Story { world, chapters, steps, given_up }
 }
 
 /// Opens what a crash left, and judges it.
@@ -490,13 +566,106 @@ fn a_snapshot_that_is_given_up_is_so_at_every_event() {
 }
 
 #[test]
+fn a_moment_is_held_for_its_reader_and_costs_the_snapshot_nothing() {
+    let steps = vec![
+        write(0, 0, 2 * BLOCK, 1),
+        Step::Hold,
+        write(1, 512, 512, 2),
+        Step::Hold,
+        write(3, 0, BLOCK, 2),
+        Step::Flush,
+        write(3, 512, 2 * BLOCK, 3),
+        Step::Commit,
+        Step::LetGo,
+        write(3, 512, 2 * BLOCK, 4),
+        Step::Take(0),
+        // On its way, on the disk, and saved: each of them is of the moment.
+        write(5, 0, 2 * BLOCK, 5),
+        Step::Flush,
+        write(6, 512, 512, 6),
+        write(8, 512, 512, 6),
+        write(24, 512, 1024, 6),
+        Step::Hold,
+        write(5, 512, 512, 7),
+        write(6, 0, BLOCK, 7),
+        write(8, 0, BLOCK, 7),
+        write(10, 0, BLOCK, 7),
+        write(24, 0, 512, 7),
+        Step::Flush,
+        write(10, 0, 512, 8),
+        Step::Commit,
+        Step::LetGo,
+        write(10, 512, 512, 9),
+        write(12, 0, BLOCK, 9),
+        Step::Hold,
+        write(12, 0, BLOCK, 10),
+        write(0, 0, 512, 10),
+        Step::Flush,
+        // Whoever changes the slot does not wait for a reader.
+        Step::Restore(0),
+        Step::Hold,
+        write(0, 0, BLOCK, 11),
+        Step::Delete(0),
+        write(0, 0, BLOCK, 12),
+        Step::Hold,
+        write(2, 0, BLOCK, 13),
+        Step::Take(1),
+        write(2, 0, BLOCK, 14),
+        Step::Hold,
+        write(2, 512, 512, 15),
+        Step::Flush,
+    ];
+    let story = live(steps, 6);
+    assert_eq!(story.given_up, 3);
+    let states = crash_everywhere(&story, "held", 1000);
+    println!("{states} states");
+    assert!(states > 1400, "{states}");
+}
+
+#[test]
+fn a_moment_without_room_is_given_up_and_nothing_else() {
+    let knobs = Knobs { store_max: 8192 + 10 * BLOCK, ..KNOBS };
+    let mut steps = vec![
+        Step::Hold,
+        write(0, 0, BLOCK, 1),
+        Step::Flush,
+        // More than there is room for.
+        write(2, 0, 11 * BLOCK, 2),
+        Step::Flush,
+        Step::Take(0),
+        write(0, 0, 8 * BLOCK, 3),
+        Step::Flush,
+        Step::Hold,
+    ];
+    // The snapshot has these, and each takes two blocks of the moment's room.
+    for block in 0..6 {
+        steps.extend([write(block, 0, BLOCK, 4), Step::Flush]);
+    }
+    // And the other way round: the snapshot goes, and the moment stays.
+    steps.extend([
+        Step::Hold,
+        write(12, 0, 4 * BLOCK, 5),
+        Step::Flush,
+        write(12, 0, 2 * BLOCK, 6),
+        write(17, 0, 2 * BLOCK, 6),
+        Step::Flush,
+    ]);
+    let story = live_with(steps, 7, knobs);
+    let lost = story.chapters.iter().filter(|(_, allowed)| allowed.lost.is_some()).count();
+    assert_eq!((story.given_up, lost), (2, 5));
+    let states = crash_everywhere(&story, "held without room", 1000);
+    println!("{states} states");
+    assert!(states > 300, "{states}");
+}
+
+#[test]
 fn random_lives_survive_it_too() {
     let mut states = 0;
-    for seed in 1..=60_u64 {
+    for seed in 1..=80_u64 {
         let mut dice = Dice(seed * 0x1234_5677 + 1);
         let mut held: Option<usize> = None;
         let steps = (0..22)
-            .map(|_| match (dice.roll(12), held) {
+            .map(|_| match (dice.roll(14), held) {
                 (0 | 1, None) => {
                     let mark = dice.roll(3) as usize;
                     held = Some(mark);
@@ -517,6 +686,8 @@ fn random_lives_survive_it_too() {
                         punch => Step::Zero { offset, length, punch: punch == 1 },
                     }
                 }
+                (6, _) if dice.roll(3) == 0 => Step::LetGo,
+                (6, _) => Step::Hold,
                 _ => write(
                     dice.roll(BLOCKS),
                     dice.roll(8) * 512,

@@ -4,15 +4,17 @@
 //! vm.img.snapslot-live       what the snapshot has saved (its shape: `snapslot_live::store`)
 //! ```
 //! While a process serves the disk it alone changes disk and store, and does what it is asked over its
-//! control socket; otherwise it is done here, with the same code.
+//! control socket; otherwise it is done here, with the same code. The store of a moment that is held for whoever
+//! reads the present disk has no name, and goes with the last who has it open.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use snapslot_content::{Content, Plain, Range};
 use snapslot_disk::{Disk, Doing, FileCompanion, FileDisk};
-use snapslot_live::control::{Answer, Request, ask};
+use snapslot_live::control::{Answer, Moment, Request, ask};
 use snapslot_live::store::{Head, State};
 use snapslot_live::{Knobs, LiveDisk, LiveError, OnFull, Snapshot, Standing};
 
@@ -21,6 +23,9 @@ use crate::Save;
 
 /// The store's part of its name.
 const LIVE: &str = "live";
+
+/// What the store of a moment is called, as it has no name.
+const NOW: &str = "the store of what is read of the present disk";
 
 /// A disk that is served now.
 #[derive(Clone, Debug)]
@@ -75,7 +80,7 @@ impl Copies {
     fn refused(&self, answer: Answer) -> CopyError {
         let name = self.disk.display().to_string();
         match answer {
-            Answer::Refused { code, message } if code == "in-use" => {
+            Answer::Refused { code, message } if code == "in-use" || code == "busy" => {
                 CopyError::InUse { name, who: message }
             }
             Answer::Refused { message, .. } => CopyError::Live { name, why: message },
@@ -223,6 +228,38 @@ impl Copies {
         let path = opened.folder.path().join(&name);
         let disk = FileDisk::of_descriptor(file, &path)?;
         Plain::new(Arc::new(disk)).map(|p| Arc::new(p) as Arc<dyn Content>).map_err(of_content)
+    }
+
+    /// What a disk that is served holds at this moment, to be read while its machine goes on writing. `mark` is its
+    /// own. None: nobody serves it.
+    pub fn open_now(&self, mark: &str) -> Result<Option<Arc<dyn Content>>, CopyError> {
+        let Some(socket) = &self.socket else { return Ok(None) };
+        let asked = Moment::ask(socket, mark);
+        let asked = asked.map_err(|e| CopyError::io(socket.display().to_string(), Doing::Open, e));
+        let (moment, store) = match asked? {
+            None => return Ok(None),
+            Some(Err(refused)) => return Err(self.refused(refused)),
+            Some(Ok(held)) => held,
+        };
+        let opened = self.open()?;
+        let store = FileDisk::of_descriptor(store, Path::new(NOW))?;
+        let disk: Arc<dyn Disk> = Arc::new(FileDisk::open_read_only(&opened.disk)?);
+        let held = move || moment.is_held();
+        let now = Snapshot::of_now(disk, Box::new(store), held).map_err(of_content)?;
+        let strange =
+            || CopyError::Live { name: opened.say(), why: "its server holds nothing".to_owned() };
+        Ok(Some(Arc::new(now.ok_or_else(strange)?)))
+    }
+
+    /// A store for such a moment, for who serves the disk: where the snapshot's lies, and without a name. Also as
+    /// the file to lend.
+    pub fn nameless_store(&self) -> Result<(FileDisk, File), CopyError> {
+        let opened = self.open()?;
+        let folder = opened.folder.path();
+        let made = tempfile::tempfile_in(folder).and_then(|file| Ok((file.try_clone()?, file)));
+        let (file, lent) =
+            made.map_err(|e| CopyError::io(folder.display().to_string(), Doing::Name, e))?;
+        Ok((FileDisk::of_writable(file, Path::new(NOW))?, lent))
     }
 
     /// Bytes of storage that a copy has, shared or not.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use snapslot_disk::DiskError;
+use snapslot_disk::{Disk, DiskError};
 
 use super::{Held, LiveDisk, LiveError, OnFull, RUN_MAX, Slot, lock};
 use crate::blocks::{BLOCK, runs};
@@ -25,29 +25,34 @@ impl LiveDisk {
         result
     }
 
-    fn commit_with(&self, slot: &mut Slot) -> Result<(), LiveError> {
+    pub(super) fn commit_with(&self, slot: &mut Slot) -> Result<(), LiveError> {
         self.check_sound()?;
-        if slot.held.is_none() {
+        let nobody_reads = |slot: &Slot| slot.held.is_none() && slot.now.is_none();
+        if nobody_reads(slot) {
             // The snapshot went, and what waited could not be brought to the disk then.
             return self.end_waiting();
         }
         let blocks = self.gather();
         let fresh: Vec<u64> = blocks.iter().copied().filter(|b| !self.is_saved(*b)).collect();
         if let Some(held) = &mut slot.held {
-            match self.save(held, &fresh) {
+            match self.save(held, &fresh, &|store| store.flush()) {
                 Ok(()) => {}
                 Err(e) if e.is_no_space() && self.knobs.on_full == OnFull::FailWrites => {
                     let why = format!("{e}, and writes are to fail before the snapshot is lost");
                     return self.stuck(Err(LiveError::Stuck { why, no_space: true }));
                 }
-                Err(e) => {
-                    self.lose(slot, &e.to_string())?;
-                    // There is nothing left to keep the old content for.
-                    return self.end_waiting();
-                }
+                Err(e) => self.lose(slot, &e.to_string())?,
             }
         }
-        // From here on the old content is durable.
+        self.save_now(slot, &fresh);
+        if nobody_reads(slot) {
+            // There is nothing left to keep the old content for.
+            return self.end_waiting();
+        }
+        // From here on the old content is durable in the snapshot's store, and its reader's has it.
+        for block in fresh {
+            self.mark_saved(block);
+        }
         self.stuck(self.overwrite(&blocks).map_err(LiveError::from))
     }
 
@@ -77,11 +82,15 @@ impl LiveDisk {
         blocks
     }
 
-    /// Appends blocks as the disk has them, and flushes the store.
-    fn save(&self, held: &mut Held, blocks: &[u64]) -> Result<(), LiveError> {
-        if blocks.is_empty() {
-            return Ok(());
-        }
+    /// Appends blocks as the disk has them, those that the store has not got. Each segment is `secured`.
+    pub(super) fn save(
+        &self,
+        held: &mut Held,
+        blocks: &[u64],
+        secured: &dyn Fn(&dyn Disk) -> Result<(), DiskError>,
+    ) -> Result<(), LiveError> {
+        let lacks = |block: &u64| !held.places.contains_key(block);
+        let blocks: Vec<u64> = blocks.iter().copied().filter(lacks).collect();
         let needed: u64 = blocks.chunks(SEGMENT_MAX).map(|some| Tail::bytes_of(some.len())).sum();
         if held.tail.at.saturating_add(needed) > self.knobs.store_max {
             return Err(LiveError::Full);
@@ -102,11 +111,8 @@ impl LiveDisk {
             };
             let at = held.tail.append(&*held.store, some, &mut fill, &mut buf)?;
             // Before the next segment is begun: only the last one may be torn.
-            held.store.flush()?;
-            for (i, block) in some.iter().enumerate() {
-                held.places.insert(*block, at + i as u64 * BLOCK);
-                self.mark_saved(*block);
-            }
+            secured(&*held.store)?;
+            held.note(some, at);
         }
         Ok(())
     }

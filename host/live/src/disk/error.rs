@@ -48,6 +48,9 @@ pub enum LiveError {
         /// Whether it is for want of room.
         no_space: bool,
     },
+    /// One at a time reads the disk as it is.
+    #[error("somebody else reads the present disk already; wait until that is done")]
+    Busy,
     /// A mark that is none.
     #[error("{mark:?} is no mark")]
     Mark {
@@ -83,6 +86,7 @@ impl LiveError {
             LiveError::Missing { .. } => "not-found",
             LiveError::Lost { .. } => "lost",
             LiveError::Size { .. } => "changed",
+            LiveError::Busy => "busy",
             LiveError::Mark { .. } => "usage",
             _ => "io",
         }

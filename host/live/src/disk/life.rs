@@ -10,6 +10,9 @@ use super::{Held, LiveDisk, LiveError, RUN_MAX, Shard, Slot, lock};
 use crate::blocks::{BLOCK, ByBlock, runs};
 use crate::store::{Head, State, Tail, saved};
 
+/// Why a moment is held no longer.
+const CHANGED: &str = "the slot was changed meanwhile";
+
 impl Held {
     /// Makes the head durable as it is now, as the one that counts.
     fn write_head(&mut self) -> Result<(), DiskError> {
@@ -55,15 +58,13 @@ impl LiveDisk {
             slot.held = Some(Held { head, store, tail, places });
             return self.lose(&mut slot, &size.to_string());
         }
-        let (mut tail, mut places) = (Tail::start(head.generation), ByBlock::default());
-        while let Some((blocks, at)) = tail.next(&*store, self.size)? {
-            for (i, block) in blocks.iter().enumerate() {
-                places.insert(*block, at + i as u64 * BLOCK);
-                self.mark_saved(*block);
-            }
-        }
-        let restoring = head.state == State::Restoring;
+        let (tail, places) = (Tail::start(head.generation), ByBlock::default());
         let mut held = Held { head, store, tail, places };
+        while let Some((blocks, at)) = held.tail.next(&*held.store, self.size)? {
+            held.note(&blocks, at);
+            blocks.into_iter().for_each(|block| self.mark_saved(block));
+        }
+        let restoring = held.head.state == State::Restoring;
         if restoring {
             self.write_back(&mut held)?;
         } else {
@@ -135,6 +136,7 @@ impl LiveDisk {
         if let Some(mark) = Self::mark_of(&slot) {
             return Err(LiveError::Held { mark });
         }
+        self.give_up(&mut slot, CHANGED);
         if *self.enter() {
             // Of a snapshot that went: it comes before this one.
             self.end_waiting()?;
@@ -208,6 +210,9 @@ impl LiveDisk {
         if let Some((head, why)) = slot.lost.as_ref().filter(|(h, _)| h.mark == mark) {
             return Err(LiveError::Lost { mark: head.mark.clone(), why: why.clone() });
         }
+        if slot.held.as_ref().is_some_and(|h| h.head.mark == mark) {
+            self.give_up(&mut slot, CHANGED);
+        }
         let Some(held) = slot.held.as_mut().filter(|h| h.head.mark == mark) else {
             return Err(LiveError::Missing { mark: mark.to_owned() });
         };
@@ -260,6 +265,7 @@ impl LiveDisk {
             return Err(LiveError::Missing { mark: mark.to_owned() });
         }
         self.remove_store()?;
+        self.give_up(&mut slot, CHANGED);
         *slot = Slot::default();
         self.note(&slot);
         // It is gone. What cannot be brought to the disk is told by the next flush.
