@@ -1,9 +1,10 @@
 //! A raw disk that is served and written while its slot is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use snapslot_test_support::{Process, Scratch, Snapslot, SplitMix64, assert_same, setting};
@@ -57,6 +58,22 @@ impl Served {
             std::thread::sleep(Duration::from_millis(20));
         }
         panic!("it does not listen");
+    }
+
+    /// Has the present disk open at a socket of its own, which is given too.
+    fn open_now(&self, scratch: &Scratch) -> (Process, PathBuf) {
+        let socket = scratch.join("now");
+        let said = socket.display().to_string();
+        let mut process = self.snapslot.start(&["open", &self.volume, "--live", "--socket", &said]);
+        while UnixStream::connect(&socket).is_err() {
+            assert!(
+                !process.has_ended(),
+                "it ended: {}",
+                process.finish(Duration::from_secs(1)).account()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        (process, socket)
     }
 
     #[track_caller]
@@ -288,6 +305,167 @@ pub(crate) fn ask(mut stream: &UnixStream, kind: u16, offset: u64, data: &[u8]) 
     let mut reply = [0; 16];
     stream.read_exact(&mut reply).ok()?;
     Some(u32::from_be_bytes(reply[4..8].try_into().expect("4")))
+}
+
+/// What a machine wrote in turn, block after block and round after round, as far as it had come at one moment.
+#[track_caller]
+fn assert_of_one_moment(bytes: &[u8], blocks: usize) -> usize {
+    let rounds: Vec<u8> = bytes.chunks(4096).take(blocks).map(|block| block[0]).collect();
+    for (i, block) in bytes.chunks(4096).take(blocks).enumerate() {
+        assert!(block.iter().all(|byte| *byte == rounds[i]), "block {i} is of two moments");
+    }
+    let come = rounds.iter().take_while(|round| **round == rounds[0]).count();
+    assert!(
+        rounds[come..].iter().all(|round| *round == rounds[0].wrapping_sub(1)),
+        "of more than one moment: {rounds:?}"
+    );
+    come
+}
+
+#[test]
+fn the_present_disk_is_exported_while_it_is_written() {
+    const BLOCKS: usize = 150;
+    let scratch = Scratch::new();
+    let served = Served::new(&scratch);
+    let process = served.start(&[]);
+    let stream = UnixStream::connect(&served.socket).expect("it listens");
+    choose(&stream);
+    for block in 0..BLOCKS as u64 {
+        assert_eq!(ask(&stream, 1, block * 4096, &[0; 4096]), Some(0));
+    }
+    let stop = AtomicBool::new(false);
+    let written = AtomicUsize::new(0);
+    let mut places = BTreeSet::new();
+    std::thread::scope(|scope| {
+        // Also when a check fails.
+        let stop = Stop(&stop);
+        scope.spawn(|| {
+            for turn in 0.. {
+                let (block, round) = (turn % BLOCKS, (1 + turn / BLOCKS) as u8);
+                if stop.0.load(Ordering::Relaxed) {
+                    break;
+                }
+                assert_eq!(ask(&stream, 1, block as u64 * 4096, &[round; 4096]), Some(0));
+                if turn % 61 == 0 {
+                    assert_eq!(ask(&stream, 3, 0, &[]), Some(0));
+                }
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let out = scratch.join("now.raw");
+        let path = out.display().to_string();
+        let slot = scratch.join("slot.raw");
+        let mut taken = None;
+        for turn in 0..16 {
+            // Something was written since the last one.
+            let before = written.load(Ordering::Relaxed);
+            while written.load(Ordering::Relaxed) == before {
+                std::thread::yield_now();
+            }
+            let done = served.verb("export", &[&path, "--live", "--force", "--no-sync"]);
+            assert_eq!(done.expect(0)["content"], "current");
+            let bytes = std::fs::read(&out).expect("it");
+            assert_eq!(bytes.len() as u64, SIZE);
+            places.insert(assert_of_one_moment(&bytes, BLOCKS));
+            match turn % 8 {
+                // The slot is empty, filled, and held while the present disk is read.
+                2 => drop(served.verb("take", &[]).expect(0)),
+                5 => {
+                    served.verb("diff", &["--content"]).expect(0);
+                    served.verb("delete", &[]).expect(0);
+                    taken = None;
+                }
+                3 | 4 => {
+                    let slot = slot.display().to_string();
+                    served.verb("export", &[&slot, "--force", "--no-sync"]).expect(0);
+                    let bytes = std::fs::read(&slot).expect("it");
+                    assert_of_one_moment(&bytes, BLOCKS);
+                    assert!(
+                        *taken.get_or_insert_with(|| bytes.clone()) == bytes,
+                        "the slot changes"
+                    );
+                }
+                _ => {}
+            }
+        }
+    });
+    println!("{} writes, at {places:?}", written.load(Ordering::Relaxed));
+    assert!(places.len() > 2, "it was never in the middle of a round: {places:?}");
+    drop(stream);
+    served.stop(process);
+    let left: Vec<_> =
+        std::fs::read_dir(scratch.path()).expect("it").flatten().map(|e| e.file_name()).collect();
+    assert!(!left.iter().any(|n| n.to_string_lossy().contains("snapslot-")), "{left:?}");
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn who_reads_the_present_disk_is_told_when_it_is_no_longer_held() {
+    let scratch = Scratch::new();
+    let served = Served::new(&scratch);
+    let first = served.bytes();
+    let read = |socket: &Path| {
+        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        let copy = scratch.join("copy.raw");
+        let said = copy.display().to_string();
+        let done = program("qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, &said]);
+        (done.code == Some(0)).then(|| std::fs::read(copy).expect("it"))
+    };
+    for why in ["its reader is killed", "its server is killed", "its server ends", "full"] {
+        println!("{why}");
+        let mut first = first.clone();
+        std::fs::write(&served.disk, &first).expect("room");
+        let process = served.start(&["--store-size", "4M"]);
+        served.qemu_io(&["write -q -P 5 7M 64k"]);
+        first[7 << 20..][..64 << 10].fill(5);
+        let (reader, socket) = served.open_now(&scratch);
+        served.qemu_io(&["write -q -P 1 0 1M", "flush", "write -q -P 2 12M 1M"]);
+        assert_same(why, &read(&socket).expect("it is held"), &first);
+        // One at a time; and the slot is not changed under who reads.
+        let out = scratch.join("out.raw").display().to_string();
+        assert_eq!(served.verb("export", &[&out, "--live"]).expect(5)["error"]["code"], "in-use");
+        assert_eq!(served.verb("take", &[]).expect(5)["error"]["code"], "busy");
+        let kill = |process: Process, signal: &str| {
+            program("kill", &[signal, &process.id().to_string()]);
+            process.finish(Duration::from_secs(60))
+        };
+        match why {
+            "its reader is killed" => {
+                kill(reader, "-KILL");
+                served.verb("take", &[]).expect(0);
+                served.verb("export", &[&out, "--live"]).expect(0);
+                assert_same("later", &std::fs::read(&out).expect("it"), &served.bytes());
+                served.stop(process);
+                served.verb("delete", &[]).expect(0);
+                std::fs::remove_file(&out).expect("it");
+                continue;
+            }
+            "full" => {
+                served.qemu_io(&["write -q -P 3 2M 8M", "flush", "read -q -P 3 2M 8M"]);
+                assert_eq!(read(&socket), None, "more than there is room for");
+                let told = kill(process, "-TERM");
+                assert_eq!(told.code, Some(0), "{}", told.account());
+                assert!(told.stderr.contains("not held any longer"), "{}", told.stderr);
+            }
+            _ => {
+                kill(process, if why == "its server ends" { "-TERM" } else { "-KILL" });
+                // Nobody saves what is overwritten now.
+                let path = served.disk.display().to_string();
+                program("qemu-io", &["-f", "raw", "-c", "write -q -P 9 20M 64k", &path])
+                    .expect_success();
+                assert_eq!(read(&socket), None, "{why}");
+            }
+        }
+        let told = kill(reader, "-TERM");
+        assert!(told.stderr.contains("held for it"), "{}", told.account());
+    }
 }
 
 /// Killed under load, again and again: what was flushed is there, and the snapshot is what was taken. A

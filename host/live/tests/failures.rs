@@ -158,6 +158,28 @@ fn what_a_failing_disk_did_not_take_is_brought_to_it_when_it_works_again() {
     assert!(!s.live.standing().lost);
 }
 
+#[test]
+fn a_moment_has_what_is_written_and_cannot_be_brought_to_the_disk() {
+    let s = setting(knobs(SMALL, OnFull::FailWrites));
+    s.live.take(MARK, 1, 1).expect("a take");
+    for i in 0..30 {
+        s.live.write(i * BLOCK, &block(3)).expect("it waits");
+    }
+    s.live.write(BLOCKS * BLOCK - 512, &[3; 512]).expect("it waits");
+    assert!(s.live.commit().is_err_and(|e| e.is_no_space()), "the store is full");
+    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
+    s.live.hold(OTHER, Box::new(room.disk("room")), |why| panic!("{why}")).expect("a moment");
+    let _ = s.live.write(0, &block(4));
+    let disk = Arc::new(s.world.disk("disk"));
+    let now = Snapshot::of_now(disk, Box::new(room.disk("room")), || true);
+    let mut found = vec![0; SIZE as usize];
+    now.expect("opens").expect("a moment").read_at(0, &mut found).expect("a read");
+    let mut wanted = vec![1; SIZE as usize];
+    wanted[..30 * BLOCK as usize].fill(3);
+    wanted[SIZE as usize - 512..].fill(3);
+    assert!(found == wanted, "it lacks what waited");
+}
+
 /// Story: a flush that waited behind a commit of another thread found nothing waiting when that had failed, and
 /// succeeded.
 #[test]
