@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use snapslot_test_support::{Process, Scratch, Snapslot, SplitMix64, assert_same, setting};
+use snapslot_test_support::{Ends, Process, Scratch, Snapslot, SplitMix64, assert_same, setting};
 
 use crate::{MIB, program, snapslot};
 
@@ -81,6 +81,20 @@ impl Served {
         self.snapslot.verb(verb, Path::new(&self.volume), more)
     }
 
+    /// Restored, by a server that hears of a client that left a moment later.
+    #[track_caller]
+    pub(crate) fn restored(&self) {
+        let begun = Instant::now();
+        loop {
+            let done = self.verb("restore", &[]);
+            if done.code() != 5 || begun.elapsed() > Duration::from_secs(60) {
+                done.expect(0);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     #[track_caller]
     pub(crate) fn qemu_io(&self, commands: &[&str]) {
         let mut all = vec!["-f", "raw"];
@@ -152,16 +166,7 @@ fn a_slot_lives_on_a_disk_that_is_being_served() {
     let refused = served.verb("restore", &[]);
     assert_eq!(refused.expect(5)["error"]["code"], "in-use");
     drop(client);
-    let mut restored = served.verb("restore", &[]);
-    for _ in 0..50 {
-        // The server hears of a client that left a moment later.
-        if restored.code() != 5 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-        restored = served.verb("restore", &[]);
-    }
-    restored.expect(0);
+    served.restored();
     assert_same("restored", &served.bytes(), &first);
     served.qemu_io(&["write -q -P 9 3M 64k", "flush"]);
     // Off and on again: the slot is where it was.
@@ -274,7 +279,7 @@ fn a_full_store_is_told_and_the_machine_goes_on() {
         done.account()
     );
     assert_eq!(served.verb("status", &[]).slot(), "held");
-    served.verb("restore", &[]).expect(0);
+    served.restored();
     assert_same("restored", &served.bytes(), &first);
     served.stop(process);
 }
@@ -333,16 +338,15 @@ fn the_present_disk_is_exported_while_it_is_written() {
     for block in 0..BLOCKS as u64 {
         assert_eq!(ask(&stream, 1, block * 4096, &[0; 4096]), Some(0));
     }
-    let stop = AtomicBool::new(false);
+    let ends = Ends::default();
     let written = AtomicUsize::new(0);
     let mut places = BTreeSet::new();
     std::thread::scope(|scope| {
-        // Also when a check fails.
-        let stop = Stop(&stop);
+        let _end = ends.at_the_end();
         scope.spawn(|| {
             for turn in 0.. {
                 let (block, round) = (turn % BLOCKS, (1 + turn / BLOCKS) as u8);
-                if stop.0.load(Ordering::Relaxed) {
+                if ends.has_come() {
                     break;
                 }
                 assert_eq!(ask(&stream, 1, block as u64 * 4096, &[round; 4096]), Some(0));
@@ -369,7 +373,9 @@ fn the_present_disk_is_exported_while_it_is_written() {
             places.insert(assert_of_one_moment(&bytes, BLOCKS));
             match turn % 8 {
                 // The slot is empty, filled, and held while the present disk is read.
-                2 => drop(served.verb("take", &[]).expect(0)),
+                2 => {
+                    served.verb("take", &[]).expect(0);
+                }
                 5 => {
                     served.verb("diff", &["--content"]).expect(0);
                     served.verb("delete", &[]).expect(0);
@@ -396,14 +402,6 @@ fn the_present_disk_is_exported_while_it_is_written() {
     let left: Vec<_> =
         std::fs::read_dir(scratch.path()).expect("it").flatten().map(|e| e.file_name()).collect();
     assert!(!left.iter().any(|n| n.to_string_lossy().contains("snapslot-")), "{left:?}");
-}
-
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

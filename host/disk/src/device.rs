@@ -12,7 +12,7 @@ use std::path::Path;
 use nix::libc;
 use nix::sys::stat::{major, minor};
 
-use crate::holder::{Holder, processes};
+use crate::holder::{Holder, looks_in_passing, processes};
 use crate::{DiskError, Doing};
 
 /// What uses a device.
@@ -35,8 +35,8 @@ impl Users {
     /// Whether these are only processes of udev's, which look at a device after each change and
     /// are gone in a moment.
     pub fn only_looks(&self) -> bool {
-        let udev = |h: &Holder| h.program.contains("udev");
-        !self.claimed && self.mounts.is_empty() && self.holders.iter().all(udev)
+        let looks = |h: &Holder| looks_in_passing(&h.program);
+        !self.claimed && self.mounts.is_empty() && self.holders.iter().all(looks)
     }
 
     /// For people: " by qemu-system-x86 (pid 7), mounted at /mnt".

@@ -37,6 +37,12 @@ impl Holder {
     }
 }
 
+/// Whether a program of this name is udev, or what udev's rules have look at a device: ZFS's `60-zvol.rules` runs
+/// `zvol_id`. Others may bear such a name; who waits for one waits for a moment only.
+pub fn looks_in_passing(program: &str) -> bool {
+    program.contains("udev") || program.starts_with("zvol_id")
+}
+
 /// Processes other than this one that hold locks on the file. Sees only processes that /proc
 /// lets us look into: all for root, else those of the same user. At most 16.
 pub fn holders(id: FileId) -> Vec<Holder> {

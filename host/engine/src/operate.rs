@@ -396,7 +396,7 @@ pub(crate) fn lock_images(volumes: &[Volume]) -> Result<Vec<ImageLock<'_>>, Engi
 
 /// How long a passing look at a device is waited for. After every write and close udev opens it to
 /// see what it is now.
-const PASSING: Duration = Duration::from_secs(3);
+const PASSING: Duration = Duration::from_secs(10);
 
 /// Refuses to go on while somebody uses a device whose content is to be set back.
 pub(crate) fn refuse_used(volumes: &[Volume]) -> Result<(), EngineError> {

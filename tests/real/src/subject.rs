@@ -130,6 +130,8 @@ pub trait Storage {
     fn layout(&self) -> String;
     /// The layout when it was made: what an empty slot has to come back to.
     fn base(&self) -> &str;
+    /// Waits until nobody looks at its devices after a change.
+    fn settle(&self) {}
     /// Whether a restore consumes the snapshot before it is taken again.
     fn merges(&self) -> bool {
         false

@@ -1,7 +1,7 @@
 //! Running the storage tools by hand, as a person would, beside the engine.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snapslot_test_support::Finished;
 
@@ -49,6 +49,20 @@ pub fn command(words: &[&str]) -> Command {
 #[track_caller]
 pub fn run(line: &str) -> String {
     try_run(line).expect_success().text()
+}
+
+/// Whether it comes to be so in time.
+pub fn within(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
+    loop {
+        if is_so() {
+            return true;
+        }
+        if began.elapsed() > time {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Runs a command line that must fail; gives everything it said.

@@ -1,8 +1,10 @@
 //! Fixtures of ZFS: a pool on a RAM disk, a volume or a file system, and what the tools say.
 
+use std::time::Duration;
+
 use crate::content;
 use crate::subject::{Content, Storage};
-use crate::tools::{run, try_run, try_words};
+use crate::tools::{run, try_run, try_words, within};
 
 /// The pool's name.
 pub const POOL: &str = "tank";
@@ -99,10 +101,15 @@ pub fn wait_for_node() {
 }
 
 /// Waits until udev has nothing to do. On a slow machine it now and then drops the connection
-/// instead of answering; asked again it answers.
+/// instead of answering; asked again later it answers.
 pub fn settle() {
-    let settled = (0..3).any(|_| try_run("udevadm settle --timeout=30").code == Some(0));
-    assert!(settled, "udev did not settle");
+    let mut last = String::new();
+    let settled = within(Duration::from_secs(120), || {
+        let done = try_run("udevadm settle --timeout=30");
+        last = done.account();
+        done.code == Some(0)
+    });
+    assert!(settled, "udev did not settle: {last}");
 }
 
 /// A pool on the second RAM disk.
@@ -136,6 +143,12 @@ pub fn property(name: &str, property: &str) -> String {
 }
 
 impl Storage for Dataset {
+    fn settle(&self) {
+        if self.is_volume() {
+            settle();
+        }
+    }
+
     fn locator(&self) -> &str {
         &self.locator
     }

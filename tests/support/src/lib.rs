@@ -9,6 +9,7 @@
 //! Every process runs with a deadline, so a hang is a failure and not a stuck test run.
 
 mod bytes;
+mod ends;
 mod image;
 pub mod needs;
 mod process;
@@ -18,6 +19,7 @@ mod scratch;
 mod served;
 
 pub use bytes::{assert_same, difference, digest};
+pub use ends::{AtTheEnd, Ends};
 pub use image::{Check, Holding, Image, Snapshot, qemu_img, qemu_io};
 pub use process::{Finished, Process, run};
 pub use product::{Outcome, Snapslot, journal_of};

@@ -58,7 +58,7 @@ fn flush(device: &Path) {
 }
 
 /// How often, and how long apart, what somebody looks at in passing is tried again.
-const PASSING: (u32, Duration) = (30, Duration::from_millis(100));
+const PASSING: (u32, Duration) = (50, Duration::from_millis(100));
 /// The same before a change, which is not to wait long for it.
 const SHORTLY: u32 = 5;
 

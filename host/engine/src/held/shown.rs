@@ -12,7 +12,7 @@
 //! the next change of the volume, or `recover`, lets go of it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snapslot_command::{Executor, Grammar, Place, PlaceKind};
 
@@ -23,10 +23,13 @@ use crate::volume::Volume;
 
 /// Activation waits for whoever has the group's lock.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// How long another process is waited for that shows, or hides, the same; and udev, to make the device's name or to
-/// take it away.
-const STEPS: u32 = 100;
+/// How long another process is waited for that shows, or hides, the same.
+const OTHERS: Duration = Duration::from_secs(5);
+/// How long udev is waited for to make the device's name: it makes many, one after the other, on a busy machine.
+const UDEV: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(50);
+/// Tries after which it is hidden anew.
+const ANEW: u32 = 10;
 
 /// A device that is shown. Hidden again when dropped.
 pub(crate) struct Shown<'e> {
@@ -47,7 +50,7 @@ impl<'e> Shown<'e> {
     ) -> Result<Option<Shown<'e>>, String> {
         let place = &volume.locator.place;
         let Some(note_name) = note_of(place) else { return Err("it has no device".to_owned()) };
-        let mut steps = 0..STEPS;
+        let begun = Instant::now();
         let mut note = loop {
             if device.exists() {
                 return Ok(None);
@@ -59,7 +62,7 @@ impl<'e> Shown<'e> {
             // Who has it may be about to show the device, or to hide it.
             match Note::open(&notes(state_dir), &note_name).map_err(|e| e.to_string())? {
                 Some(note) => break note,
-                None if steps.next().is_none() => return Err("somebody else shows it".to_owned()),
+                None if begun.elapsed() > OTHERS => return Err("somebody else shows it".to_owned()),
                 None => std::thread::sleep(STEP),
             }
         };
@@ -86,10 +89,14 @@ impl<'e> Shown<'e> {
             shown.ended = !failed.goes_on;
             return Err(failed.into());
         }
-        match waited_for(|| device.exists()) {
-            true => Ok(Some(shown)),
-            false => Err(format!("{} did not come", device.display())),
+        let begun = Instant::now();
+        while !device.exists() {
+            if begun.elapsed() > UDEV {
+                return Err(format!("{} did not come", device.display()));
+            }
+            std::thread::sleep(STEP);
         }
+        Ok(Some(shown))
     }
 }
 
@@ -141,16 +148,6 @@ fn note_of(place: &Place) -> Option<String> {
     Some(format!("{kind}={}", place.to_string().replace('/', "=")))
 }
 
-fn waited_for(mut comes: impl FnMut() -> bool) -> bool {
-    (0..STEPS).any(|_| {
-        let came = comes();
-        if !came {
-            std::thread::sleep(STEP);
-        }
-        came
-    })
-}
-
 /// Where it is said that a dataset's snapshots are hidden.
 fn snapdev(tools: &dyn Executor, dataset: &str) -> Result<&'static str, String> {
     let words = ["get", "-Hp", "-o", "source,value", "snapdev", dataset];
@@ -188,15 +185,23 @@ fn hide(note: &mut Note, tools: &dyn Executor, tries: u32) -> Result<(), String>
             if !Grammar::ZfsOwn.allows(name, &place) {
                 return Err(format!("{said:?} is noted, which is nothing of ours"));
             }
-            match hide_zfs(note, tools, source, dataset) {
-                Ok(()) => {}
-                Err(failed) if is_gone(&failed, dataset, note, tools) => {}
-                Err(failed) => return Err(failed.into()),
-            }
-            // ZFS leaves a device that somebody has open, and says nothing.
             let device = place.device().map(|volume| format!("{}@{name}", volume.display()));
             let is_there = || device.as_ref().is_some_and(|device| Path::new(device).exists());
-            if is_there() && (tries == SHORTLY || !waited_for(|| !is_there())) {
+            for turn in 0..tries {
+                // ZFS leaves a device that somebody has open, as udev has it to look, and says nothing.
+                if turn % ANEW == 0 {
+                    match hide_zfs(note, tools, source, dataset) {
+                        Ok(()) => {}
+                        Err(failed) if is_gone(&failed, dataset, note, tools) => break,
+                        Err(failed) => return Err(failed.into()),
+                    }
+                }
+                if !is_there() {
+                    break;
+                }
+                std::thread::sleep(PASSING.1);
+            }
+            if is_there() {
                 return Err("somebody has it open".to_owned());
             }
         }

@@ -1,10 +1,11 @@
 //! What stands in the way on LVM: each is named, with its exit code, and nothing is changed.
 
 use std::fs::OpenOptions;
+use std::time::Duration;
 
 use crate::harness::Test;
 use crate::subject::{Storage, Subject, occupant};
-use crate::tools::{run, try_run};
+use crate::tools::{run, try_run, within};
 use crate::{lvm, tap};
 
 /// The verb is refused with this exit code and words among these; nothing is changed by it.
@@ -189,6 +190,9 @@ fn merge_put_off(test: &mut Test) {
         run("lvchange -an vg/vm1");
         run("lvchange -ay vg/vm1");
         let _ = try_run("lvconvert -i 1 --startpoll vg/vm1");
+        // Whoever merged before goes on alone.
+        let merged = || try_run("lvs vg/hand").code != Some(0);
+        assert!(within(Duration::from_secs(120), merged), "it is being merged still");
         subject.verb("take", volume.locator(), &[]).expect(0);
         subject.verb("delete", volume.locator(), &[]).expect(0);
     });

@@ -38,6 +38,7 @@ pub fn killed_exports(test: &mut Test, storage: &dyn Storage) {
                 let (tripped, ran) = (tap::tripped(), tap::log());
                 tap::clear();
                 assert!(tripped, "it was not killed: {ran:?}\n{}", killed.process.account());
+                storage.settle();
                 if by_recover {
                     subject.verb("recover", storage.locator(), &[]).expect(0);
                 } else {

@@ -121,6 +121,7 @@ fn whole(test: &mut Test, storage: &dyn Storage, device: &str) {
             }
             process.kill();
             let _ = process.finish(Duration::from_secs(60));
+            storage.settle();
             let Content::Bytes(found) = storage.content() else { return };
             half += u32::from(found != *first && found != *then);
             sound_again(subject, storage, &old, &new);

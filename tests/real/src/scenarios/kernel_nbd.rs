@@ -3,14 +3,16 @@
 //! Judged by the file system's files, by its checker, and by the bytes of the disk: what is mounted through
 //! `/dev/nbd0` is what a machine's kernel would see.
 
+use std::fs;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use snapslot_test_support::{Process, SplitMix64, assert_same};
 
 use crate::harness::Test;
 use crate::subject::Subject;
-use crate::tools::{run, try_run};
+use crate::tools::{run, try_run, within};
 
 /// On a file system that can make holes.
 const DISK: &str = "/mnt/store/nbd-disk.img";
@@ -18,6 +20,9 @@ const STORE: &str = "/dev/ram2";
 const SOCKET: &str = "/run/nbd-test.sock";
 const LOOK: &str = "/run/nbd-look.sock";
 const DEVICE: &str = "/dev/nbd0";
+/// As many bytes as files were written.
+const COUNT: &str = "/run/nbd-count";
+const LONG: Duration = Duration::from_secs(60);
 const MOUNT: &str = "/mnt/nbd";
 const MIB: usize = 1 << 20;
 const SIZE: usize = 48 * MIB;
@@ -107,14 +112,19 @@ pub fn all(test: &mut Test) {
             let mut command = std::process::Command::new("/bin/sh");
             let line = format!(
                 "i=0; while :; do dd if=/dev/urandom of={MOUNT}/busy$((i % 4)) bs=64k count=16 conv=fsync status=none || exit 1; \
-                 i=$((i + 1)); done"
+                 i=$((i + 1)); printf . >>{COUNT}; done"
             );
             command.args(["-c", &line]);
             command
         });
-        std::thread::sleep(Duration::from_millis(500));
+        let written = || fs::read_to_string(COUNT).unwrap_or_default().len();
+        let writes_on = || {
+            let before = written();
+            assert!(within(LONG, || written() > before), "nothing is written");
+        };
+        writes_on();
         let taken = subject.verb("take", &volume(), &[]);
-        std::thread::sleep(Duration::from_millis(500));
+        writes_on();
         assert!(!writer.has_ended(), "the machine's writes failed");
         writer.kill();
         let _ = writer.finish(Duration::from_secs(60));
@@ -186,7 +196,8 @@ pub fn all(test: &mut Test) {
             let _ = server.finish(Duration::from_secs(60));
             let _ = try_run(&format!("umount -f -l {MOUNT}"));
             let _ = try_run(&format!("nbd-client -d {DEVICE}"));
-            std::thread::sleep(Duration::from_millis(500));
+            let detached = || !Path::new("/sys/block/nbd0/pid").exists();
+            assert!(within(LONG, detached), "it is attached still");
             let server = served(subject, "serve", SOCKET);
             attach(SOCKET, "");
             run(&format!("mount {DEVICE} {MOUNT}"));

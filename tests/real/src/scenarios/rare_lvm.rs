@@ -155,7 +155,8 @@ fn long_merge(test: &mut Test) {
         assert!(end_merging_tools() > 0, "nobody waits for the end of the merge");
         // However slow, it would end at some time: it stands still while they are asked.
         let halted = Halted::merge();
-        assert_ne!(lvm::field_of("vm1", "snap_percent"), "", "it is merged already");
+        let left: f64 = lvm::field_of("vm1", "snap_percent").parse().expect("a merge");
+        assert!(left > 0.0, "it is merged already");
         for verb in ["recover", "take", "restore", "delete"] {
             let said = subject.verb(verb, volume.locator(), &[]);
             let account = said.process.account();

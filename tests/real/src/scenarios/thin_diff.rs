@@ -8,14 +8,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
+use snapslot_test_support::Ends;
 
 use super::differs;
 use crate::harness::Test;
 use crate::lvm::{self, POOL, VG};
 use crate::subject::{Storage, Subject};
-use crate::tools::{run, try_run};
+use crate::tools::{run, try_run, within};
 
 const CHUNK: u64 = 64 << 10;
 const SIZE: u32 = 32;
@@ -33,7 +35,7 @@ pub fn all(test: &mut Test) {
         assert_eq!(diff["by-content"], false, "{diff}");
         assert_eq!(blocks(&diff), BTreeSet::new());
         assert_eq!(held(), "-");
-        let status = subject.verb("status", volume.locator(), &[]).expect(0)["volumes"][0].clone();
+        let status = measured(subject, &volume);
         let counts = (&status["changed-bytes"], &status["held-bytes"], &status["at-least"]);
         assert_eq!(counts, (&0.into(), &0.into(), &false.into()), "{status}");
         assert_eq!(held(), "-");
@@ -53,11 +55,12 @@ pub fn all(test: &mut Test) {
         }
     });
     test.step("while it is written", |subject| {
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let ends = Ends::default();
         std::thread::scope(|scope| {
+            let _end = ends.at_the_end();
             scope.spawn(|| {
                 for seed in 100.. {
-                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    if ends.has_come() {
                         break;
                     }
                     volume.scribble(seed);
@@ -67,7 +70,6 @@ pub fn all(test: &mut Test) {
                 let diff = told(subject, &volume, &[]);
                 assert_eq!(diff["by-content"], false, "{diff}");
             }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         agrees(subject, &volume);
     });
@@ -134,6 +136,18 @@ fn blocks(diff: &Value) -> BTreeSet<u64> {
     differs::blocks(diff, CHUNK)
 }
 
+/// The volume's part of `status`, with its sizes: it goes without them where its pool's metadata cannot be had shortly.
+#[track_caller]
+fn measured(subject: &Subject, volume: &lvm::Volume) -> Value {
+    let mut status = Value::Null;
+    let told = within(Duration::from_secs(120), || {
+        status = subject.verb("status", volume.locator(), &[]).expect(0)["volumes"][0].clone();
+        !status["changed-bytes"].is_null()
+    });
+    assert!(told, "it tells no size of change: {status}");
+    status
+}
+
 /// The same set as `thin_delta`, and none is missing of which the bytes differ.
 #[track_caller]
 fn agrees(subject: &Subject, volume: &lvm::Volume) {
@@ -143,7 +157,7 @@ fn agrees(subject: &Subject, volume: &lvm::Volume) {
     let told_blocks = blocks(&by_metadata);
     let (by_tool, held_blocks) = by_tool(volume);
     assert_eq!(told_blocks, by_tool, "thin_delta tells otherwise");
-    let status = subject.verb("status", volume.locator(), &[]).expect(0)["volumes"][0].clone();
+    let status = measured(subject, volume);
     assert_eq!(status["changed-bytes"], by_metadata["changed-bytes"], "status tells otherwise");
     assert_eq!(status["held-bytes"], held_blocks * CHUNK, "{status}");
     let by_content = told(subject, volume, &["--content"]);

@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use snapslot_test_support::Ends;
+
 use super::differs::{self, blocks, told};
 use crate::harness::Test;
 use crate::subject::{Storage, Subject};
@@ -57,12 +59,13 @@ pub fn all(test: &mut Test) {
         run(&format!("zfs destroy {DATASET}@others"));
     });
     test.step("while it is in use and written", |subject| {
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let ends = Ends::default();
         std::thread::scope(|scope| {
+            let _end = ends.at_the_end();
             scope.spawn(|| {
                 let file = fs::OpenOptions::new().write(true).open(device()).expect("the device");
                 for block in (700..900).cycle() {
-                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    if ends.has_come() {
                         break;
                     }
                     file.write_all_at(&[4; BLOCK as usize], block * BLOCK).expect("a write");
@@ -71,7 +74,6 @@ pub fn all(test: &mut Test) {
             for _ in 0..if quick { 2 } else { 5 } {
                 differing(subject, &volume);
             }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         zfs::settle();
         agrees(subject, &volume);
@@ -184,7 +186,8 @@ pub fn all(test: &mut Test) {
         subject.verb("take", volume.locator(), &[]).expect(0);
         write([3, 400, 511, 512], 7);
         same(&differing(subject, &volume), [3, 400, 511, 512]);
-        // Without it there is no device.
+        // Without it there is no device. Who looks at one has it open.
+        zfs::settle();
         run(&format!("zfs unload-key {DATASET}"));
         same(&differing(subject, &volume), [3, 400, 511, 512]);
         run(&format!("zfs load-key {DATASET}"));
