@@ -10,6 +10,7 @@
 
 mod carry;
 mod clock;
+mod compare;
 mod decide;
 mod engine;
 mod error;
@@ -38,6 +39,7 @@ mod view;
 mod volume;
 
 pub use clock::Clock;
+pub use compare::Compared;
 pub use engine::{Engine, Settings, Tools};
 pub use error::EngineError;
 pub use import::{Import, Imported, Way};
@@ -62,4 +64,4 @@ pub use snapslot_runtime::{CommandGrant, Description, Finding, ImageGrant, Role}
 pub use snapslot_runtime::{Flaw, Recorded, plain, read_recording};
 pub use status::{FoundSnapshot, Measure, Status, VolumeStatus};
 pub use store::{Machine, OperationRecord, Seen, SlotStore, SqliteStore, StoreError};
-pub use view::{Compared, Opened, Which};
+pub use view::{Opened, Which};

@@ -5,7 +5,7 @@
 //! | image (qcow2) | the extents its plugin lists, while the machine may run | the same; nobody may write |
 //! | copies (raw) | the copy | the file or device; nobody may write, or a server that holds the moment |
 //! | LVM | the snapshot's device, active for that time | the volume's device; nobody may use it |
-//! | ZFS volume | its device, shown for that time | the same |
+//! | ZFS volume | its device, shown for that time | the same of a snapshot of the present, made for that time |
 //!
 //! While it is read the engine's lock is shared: others may look too, and whoever would restore or
 //! delete hears that it is busy. A snapshot's device is derived from the volume's own place and the
@@ -13,30 +13,23 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use snapslot_command::{Grammar, Place};
-use snapslot_content::{
-    At, Compression, Content, ContentError, Extent, Map, Mapped, Plain, Range, Watch, by_content,
-    by_map, joined, not_zero,
-};
+use snapslot_content::{At, Compression, Content, ContentError, Extent, Map, Mapped, Plain};
 use snapslot_disk::{Disk, DiskError, EngineLock, FileDisk, ImageLock};
-use snapslot_runtime::{self as runtime, Facts, FailureKind, Plugin, Snapshot, View};
+use snapslot_runtime::{self as runtime, Facts, Plugin, View};
 use snapslot_slot::{Refusal, State};
 
 use crate::engine::{Engine, refused};
 use crate::error::EngineError;
-use crate::held::{Metadata, Present, Shown, Untold};
+use crate::held::{Present, Shown};
 use crate::locator::Locator;
 use crate::status::{derive, image_lock_error, left_behind, lock_error};
-use crate::volume::{Volume, changes_image};
+use crate::volume::Volume;
 
 /// Extents asked for at once.
-const PAGE: u32 = 10_000;
-
-/// How long a diff waits for another process that holds the same pool's metadata.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PAGE: u32 = 10_000;
 
 /// Which content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,42 +53,24 @@ pub struct Opened {
     pub taken: Option<snapslot_slot::Moment>,
 }
 
-/// What changed on one volume since the take.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Compared {
-    /// Its locator.
-    pub volume: String,
-    /// The larger of the two sizes, in bytes.
-    pub size: u64,
-    /// Whether the bytes were compared, or only where they lie.
-    pub by_content: bool,
-    /// Bytes that differ, or may.
-    pub changed_bytes: u64,
-    /// Where: offset and length, ascending.
-    #[serde(serialize_with = "as_pairs")]
-    pub ranges: Vec<Range>,
-}
-
-fn as_pairs<S: serde::Serializer>(ranges: &[Range], to: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Pair {
-        start: u64,
-        length: u64,
-    }
-    to.collect_seq(ranges.iter().map(|r| Pair { start: r.offset, length: r.length }))
-}
-
 /// A device cannot be shown; why was told.
-struct NotShown;
+pub(crate) struct NotShown;
 
 /// One machine, looked at.
-struct Looked<'e> {
-    plugins: Vec<Plugin<'e>>,
-    volumes: Vec<Volume>,
-    facts: Vec<Facts>,
-    state: State,
-    name: String,
+pub(crate) struct Looked<'e> {
+    pub(crate) plugins: Vec<Plugin<'e>>,
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) facts: Vec<Facts>,
+    pub(crate) state: State,
+    pub(crate) name: String,
+}
+
+/// What is kept while content is read, and let go of in this order.
+#[derive(Default)]
+struct Kept<'k> {
+    unwritten: Option<ImageLock<'k>>,
+    shown: Option<Shown<'k>>,
+    present: Option<Present<'k>>,
 }
 
 impl Engine {
@@ -120,26 +95,9 @@ impl Engine {
             let plugin = self.plugin(&locator.backend)?;
             below = Some(image(locator, disk, &plugin, &View::Current, below)?);
         }
-        let (mut _unwritten, mut shown) = (None, None);
+        let (facts, mut kept) = (&looked.facts[index], Kept::default());
         let (content, taken) = match which {
-            Which::Current => {
-                let content = match self.served_now(volume)? {
-                    Some(held) => held,
-                    None => {
-                        if let Some(disk) = volume.image.as_ref().filter(|d| d.is_file()) {
-                            _unwritten = Some(reading(&volume.locator, disk)?);
-                        } else {
-                            let users = volume.users()?;
-                            if !users.is_empty() {
-                                let volume = volume.locator.to_string();
-                                return Err(EngineError::InUse { volume, users });
-                            }
-                        }
-                        current(volume, plugin, below)?
-                    }
-                };
-                (content, None)
-            }
+            Which::Current => (self.current(volume, plugin, facts, below, &mut kept)?, None),
             Which::Snapshot => {
                 let occupant = match &looked.state {
                     State::Held { occupant } => occupant,
@@ -149,10 +107,10 @@ impl Engine {
                     }
                     _ => return Err(refused(&looked.name, Refusal::Empty)),
                 };
-                let (facts, mark) = (&looked.facts[index], &occupant.mark);
+                let mark = &occupant.mark;
                 let tried = self.show(volume, facts, mark);
                 let mut then = snapshot(volume, plugin, facts, mark, below.clone());
-                shown = match tried {
+                kept.shown = match tried {
                     // It was there for somebody who has hidden it meanwhile.
                     Ok(None) if then.is_err() => {
                         let again = self.show(volume, facts, mark);
@@ -164,16 +122,70 @@ impl Engine {
                 (then?, Some(occupant.taken))
             }
         };
-        if looked.facts[index].findings.iter().any(|f| f.code == "encrypted") {
+        if facts.findings.iter().any(|f| f.code == "encrypted") {
             let why = "its content is encrypted, and what is in it cannot be read without the key";
             return Err(no_content(volume, why));
         }
         let opened = Opened { volume: volume.locator.to_string(), which, content, taken };
         let result = work(&opened);
-        // A device is hidden when nobody reads it any more.
+        // A device is hidden, and a moment let go of, when nobody reads it any more.
         drop(opened);
-        drop(shown);
+        drop(kept);
         result
+    }
+
+    /// What the machine sees now.
+    fn current<'k>(
+        &'k self,
+        volume: &'k Volume,
+        plugin: &Plugin<'_>,
+        facts: &Facts,
+        below: Option<Arc<dyn Content>>,
+        kept: &mut Kept<'k>,
+    ) -> Result<Arc<dyn Content>, EngineError> {
+        if let Some(held) = self.served_now(volume)? {
+            return Ok(held);
+        }
+        if let Some(disk) = volume.image.as_ref().filter(|d| d.is_file()) {
+            kept.unwritten = Some(reading(&volume.locator, disk)?);
+            return image(&volume.locator, disk, plugin, &View::Current, below);
+        }
+        // Also where nobody uses it: somebody may begin to, while it is read.
+        match is_zfs_volume(volume, facts).then(|| self.held_now(volume, kept)) {
+            Some(Ok(held)) => return Ok(held),
+            Some(Err(why)) => {
+                tracing::info!("{}: no moment of it: {why}", volume.locator);
+                *kept = Kept::default();
+            }
+            None => {}
+        }
+        let users = volume.users()?;
+        if !users.is_empty() {
+            return Err(EngineError::InUse { volume: volume.locator.to_string(), users });
+        }
+        match (&volume.image, &volume.locator.place) {
+            (Some(disk), _) => image(&volume.locator, disk, plugin, &View::Current, below),
+            (None, Place::LvmVolume { .. } | Place::ZfsDataset(_)) => {
+                device(volume, volume.locator.place.device())
+            }
+            _ => Err(no_content(volume, "its content is no disk that could be read")),
+        }
+    }
+
+    /// What a ZFS volume holds at this moment, whoever writes it.
+    fn held_now<'k>(
+        &'k self,
+        volume: &Volume,
+        kept: &mut Kept<'k>,
+    ) -> Result<Arc<dyn Content>, String> {
+        let mark = self.new_mark().map_err(|e| e.to_string())?;
+        let state_dir = &self.settings.state_dir;
+        let present = Present::of(volume, &mark, &*self.commands, state_dir)?;
+        let name = present.name().to_owned();
+        kept.present = Some(present);
+        let path = snapshot_device(volume, &name).ok_or("it has no device")?;
+        kept.shown = Shown::of(volume, &name, &path, &*self.commands, state_dir)?;
+        device(volume, Some(path)).map_err(|e| e.to_string())
     }
 
     /// What a served disk holds at this moment; its server holds it for as long as what is given back is there.
@@ -184,7 +196,7 @@ impl Engine {
 
     /// Shows the device of the snapshot with this mark, if it is hidden, for as long as what is given back is there.
     /// None: it is there. Where it cannot be shown, whoever opens it says what helps.
-    fn show(
+    pub(crate) fn show(
         &self,
         volume: &Volume,
         facts: &Facts,
@@ -202,184 +214,7 @@ impl Engine {
         })
     }
 
-    /// What changed since the take, on every volume of the machine, or on the one that was named.
-    pub fn diff(
-        &self,
-        text: &str,
-        content: bool,
-        backing: &[String],
-        watch: &Watch<'_>,
-    ) -> Result<Vec<Compared>, EngineError> {
-        let looked = self.look_at_all(text)?;
-        let State::Held { occupant } = &looked.state else {
-            return Err(refused(&looked.name, Refusal::Empty));
-        };
-        let named = self.one_of(text, &looked.name, &looked.locators()).ok();
-        let mut all = Vec::new();
-        for (i, volume) in looked.volumes.iter().enumerate() {
-            if named.is_some_and(|n| n != i) {
-                continue;
-            }
-            let locator = volume.locator.to_string();
-            let plugin = &looked.plugins[i];
-            let facts = &looked.facts[i];
-            let then = facts.snapshots.iter().find(|s| s.mark.as_ref() == Some(&occupant.mark));
-            let size = facts.virtual_size.max(then.map_or(0, |s| s.virtual_size));
-            let shared = share(volume)?;
-            let known = match (&volume.copies, lists(plugin)) {
-                (Some(copies), false) if !content => copies
-                    .changed(&occupant.mark)
-                    .map_err(|e| EngineError::copy(&volume.locator, &e))?
-                    .map(|changed| changed.ranges),
-                _ => None,
-            };
-            let by_metadata = match content {
-                true => None,
-                false if known.is_some() => known,
-                false => match then {
-                    Some(then) => self.differing(volume, plugin, facts, then, watch)?,
-                    None => None,
-                },
-            };
-            drop(shared);
-            let (ranges, by_content) = match by_metadata {
-                Some(ranges) => (ranges, false),
-                None => (self.compared(&locator, backing, watch)?, true),
-            };
-            let changed_bytes = ranges.iter().map(|r| r.length).sum();
-            all.push(Compared { volume: locator, size, by_content, changed_bytes, ranges });
-        }
-        Ok(all)
-    }
-
-    /// By reading both.
-    fn compared(
-        &self,
-        volume: &str,
-        backing: &[String],
-        watch: &Watch<'_>,
-    ) -> Result<Vec<Range>, EngineError> {
-        self.with_content(volume, Which::Snapshot, backing, |then| {
-            self.with_content(volume, Which::Current, backing, |now| {
-                by_content(&*now.content, &*then.content, watch)
-                    .map_err(|e| EngineError::content(volume, e))
-            })
-        })
-    }
-
-    /// By metadata, where that can be; none where it cannot.
-    fn differing(
-        &self,
-        volume: &Volume,
-        plugin: &Plugin<'_>,
-        facts: &Facts,
-        then: &Snapshot,
-        watch: &Watch<'_>,
-    ) -> Result<Option<Vec<Range>>, EngineError> {
-        let unsupported = |e: &runtime::CallError| matches!(e, runtime::CallError::Refused(f) if f.kind == FailureKind::Unsupported);
-        let mut sight = volume.sight();
-        // Let go of when all pages are there.
-        let _held = self.show_pool(volume, plugin, PATIENCE, &mut sight);
-        let identity = &then.identity;
-        let (mut cursor, mut ranges) = (0, Vec::new());
-        loop {
-            match plugin.differences(&sight, identity, cursor, PAGE) {
-                Ok(page) => {
-                    let range = |s: &runtime::Stretch| Range { offset: s.start, length: s.length };
-                    ranges.extend(page.stretches.iter().map(range));
-                    match page.next {
-                        Some(next) => cursor = next,
-                        None => return Ok(Some(joined(ranges))),
-                    }
-                }
-                Err(e) if unsupported(&e) && changes_image(plugin) => break,
-                Err(e) if unsupported(&e) => return self.written(volume, facts, then, watch),
-                Err(e) => return Err(EngineError::call(&volume.locator, e)),
-            }
-        }
-        // It lists extents at least: where they lie apart is where it changed.
-        let map = |view: &View| extents_of(&volume.locator, plugin, &sight, view);
-        match (map(&View::Current), map(&View::Snapshot(identity.clone()))) {
-            (Ok(now), Ok(then)) => Ok(Some(by_map(&now, &then))),
-            _ => Ok(None),
-        }
-    }
-
-    /// Shows a plugin that wants it the metadata of the thin pool that the volume lies in, for as long as what is
-    /// given back is there.
-    pub(crate) fn show_pool(
-        &self,
-        volume: &Volume,
-        plugin: &Plugin<'_>,
-        patience: Duration,
-        sight: &mut runtime::Sight,
-    ) -> Option<Metadata<'_>> {
-        let of_pool = |i: &runtime::ImageGrant| i.role == runtime::Role::PoolMetadata;
-        if !plugin.description().images.iter().any(of_pool) {
-            return None;
-        }
-        match Metadata::of(volume, &*self.commands, &self.settings.state_dir, patience) {
-            Ok(held) => {
-                sight.disk = held.as_ref().map(|held| held.disk.clone() as Arc<dyn Disk>);
-                held
-            }
-            Err(why) => {
-                // Who waited for it hears what becomes of it; a look goes without.
-                let locator = &volume.locator;
-                match patience.is_zero() {
-                    true => tracing::info!("{locator}: no metadata of its pool: {why}"),
-                    false => tracing::warn!("{locator}: no metadata of its pool: {why}"),
-                }
-                None
-            }
-        }
-    }
-
-    /// Where a ZFS volume was written since the snapshot; none where ZFS cannot tell.
-    fn written(
-        &self,
-        volume: &Volume,
-        facts: &Facts,
-        then: &Snapshot,
-        watch: &Watch<'_>,
-    ) -> Result<Option<Vec<Range>>, EngineError> {
-        // A file system has no size that a machine sees, and nothing is at a place of it.
-        let is_volume =
-            facts.virtual_size > 0 && matches!(volume.locator.place, Place::ZfsDataset(_));
-        let (Some(name), true) = (own_name(volume, &then.name), is_volume) else {
-            return Ok(None);
-        };
-        let told = |why: String| {
-            tracing::warn!("{}: its bytes are compared: {why}", volume.locator);
-            Ok(None)
-        };
-        let Ok(guid) = then.identity.parse() else { return told("no guid".to_owned()) };
-        let mark = self.new_mark()?;
-        let present = match Present::of(volume, &mark, &*self.commands, &self.settings.state_dir) {
-            Ok(present) => present,
-            Err(why) => return told(why),
-        };
-        let failed = |e| EngineError::content(&volume.locator, e);
-        let sizes = [then.virtual_size, facts.virtual_size];
-        let mut changed = match present.written_since(name, guid, sizes, watch) {
-            Ok(changed) => changed,
-            Err(Untold::Stopped) => return Err(failed(ContentError::Stopped)),
-            Err(Untold::Because(why)) => return told(why),
-        };
-        drop(present);
-        // What is zeroes now may have been zeroes then: the snapshot says, where it has a device.
-        let _shown = match changed.freed.is_empty() {
-            true => None,
-            false => then.mark.as_ref().and_then(|mark| self.show(volume, facts, mark).ok()?),
-        };
-        if let Ok(then) = device(volume, snapshot_device(volume, &then.name)) {
-            changed.freed = not_zero(&*then, &changed.freed, watch).map_err(failed)?;
-        }
-        changed.written.extend(changed.freed);
-        Ok(Some(joined(changed.written)))
-    }
-
-    fn look_at_all(&self, text: &str) -> Result<Looked<'_>, EngineError> {
+    pub(crate) fn look_at_all(&self, text: &str) -> Result<Looked<'_>, EngineError> {
         let (machine, known) = self.resolve(text)?;
         let locators = self.locators(&machine)?;
         let (mut plugins, mut volumes, mut facts) = (Vec::new(), Vec::new(), Vec::new());
@@ -433,24 +268,8 @@ impl Engine {
 }
 
 impl Looked<'_> {
-    fn locators(&self) -> Vec<Locator> {
+    pub(crate) fn locators(&self) -> Vec<Locator> {
         self.volumes.iter().map(|v| v.locator.clone()).collect()
-    }
-}
-
-fn current(
-    volume: &Volume,
-    plugin: &Plugin<'_>,
-    below: Option<Arc<dyn Content>>,
-) -> Result<Arc<dyn Content>, EngineError> {
-    match &volume.image {
-        Some(disk) => image(&volume.locator, disk, plugin, &View::Current, below),
-        None => match &volume.locator.place {
-            Place::LvmVolume { .. } | Place::ZfsDataset(_) => {
-                device(volume, volume.locator.place.device())
-            }
-            _ => Err(no_content(volume, "its content is no disk that could be read")),
-        },
     }
 }
 
@@ -480,7 +299,7 @@ fn snapshot(
 }
 
 /// The device of a snapshot of ours: a neighbour of the volume's own.
-fn snapshot_device(volume: &Volume, name: &str) -> Option<PathBuf> {
+pub(crate) fn snapshot_device(volume: &Volume, name: &str) -> Option<PathBuf> {
     let (place, name) = (&volume.locator.place, own_name(volume, name)?);
     match place {
         Place::LvmVolume { group, .. } => Some(Path::new("/dev").join(group).join(name)),
@@ -493,7 +312,7 @@ fn snapshot_device(volume: &Volume, name: &str) -> Option<PathBuf> {
 }
 
 /// The part of a snapshot's name that is not the volume's, if it is of the grammar of ours.
-fn own_name<'n>(volume: &Volume, name: &'n str) -> Option<&'n str> {
+pub(crate) fn own_name<'n>(volume: &Volume, name: &'n str) -> Option<&'n str> {
     let place = &volume.locator.place;
     let (sign, grammar) = match place {
         Place::LvmVolume { .. } => ('/', Grammar::LvmOwn),
@@ -502,6 +321,11 @@ fn own_name<'n>(volume: &Volume, name: &'n str) -> Option<&'n str> {
     };
     let name = name.rsplit(sign).next().unwrap_or_default();
     grammar.allows(name, place).then_some(name)
+}
+
+/// Whether it is a volume of ZFS: a file system has no size that a machine sees, and nothing is at a place of it.
+pub(crate) fn is_zfs_volume(volume: &Volume, facts: &Facts) -> bool {
+    facts.virtual_size > 0 && matches!(volume.locator.place, Place::ZfsDataset(_))
 }
 
 /// One view of an image, by its plugin's extents.
@@ -520,7 +344,7 @@ pub(crate) fn image(
     Ok(Arc::new(Mapped::new(&locator.to_string(), disk.clone(), map, below)))
 }
 
-fn extents_of(
+pub(crate) fn extents_of(
     locator: &Locator,
     plugin: &Plugin<'_>,
     sight: &runtime::Sight,
@@ -560,12 +384,12 @@ pub(crate) fn sight_of(locator: &Locator, disk: &Arc<FileDisk>) -> runtime::Sigh
 }
 
 /// Whether the volume's content is where its plugin says, not the image itself.
-fn lists(plugin: &Plugin<'_>) -> bool {
+pub(crate) fn lists(plugin: &Plugin<'_>) -> bool {
     let of_disk = |i: &runtime::ImageGrant| i.role == runtime::Role::Disk;
     plugin.description().copies.is_none() && plugin.description().images.iter().any(of_disk)
 }
 
-fn share(volume: &Volume) -> Result<EngineLock<'_>, EngineError> {
+pub(crate) fn share(volume: &Volume) -> Result<EngineLock<'_>, EngineError> {
     EngineLock::share(&volume.lock).map_err(|e| lock_error(&volume.locator, e, |_| None))
 }
 
@@ -585,7 +409,10 @@ fn no_content(volume: &Volume, why: &str) -> EngineError {
     EngineError::NoContent { volume: volume.locator.to_string(), why: why.to_owned() }
 }
 
-fn device(volume: &Volume, path: Option<PathBuf>) -> Result<Arc<dyn Content>, EngineError> {
+pub(crate) fn device(
+    volume: &Volume,
+    path: Option<PathBuf>,
+) -> Result<Arc<dyn Content>, EngineError> {
     let Some(path) = path else {
         return Err(no_content(volume, "its snapshot has no device that could be read"));
     };

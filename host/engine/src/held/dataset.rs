@@ -1,7 +1,8 @@
-//! The present content of a ZFS volume, held as a snapshot of its own while it is read what was written since the take.
+//! The present content of a ZFS volume, held as a snapshot of its own while it is read, or what was written since the
+//! take.
 //!
 //! ZFS tells which blocks of a volume were written since a snapshot by `zfs send` alone, and sends up to another
-//! snapshot. So one is made for that time. It is of the present moment, whoever writes the volume meanwhile; its name has
+//! snapshot. So one is made for that time. It is of one moment, whoever writes the volume meanwhile; its name has
 //! a mark of its own that was noted before it was made, so that whatever has that name is ours to destroy. It is newer
 //! than the slot's, and while it is there the slot's cannot be restored, nor would it be anyway: who reads what the slot
 //! holds keeps others from changing it.
@@ -72,6 +73,11 @@ impl<'e> Present<'e> {
             return Err(failed.into());
         }
         Ok(present)
+    }
+
+    /// Its name behind the volume's.
+    pub(crate) fn name(&self) -> &str {
+        self.snapshot.rsplit('@').next().unwrap_or_default()
     }
 
     /// Where it was written since the snapshot of this name and guid; the contents have so many bytes.

@@ -3,8 +3,8 @@
 //! | held | how | for |
 //! |---|---|---|
 //! | the metadata of a thin pool (`pool.rs`) | device mapper's metadata snapshot | what changed on a thin volume |
-//! | the present content of a ZFS volume (`dataset.rs`) | a snapshot for that time | what changed on it |
-//! | the device of a slot's snapshot (`shown.rs`) | active for that time, or not hidden | its content |
+//! | the present content of a ZFS volume (`dataset.rs`) | a snapshot for that time | that content, and what changed on it |
+//! | the device of a snapshot (`shown.rs`) | active for that time, or not hidden | its content |
 //!
 //! Each outlives the process that holds it, and a restart of the machine. So it is noted before it is asked for, and
 //! whoever comes next lets go of what was left:

@@ -1,4 +1,4 @@
-//! The device of a slot's snapshot, shown for as long as somebody reads it.
+//! The device of a snapshot, shown for as long as somebody reads it.
 //!
 //! A snapshot of a thin LVM volume is not active, and one of a ZFS volume is hidden, as nobody needs them until their
 //! content is read. The note says how it was before:
@@ -11,6 +11,7 @@
 //! Whoever reads the same snapshot meanwhile finds the device there. If that one goes on longer the device stays, and
 //! the next change of the volume, or `recover`, lets go of it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,10 +24,9 @@ use crate::volume::Volume;
 
 /// Activation waits for whoever has the group's lock.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// How long another process is waited for that shows, or hides, the same.
-const OTHERS: Duration = Duration::from_secs(5);
-/// How long udev is waited for to make the device's name: it makes many, one after the other, on a busy machine.
-const UDEV: Duration = Duration::from_secs(30);
+/// How long another process is waited for that shows, or hides, the same; and udev, to make the device's name: it makes
+/// many, one after the other, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(50);
 /// Tries after which it is hidden anew.
 const ANEW: u32 = 10;
@@ -62,14 +62,19 @@ impl<'e> Shown<'e> {
             // Who has it may be about to show the device, or to hide it.
             match Note::open(&notes(state_dir), &note_name).map_err(|e| e.to_string())? {
                 Some(note) => break note,
-                None if begun.elapsed() > OTHERS => return Err("somebody else shows it".to_owned()),
+                None if begun.elapsed() > PATIENCE => {
+                    return Err("somebody else shows it".to_owned());
+                }
                 None => std::thread::sleep(STEP),
             }
         };
         hide(&mut note, tools, PASSING.0)?;
         match place {
             Place::ZfsDataset(dataset) => {
-                let source = snapdev(tools, dataset)?;
+                let Some(source) = snapdev(tools, dataset)? else {
+                    // One that was made just now gets its name in a moment.
+                    return wait_for(device).map(|()| None);
+                };
                 note.write(&format!("zfs {source} {name} {dataset}\n"))?;
             }
             Place::LvmVolume { group, .. } => note.write(&format!("lvm {group}/{name}\n"))?,
@@ -89,13 +94,7 @@ impl<'e> Shown<'e> {
             shown.ended = !failed.goes_on;
             return Err(failed.into());
         }
-        let begun = Instant::now();
-        while !device.exists() {
-            if begun.elapsed() > UDEV {
-                return Err(format!("{} did not come", device.display()));
-            }
-            std::thread::sleep(STEP);
-        }
+        wait_for(device)?;
         Ok(Some(shown))
     }
 }
@@ -148,17 +147,28 @@ fn note_of(place: &Place) -> Option<String> {
     Some(format!("{kind}={}", place.to_string().replace('/', "=")))
 }
 
-/// Where it is said that a dataset's snapshots are hidden.
-fn snapdev(tools: &dyn Executor, dataset: &str) -> Result<&'static str, String> {
+fn wait_for(device: &Path) -> Result<(), String> {
+    let begun = Instant::now();
+    while !device.exists() {
+        if begun.elapsed() > PATIENCE {
+            return Err(format!("{} did not come", device.display()));
+        }
+        std::thread::sleep(STEP);
+    }
+    Ok(())
+}
+
+/// Where it is said that a dataset's snapshots are hidden; none: they are not.
+fn snapdev(tools: &dyn Executor, dataset: &str) -> Result<Option<&'static str>, String> {
     let words = ["get", "-Hp", "-o", "source,value", "snapdev", dataset];
     let command = command("zfs", &words, DEADLINE);
     let answer = tools.run(&command).map_err(|e| e.to_string())?;
     let said = String::from_utf8_lossy(&answer.output);
     match said.trim_end().split_once('\t').unwrap_or_default() {
-        ("local", "hidden") => Ok("local"),
-        ("received", "hidden") => Ok("received"),
-        (_, "hidden") => Ok("inherited"),
-        (_, "visible") => Err("the snapshot is shown, and has no device".to_owned()),
+        ("local", "hidden") => Ok(Some("local")),
+        ("received", "hidden") => Ok(Some("received")),
+        (_, "hidden") => Ok(Some("inherited")),
+        (_, "visible") => Ok(None),
         _ => Err(format!("`{command}`: {}", answer.complaint())),
     }
 }
@@ -185,8 +195,7 @@ fn hide(note: &mut Note, tools: &dyn Executor, tries: u32) -> Result<(), String>
             if !Grammar::ZfsOwn.allows(name, &place) {
                 return Err(format!("{said:?} is noted, which is nothing of ours"));
             }
-            let device = place.device().map(|volume| format!("{}@{name}", volume.display()));
-            let is_there = || device.as_ref().is_some_and(|device| Path::new(device).exists());
+            let is_there = || has_devices(&place);
             for turn in 0..tries {
                 // ZFS leaves a device that somebody has open, as udev has it to look, and says nothing.
                 if turn % ANEW == 0 {
@@ -208,6 +217,19 @@ fn hide(note: &mut Note, tools: &dyn Executor, tries: u32) -> Result<(), String>
         _ => return Err(format!("{said:?} is noted, which is nothing of ours")),
     }
     note.write("")
+}
+
+/// Whether a snapshot of ours of this volume has a device: the property shows and hides all of them.
+fn has_devices(volume: &Place) -> bool {
+    let Some(device) = volume.device() else { return false };
+    let (Some(folder), Some(name)) = (device.parent(), device.file_name()) else { return false };
+    let is_ours = |entry: fs::DirEntry| {
+        let entry = entry.file_name();
+        let (Some(entry), Some(name)) = (entry.to_str(), name.to_str()) else { return false };
+        let own = entry.strip_prefix(name).and_then(|rest| rest.strip_prefix('@'));
+        own.is_some_and(|own| Grammar::ZfsOwn.allows(own, volume))
+    };
+    fs::read_dir(folder).into_iter().flatten().flatten().any(is_ours)
 }
 
 fn hide_zfs(note: &Note, tools: &dyn Executor, source: &str, dataset: &str) -> Result<(), Failed> {

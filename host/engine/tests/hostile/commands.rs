@@ -2,12 +2,13 @@
 //! run is written down.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use snapslot_command::{Answer, Command, Executor, RunError};
 use snapslot_engine::{Asked, Confine, PlaceKind, Tools, Verb};
 use snapslot_testkit::storage::machine::{Kind, Machine as Storage};
 
-use crate::{confined, is_told, numbered, opened};
+use crate::{BRISK, HASTY, PATIENT, confined, is_told, numbered, opened};
 
 const VOLUME: &str = "hostile:tank/vm1";
 
@@ -50,11 +51,12 @@ fn take(
     scratch: &std::path::Path,
     number: usize,
     confine: Confine,
+    limit: Option<Duration>,
     tools: Arc<dyn Executor>,
 ) -> Result<snapslot_engine::Done, snapslot_engine::EngineError> {
     let component = numbered(number);
     let tools = Some(Tools(tools));
-    let engine = opened(scratch, component, PlaceKind::ZfsDataset, confine, tools)?;
+    let engine = opened(scratch, component, PlaceKind::ZfsDataset, confine, limit, tools)?;
     engine.operate(VOLUME, Verb::Take, &Asked::default(), &|_, _, _| ())
 }
 
@@ -65,7 +67,10 @@ fn no_command_is_run_that_it_may_not_have() {
             let scratch = tempfile::tempdir().expect("a directory");
             let storage = Storage::new(Kind::Zvol);
             storage.write(2);
-            let result = take(scratch.path(), number, confine.clone(), Arc::new(storage.clone()));
+            // It asks for ever.
+            let limit = if number == 55 { HASTY } else { PATIENT };
+            let tools = Arc::new(storage.clone());
+            let result = take(scratch.path(), number, confine.clone(), limit, tools);
             let error = result.expect_err(case);
             assert_eq!(error.exit(), exit, "{case}: {error}");
             is_told(case, &error, "hostile:tank/vm1");
@@ -85,11 +90,12 @@ fn the_same_plugin_can_do_it_right() {
     let scratch = tempfile::tempdir().expect("a directory");
     let storage = Storage::new(Kind::Zvol);
     storage.write(2);
-    take(scratch.path(), 50, confined(), Arc::new(storage.clone())).expect("a take");
+    take(scratch.path(), 50, confined(), PATIENT, Arc::new(storage.clone())).expect("a take");
     storage.write(3);
     let tools = Some(Tools(Arc::new(storage.clone())));
     let kind = PlaceKind::ZfsDataset;
-    let engine = opened(scratch.path(), numbered(50), kind, confined(), tools).expect("an engine");
+    let engine = opened(scratch.path(), numbered(50), kind, confined(), PATIENT, tools);
+    let engine = engine.expect("an engine");
     let run = |verb| engine.operate(VOLUME, verb, &Asked::default(), &|_, _, _| ());
     run(Verb::Restore).expect("a restore");
     assert_eq!(storage.sees(), Ok(2));
@@ -99,14 +105,17 @@ fn the_same_plugin_can_do_it_right() {
 /// A command of its plan fails, and it is asked what that means.
 #[test]
 fn a_failure_it_cannot_explain_is_told_in_the_tools_own_words() {
-    for (code, case) in [(41, "explain-loops"), (42, "explain-traps"), (43, "explains in colours")]
-    {
+    for (code, case, limit) in [
+        (41, "explain-loops", BRISK),
+        (42, "explain-traps", PATIENT),
+        (43, "explains in colours", PATIENT),
+    ] {
         for confine in [confined(), Confine::Here] {
             let scratch = tempfile::tempdir().expect("a directory");
             let storage = Storage::new(Kind::Zvol);
             storage.write(2);
             let tools = Arc::new(Failing(storage.clone(), code));
-            let error = take(scratch.path(), 50, confine, tools).expect_err(case);
+            let error = take(scratch.path(), 50, confine, limit, tools).expect_err(case);
             assert_eq!(error.exit(), 1, "{case}: {error}");
             is_told(case, &error, "hostile:tank/vm1");
             let text = error.to_string();
@@ -122,7 +131,8 @@ fn facts_that_change_when_it_is_done_are_told() {
     let scratch = tempfile::tempdir().expect("a directory");
     let storage = Storage::new(Kind::Zvol);
     storage.write(2);
-    let error = take(scratch.path(), 60, confined(), Arc::new(storage.clone())).expect_err("a lie");
+    let error = take(scratch.path(), 60, confined(), PATIENT, Arc::new(storage.clone()));
+    let error = error.expect_err("a lie");
     is_told("facts that change", &error, "hostile:tank/vm1");
     assert!(matches!(error.exit(), 7 | 8), "{error}");
     assert_eq!(storage.sees(), Ok(2));

@@ -2,7 +2,7 @@
 
 use snapslot_engine::Measure;
 
-use crate::{component, confined, engine};
+use crate::{HASTY, PATIENT, component, confined, engine};
 
 #[test]
 fn what_is_no_component_of_this_contract_is_refused() {
@@ -65,7 +65,7 @@ fn what_is_no_component_of_this_contract_is_refused() {
     let volume = format!("hostile:{}", path.display());
     let count = cases.len();
     for (what, bytes, expected) in cases {
-        let engine = engine(scratch.path(), bytes, confined()).expect("an engine");
+        let engine = engine(scratch.path(), bytes, confined(), PATIENT).expect("an engine");
         let result = engine.status(&volume, Measure::Wholly);
         let Err(error) = result else {
             // Damage may fall where nobody looks.
@@ -166,11 +166,13 @@ fn bombs_in_a_component_go_off_in_its_own_hands() {
     let volume = format!("hostile:{}", path.display());
     // One that holds nothing dangerous is sound: what is refused below is the bomb.
     let sound = holding(&[module(&[]), memory(1), table(10), code(&[0x0b])]);
-    let engine_with = |bytes| engine(scratch.path(), bytes, confined()).expect("an engine");
-    engine_with(sound).status(&volume, Measure::Wholly).expect("a status");
+    let engine_with =
+        |bytes, limit| engine(scratch.path(), bytes, confined(), limit).expect("an engine");
+    engine_with(sound, PATIENT).status(&volume, Measure::Wholly).expect("a status");
     for (what, modules, says) in cases {
-        let error =
-            engine_with(holding(&modules)).status(&volume, Measure::Wholly).expect_err(what);
+        let limit = if what == "a loop at the start" { HASTY } else { PATIENT };
+        let engine = engine_with(holding(&modules), limit);
+        let error = engine.status(&volume, Measure::Wholly).expect_err(what);
         let text = error.to_string();
         println!("{what}: {}", text.chars().take(200).collect::<String>());
         assert!(text.contains(says) && text.contains("hostile"), "{what}: {text}");

@@ -62,9 +62,21 @@ fn numbered(number: usize) -> Vec<u8> {
     changed
 }
 
+/// How long a call may compute: the product's own limit, so that a busy machine changes no verdict.
+const PATIENT: Option<Duration> = None;
+/// Where a call never ends by itself.
+const HASTY: Option<Duration> = Some(Duration::from_millis(500));
+/// Where one call never ends, and others have to end well before it.
+const BRISK: Option<Duration> = Some(Duration::from_secs(2));
+
 /// An engine with this component as the plugin `hostile`.
-fn engine(scratch: &Path, component: Vec<u8>, confine: Confine) -> Result<Engine, EngineError> {
-    opened(scratch, component, PlaceKind::Image, confine, None)
+fn engine(
+    scratch: &Path,
+    component: Vec<u8>,
+    confine: Confine,
+    limit: Option<Duration>,
+) -> Result<Engine, EngineError> {
+    opened(scratch, component, PlaceKind::Image, confine, limit, None)
 }
 
 fn opened(
@@ -72,6 +84,7 @@ fn opened(
     component: Vec<u8>,
     place: PlaceKind,
     confine: Confine,
+    limit: Option<Duration>,
     tools: Option<Tools>,
 ) -> Result<Engine, EngineError> {
     let known = Known { name: "hostile".to_owned(), place, endings: Vec::new() };
@@ -81,7 +94,7 @@ fn opened(
         rehearsal: Depth::Full,
         enable_on_take: true,
         more_plugins: vec![(known, component)],
-        plugin_time_max: Some(Duration::from_millis(500)),
+        plugin_time_max: limit,
         confine,
         record: None,
         tools,

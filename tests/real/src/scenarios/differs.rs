@@ -22,16 +22,20 @@ pub fn blocks(diff: &Value, size: u64) -> BTreeSet<u64> {
     each.flat_map(|(start, length)| start / size..(start + length).div_ceil(size)).collect()
 }
 
-/// An export shows the snapshot's device and hides it: killed at either, `recover` and the next export hide it.
-pub fn killed_exports(test: &mut Test, storage: &dyn Storage) {
+/// An export shows the snapshot's device and hides it, after it has made the snapshot if it is `--live`: killed at any
+/// of that, `recover` and the next export hide it, and leave no snapshot but the slot's.
+pub fn killed_exports(test: &mut Test, storage: &dyn Storage, live: bool) {
     let export = |subject: &Subject| {
-        subject.verb("export", storage.locator(), &["/tmp/exported.raw", "--force", "--no-sync"])
+        let mut words = vec!["/tmp/exported.raw", "--force", "--no-sync"];
+        words.extend(live.then_some("--live"));
+        subject.verb("export", storage.locator(), &words)
     };
+    let of = if live { "the present content" } else { "the snapshot" };
     for trip in [Trip::During(1), Trip::After(1), Trip::Before(2), Trip::After(2)] {
         if test.is_quick() && trip != Trip::After(1) {
             continue;
         }
-        test.case(&format!("an export killed {trip}"), |subject| {
+        test.case(&format!("an export of {of} killed {trip}"), |subject| {
             for by_recover in [true, false] {
                 tap::arm(trip);
                 let killed = export(subject);
@@ -47,6 +51,7 @@ pub fn killed_exports(test: &mut Test, storage: &dyn Storage) {
                     subject.verb("restore", storage.locator(), &[]).expect(0);
                 }
                 assert_eq!(storage.shown(), Vec::<String>::new(), "by recover: {by_recover}");
+                assert_eq!(storage.snapshots().len(), 1, "by recover: {by_recover}");
             }
         });
     }

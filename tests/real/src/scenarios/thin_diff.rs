@@ -121,7 +121,7 @@ pub fn all(test: &mut Test) {
             }
         });
     }
-    differs::killed_exports(test, &volume);
+    differs::killed_exports(test, &volume, false);
     test.step("the slot is emptied", |subject| {
         subject.verb("delete", volume.locator(), &[]).expect(0);
     });

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use snapslot_test_support::Ends;
 
@@ -77,6 +77,38 @@ pub fn all(test: &mut Test) {
         });
         zfs::settle();
         agrees(subject, &volume);
+    });
+    test.step("while it is written its present content is exported, of one moment", |subject| {
+        let write = |turn: u64, file: &fs::File| {
+            let (block, round) = (700 + turn % 200, 10 + (turn / 200) as u8);
+            file.write_all_at(&[round; BLOCK as usize], block * BLOCK).expect("a write");
+        };
+        // Each write has ended before the next one begins.
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).custom_flags(libc::O_SYNC).open(device());
+        let file = file.expect("the device");
+        (0..200).for_each(|turn| write(turn, &file));
+        let ends = Ends::default();
+        std::thread::scope(|scope| {
+            let _end = ends.at_the_end();
+            scope.spawn(|| {
+                (200..).take_while(|_| !ends.has_come()).for_each(|turn| write(turn, &file))
+            });
+            for _ in 0..if quick { 2 } else { 6 } {
+                let out = "/tmp/exported.raw";
+                let words = [out, "--live", "--force", "--no-sync"];
+                subject.verb("export", volume.locator(), &words).expect(0);
+                let bytes = fs::read(out).expect("the image");
+                assert_of_one_moment(&bytes[(700 * BLOCK) as usize..(900 * BLOCK) as usize]);
+                only_the_slots(&volume);
+            }
+            // By content, too.
+            let diff = told(subject, volume.locator(), &["--content"]);
+            assert_eq!(diff["by-content"], true, "{diff}");
+        });
+        only_the_slots(&volume);
+        drop(file);
+        zfs::settle();
     });
     test.step("a restore leaves nothing that differs", |subject| {
         subject.verb("restore", volume.locator(), &[]).expect(0);
@@ -176,7 +208,8 @@ pub fn all(test: &mut Test) {
         assert_eq!((&diff["by-content"], blocks(&diff, BLOCK)), (&true.into(), [9].into()));
         only_the_slots(&volume);
     });
-    differs::killed_exports(test, &volume);
+    differs::killed_exports(test, &volume, false);
+    differs::killed_exports(test, &volume, true);
     test.step("the slot is emptied", |subject| {
         subject.verb("delete", volume.locator(), &[]).expect(0);
     });
@@ -234,6 +267,22 @@ fn only_the_slots(volume: &Dataset) {
     let left: Vec<_> =
         volume.snapshots().into_iter().filter(|name| name.contains("@snapslot-now-")).collect();
     assert_eq!(left, Vec::<String>::new());
+}
+
+/// What was written block after block, round after round: up to where the last write was going on it is of one round,
+/// from there on of the round before.
+#[track_caller]
+fn assert_of_one_moment(bytes: &[u8]) {
+    let last = bytes.iter().copied().max().unwrap_or_default();
+    let whole = |block: &&[u8], round: u8| block.iter().all(|byte| *byte == round);
+    let blocks: Vec<&[u8]> = bytes.chunks(BLOCK as usize).collect();
+    let come = blocks.iter().take_while(|block| whole(block, last)).count();
+    let rest = blocks[come..].iter().skip_while(|block| !whole(block, last - 1));
+    let written = rest.clone().count();
+    assert!(rest.clone().all(|block| whole(block, last - 1)), "later blocks are there");
+    assert!(come + written + 1 >= blocks.len(), "of {} blocks {come} and {written}", blocks.len());
+    let between = blocks.get(come).filter(|_| come + written < blocks.len());
+    assert!(between.is_none_or(|b| b.iter().all(|byte| (last - 1..=last).contains(byte))));
 }
 
 /// None is missing of which the bytes differ.
