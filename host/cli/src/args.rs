@@ -218,9 +218,11 @@ pub enum Command {
   snapslot export lvm:vg0/vm1 vm1.raw --checksum
   snapslot export vm1 - | ssh backup 'cat > vm1.raw'
   snapslot export ./disk.qcow2 now.qcow2 --live          # the present disk, of a machine that is off
+  snapslot export raw:/srv/vm2.img now.raw --live        # served by snapslot: also of one that runs
 
 The image gets its name when it is whole; whatever stops an export leaves nothing behind. The snapshot
-can be exported while the machine runs.")]
+can be exported while the machine runs; so can the present disk where a moment of it can be held: of a
+disk that is served, and of a ZFS volume.")]
     Export(ExportArgs),
     /// Look inside: serve the snapshot read-only as a network block device
     #[command(after_help = "Examples:
@@ -424,7 +426,7 @@ pub struct OpenArgs {
     pub machine: String,
     #[command(flatten)]
     pub at: ListenArgs,
-    /// Serve the present disk instead of the snapshot; nobody may be writing it
+    /// Serve the present disk instead of the snapshot; one that is being written must be a served disk or a ZFS volume
     #[arg(long)]
     pub live: bool,
     /// A backing file that may be read, the nearest first; repeat for a chain
@@ -493,7 +495,7 @@ pub struct ExportArgs {
     /// How hard to compress: zlib 0 to 9 [default: 6], zstd 1 to 22 [default: 1]
     #[arg(long, value_name = "N", requires = "compress", value_parser = clap::value_parser!(i32).range(0..=22), allow_negative_numbers = false)]
     pub level: Option<i32>,
-    /// Export the present disk instead of the snapshot; nobody may be writing it
+    /// Export the present disk instead of the snapshot; one that is being written must be a served disk or a ZFS volume
     #[arg(long)]
     pub live: bool,
     /// Compute the SHA-256 of the content, as of a raw image

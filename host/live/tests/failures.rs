@@ -180,6 +180,20 @@ fn a_moment_has_what_is_written_and_cannot_be_brought_to_the_disk() {
     assert!(found == wanted, "it lacks what waited");
 }
 
+/// Story: a moment's beginning brings what waits to the disk; that the snapshot went with it was not told of until the
+/// next commit (the fuzzer's).
+#[test]
+fn a_snapshot_that_goes_as_a_moment_begins_is_known_to_be_lost() {
+    let s = setting(knobs(SMALL, OnFull::LoseSnapshot));
+    s.live.take(MARK, 1, 1).expect("a take");
+    for i in 0..30 {
+        s.live.write(i * BLOCK, &block(3)).expect("it waits");
+    }
+    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
+    s.live.hold(OTHER, Box::new(room.disk("room")), |why| panic!("{why}")).expect("a moment");
+    assert!(s.live.standing().lost, "{:?}", s.live.standing());
+}
+
 /// Story: a flush that waited behind a commit of another thread found nothing waiting when that had failed, and
 /// succeeded.
 #[test]

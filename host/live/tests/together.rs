@@ -4,7 +4,7 @@
 //! read and check their own part of a real file while commits, flushes and takes go on.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use snapslot_content::Content as _;
@@ -119,7 +119,7 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
     let companion = || FileCompanion::new(folder.path().join("store"), path.clone());
     let live = LiveDisk::open(disk.clone(), Box::new(companion()), KNOBS).expect("opens");
     let stop = AtomicBool::new(false);
-    let mut rounds = 0;
+    let (mut rounds, writes) = (0, AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -129,7 +129,7 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
         });
         let writers: Vec<_> = (0..THREADS)
             .map(|t| {
-                let (live, stop, first) = (&live, &stop, &first);
+                let (live, stop, first, writes) = (&live, &stop, &first, &writes);
                 scope.spawn(move || {
                     let base = t * PART;
                     let mut own = first[base as usize..(base + PART) as usize].to_vec();
@@ -140,14 +140,13 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
                         seed ^= seed << 17;
                         seed % below
                     };
-                    let mut writes = 0_u64;
                     while !stop.load(Ordering::Relaxed) {
                         let length = 512 * (1 + dice(20));
                         let at = 512 * dice((PART - length) / 512);
                         let byte = dice(256) as u8;
                         live.write(base + at, &vec![byte; length as usize]).expect("a write");
                         own[at as usize..(at + length) as usize].fill(byte);
-                        writes += 1;
+                        writes.fetch_add(1, Ordering::Relaxed);
                         let length = 1 + dice(30_000);
                         let at = dice(PART - length);
                         let mut read = vec![0; length as usize];
@@ -160,7 +159,7 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
                             live.flush().expect("a flush");
                         }
                     }
-                    (own, writes)
+                    own
                 })
             })
             .collect();
@@ -170,7 +169,9 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
             snapshot.read_at(0, &mut bytes).expect("a read");
             bytes
         };
-        for _ in 0..30 {
+        // However many it takes until enough was written, on a slow machine too; a writer that ends has failed.
+        let enough = |rounds| rounds >= 30 && writes.load(Ordering::Relaxed) > 1000;
+        while !enough(rounds) && !writers.iter().any(|w| w.is_finished()) {
             live.take(MARK, 1, 1).expect("a take");
             let store = companion().open().expect("its store").expect("a store");
             let snapshot = Snapshot::open(disk.clone(), store).expect("opens").expect("a snapshot");
@@ -184,15 +185,12 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
         }
         stop.store(true, Ordering::Relaxed);
         let mut all = first.clone();
-        let mut writes = 0;
         for (t, writer) in writers.into_iter().enumerate() {
-            let (own, n) = writer.join().expect("a thread");
+            let own = writer.join().expect("a thread");
             all[t * PART as usize..(t + 1) * PART as usize].copy_from_slice(&own);
-            writes += n;
         }
         live.flush().expect("a flush");
         assert!(std::fs::read(&path).expect("the file") == all, "the disk is not what was written");
-        println!("{writes} writes, {rounds} snapshots");
-        assert!(writes > 1000, "{writes}");
+        println!("{} writes, {rounds} snapshots", writes.load(Ordering::Relaxed));
     });
 }

@@ -8,19 +8,21 @@ use std::os::unix::net::UnixStream;
 
 use libfuzzer_sys::fuzz_target;
 use snapslot_live::Standing;
-use snapslot_live::control::{Answer, Request, hear};
+use snapslot_live::control::{Answer, Request, hear, say};
 
 fuzz_target!(|data: &[u8]| {
     let (mut ours, theirs) = UnixStream::pair().expect("a pair");
     // It fits into the socket.
     ours.write_all(data).expect("room");
     ours.shutdown(Shutdown::Write).expect("a socket");
-    let mut heard = None;
-    let answered = hear(theirs, &|| false, |request| {
-        heard = Some(request);
-        Answer::Done { pid: 1, clients: 2, standing: Standing::default() }
-    });
-    answered.expect("an answer");
+    let (heard, answer) = match hear(&theirs, &|| false).expect("a line") {
+        Ok(request) => {
+            (Some(request), Answer::Done { pid: 1, clients: 2, standing: Standing::default() })
+        }
+        Err(refusal) => (None, refusal),
+    };
+    say(&theirs, &answer).expect("room");
+    drop(theirs);
     let mut answer = String::new();
     ours.read_to_string(&mut answer).expect("a line");
     assert_eq!(answer.matches('\n').count(), 1, "{answer:?}");

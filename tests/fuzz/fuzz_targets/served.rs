@@ -1,21 +1,25 @@
-//! A live disk behind the NBD server, a snapshot held: whatever a client sends, the snapshot is what was taken, while it
-//! is held and when it is restored. A store that runs full is told as such.
+//! A live disk behind the NBD server, a snapshot held, and later the present disk for a reader: whatever a client sends,
+//! the snapshot is what was taken, while it is held and when it is restored, and the reader reads of one moment. A store
+//! that runs full is told as such.
 #![no_main]
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
 use libfuzzer_sys::fuzz_target;
+use snapslot_content::Content as _;
 use snapslot_disk::sim::World;
 use snapslot_fuzz::{Bytes, nbd_client};
-use snapslot_live::{BLOCK, Knobs, LiveDisk, LiveError, OnFull};
+use snapslot_live::{BLOCK, Knobs, LiveDisk, LiveError, OnFull, Snapshot};
 use snapslot_nbd::{Announced, Export, Server};
 
 const SIZE: u64 = 15 * BLOCK + 700;
 const MARK: &str = "00000000000000aa";
+const READER: &str = "00000000000000bb";
 
 /// The disk of this run: a server and its helpers are made once.
 struct Now(Mutex<Option<Arc<LiveDisk>>>);
@@ -106,8 +110,25 @@ fuzz_target!(|data: &[u8]| {
     client(&mut Bytes(before));
     let then = content(&live);
     live.take(MARK, 1, 2).expect("a take");
+    let (before, after) = after.split_at(after.len() / 2);
+    client(&mut Bytes(before));
+    let (moment, is_held) = (content(&live), Arc::new(AtomicBool::new(true)));
+    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
+    let told = is_held.clone();
+    live.hold(READER, Box::new(room.disk("room")), move |_| told.store(false, Ordering::SeqCst))
+        .expect("a moment");
     client(&mut Bytes(after));
     live.flush().expect("a flush");
+    let held = is_held.clone();
+    let disk = Arc::new(world.disk("disk"));
+    let reader =
+        Snapshot::of_now(disk, Box::new(room.disk("room")), move || held.load(Ordering::SeqCst));
+    let mut read = vec![0; SIZE as usize];
+    match reader.expect("opens").expect("a moment").read_at(0, &mut read) {
+        Ok(()) => assert!(read == moment, "what is read is not of the moment"),
+        Err(e) => assert!(!is_held.load(Ordering::SeqCst) && store_max < 1 << 20, "{e}"),
+    }
+    live.let_go(READER);
     let now = content(&live);
     let lost = live.standing().lost;
     assert!(!lost || store_max < 1 << 20, "there was room");

@@ -26,7 +26,7 @@ use crate::volume::Volume;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// How long another process is waited for that shows, or hides, the same; and udev, to make the device's name: it makes
 /// many, one after the other, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 const STEP: Duration = Duration::from_millis(50);
 /// Tries after which it is hidden anew.
 const ANEW: u32 = 10;

@@ -17,15 +17,21 @@ impl LiveDisk {
         if self.waiting.load(Ordering::Acquire) + self.going.load(Ordering::Acquire) == 0 {
             return self.check_sound();
         }
-        let result = self.commit_with(&mut slot);
-        self.note(&slot);
+        let result = self.commit_noted(&mut slot);
         drop(slot);
         let _order = lock(&self.wanted);
         self.ended.notify_all();
         result
     }
 
-    pub(super) fn commit_with(&self, slot: &mut Slot) -> Result<(), LiveError> {
+    /// The same of who has the slot, and takes note of how it stands then.
+    pub(super) fn commit_noted(&self, slot: &mut Slot) -> Result<(), LiveError> {
+        let result = self.commit_with(slot);
+        self.note(slot);
+        result
+    }
+
+    fn commit_with(&self, slot: &mut Slot) -> Result<(), LiveError> {
         self.check_sound()?;
         let nobody_reads = |slot: &Slot| slot.held.is_none() && slot.now.is_none();
         if nobody_reads(slot) {

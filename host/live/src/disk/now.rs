@@ -56,7 +56,7 @@ impl LiveDisk {
         head.put(&*store)?;
         let mut held = Held { head, store, tail, places: ByBlock::default() };
         // Most of what waits goes to the disk while writes go on. What cannot is copied with the rest.
-        let _ = self.commit_with(&mut slot);
+        let _ = self.commit_noted(&mut slot);
         let mut gate = self.close();
         let blocks = self.gather();
         self.copy_going(&mut held, &blocks)?;
