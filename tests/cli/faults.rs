@@ -57,7 +57,11 @@ fn an_owner_needs_no_privileges() {
     let (image_path, directory) = (image.path().to_owned(), scratch.path().to_owned());
     // The build's directory may be closed to others.
     let binary = scratch.join("snapslot");
-    std::fs::copy(env!("CARGO_BIN_EXE_snapslot"), &binary).expect("a copy of the binary");
+    // By a child: what this process has open for writing, the children of other tests have too for a moment, and
+    // then nobody can run it ("Text file busy").
+    let mut copy = Command::new("cp");
+    copy.arg(env!("CARGO_BIN_EXE_snapslot")).arg(&binary);
+    run(copy, Duration::from_secs(60)).expect_success();
     let own = scratch.join("own");
     std::fs::create_dir(&own).expect("a directory");
     std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o777)).expect("chmod");

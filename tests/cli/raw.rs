@@ -508,9 +508,30 @@ fn btrfs_shares_blocks() {
     blocks_are_shared("btrfs", &["mkfs.btrfs", "-q"]);
 }
 
-/// Starts a verb and kills it once the file that it fills has some of its content.
+/// Starts a verb and kills it once the file that it fills has some of its content. Where it comes to its end before
+/// that, `again` makes the disk what it was, and it is tried once more.
 #[track_caller]
-fn killed(disk: &Disk, snapslot: &Snapslot, verb: &str, more: &[&str], file: &str) {
+fn killed(
+    disk: &Disk,
+    snapslot: &Snapslot,
+    verb: &str,
+    more: &[&str],
+    file: &str,
+    again: impl Fn(),
+) {
+    for _ in 0..50 {
+        if is_killed(disk, snapslot, verb, more, file) {
+            return;
+        }
+        disk.verb(snapslot, "recover", &[]).expect(0);
+        again();
+    }
+    panic!("{verb} always ends before it is killed");
+}
+
+/// Whether the kill came in time.
+#[track_caller]
+fn is_killed(disk: &Disk, snapslot: &Snapslot, verb: &str, more: &[&str], file: &str) -> bool {
     let mut arguments = vec![verb.to_owned(), disk.volume()];
     arguments.extend(more.iter().map(|m| (*m).to_owned()));
     let mut process = snapslot.start(&arguments);
@@ -519,16 +540,15 @@ fn killed(disk: &Disk, snapslot: &Snapslot, verb: &str, more: &[&str], file: &st
         name.ends_with(file) && std::fs::metadata(path).is_ok_and(|m| m.blocks() > 0)
     };
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !disk.beside().iter().any(begun) {
-        let late = process.has_ended() || Instant::now() > deadline;
+    while !disk.beside().iter().any(begun) && !process.has_ended() {
+        let late = Instant::now() > deadline;
         assert!(!late, "no {file}: {}", process.finish(Duration::ZERO).account());
         std::thread::yield_now();
     }
     process.kill();
     let done = process.finish(Duration::from_secs(60));
-    assert_eq!(done.signal, Some(9), "it ended before the kill: {}", done.account());
-    let left = disk.beside();
-    assert!(left.iter().any(|n| n.ends_with(file)), "{file} is not left: {left:?}");
+    assert!(done.signal == Some(9) || done.code == Some(0), "{}", done.account());
+    done.signal == Some(9) && disk.beside().iter().any(|n| n.ends_with(file))
 }
 
 /// Three windows of a whole copy (128 MiB each) and holes: a kill comes in the middle of it.
@@ -549,7 +569,12 @@ fn a_kill_leaves_no_half_copy_that_counts() {
         assert_eq!((status.slot(), &volume["interrupted"]), (state, &true.into()));
         volume["snapshots"].as_array().map_or(usize::MAX, Vec::len)
     };
-    killed(&disk, &snapslot, "take", &["--full-copy"], ".part");
+    let emptied = || {
+        if disk.verb(&snapslot, "status", &[]).slot() == "held" {
+            disk.verb(&snapslot, "delete", &[]).expect(0);
+        }
+    };
+    killed(&disk, &snapslot, "take", &["--full-copy"], ".part", emptied);
     assert_eq!(interrupted("taking"), 0, "half a copy counts as a snapshot");
     disk.verb(&snapslot, "recover", &[]).expect(0);
     disk.assert_only(&[]);
@@ -557,7 +582,7 @@ fn a_kill_leaves_no_half_copy_that_counts() {
     refusal(&disk.verb(&snapslot, "restore", &[]), 4, "slot-empty");
 
     // And once more, with the next command in place of `recover`.
-    killed(&disk, &snapslot, "take", &["--full-copy"], ".part");
+    killed(&disk, &snapslot, "take", &["--full-copy"], ".part", emptied);
     let kept = mark(&disk.verb(&snapslot, "take", &["--full-copy"]));
     disk.assert_only(&[&kept]);
     disk.copy(&kept).assert_content("the copy", SIZE, &then);
@@ -566,7 +591,7 @@ fn a_kill_leaves_no_half_copy_that_counts() {
     let mut now = then.clone();
     now[7].1 = 1000;
     disk.write(&now[7..8]);
-    killed(&disk, &snapslot, "restore", &["--yes"], "restoring");
+    killed(&disk, &snapslot, "restore", &["--yes"], "restoring", || disk.write(&now[7..8]));
     disk.assert_content("killed while restored", SIZE, &now);
     assert_eq!(interrupted("restoring"), 1, "the snapshot is gone");
     let recovered = disk.verb(&snapslot, "recover", &[]);

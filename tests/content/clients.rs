@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use snapslot_test_support::needs::{self, ROOT};
 use snapslot_test_support::{Image, Scratch, Snapslot, assert_same};
@@ -151,16 +152,15 @@ fn junk_ends_its_own_connection_and_no_other() {
     let (snapslot, image, before) = held(&scratch);
     let socket = scratch.join("s");
     let path = socket.display().to_string();
-    let served = snapslot.start(["open", &image.path().display().to_string(), "--socket", &path]);
-    let connect = || {
-        for _ in 0..200 {
-            if let Ok(stream) = UnixStream::connect(&socket) {
-                return stream;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        panic!("nobody listens");
-    };
+    let mut served =
+        snapslot.start(["open", &image.path().display().to_string(), "--socket", &path]);
+    // Until it listens or has ended, on a busy machine too.
+    while UnixStream::connect(&socket).is_err() {
+        let gone = served.has_ended() || served.age() > Duration::from_secs(120);
+        assert!(!gone, "nobody listens: {}", served.finish(Duration::ZERO).account());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let connect = || UnixStream::connect(&socket).expect("it listens");
     let greeted = || {
         let mut stream = connect();
         let mut hello = [0; 18];

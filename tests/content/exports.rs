@@ -260,6 +260,13 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     assert!(!left.iter().any(|n| n.to_string_lossy().contains("part")), "{left:?}");
 }
 
+/// How much a process has written so far; nothing once it has ended.
+fn written(process: u32) -> u64 {
+    let told = std::fs::read_to_string(format!("/proc/{process}/io")).unwrap_or_default();
+    let bytes = told.lines().find_map(|line| line.strip_prefix("wchar: "));
+    bytes.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
 #[test]
 fn an_export_goes_to_a_pipe_and_a_killed_one_leaves_nothing() {
     let Subject { scratch, image, before, .. } = subject(&[], None, 4);
@@ -282,16 +289,31 @@ fn an_export_goes_to_a_pipe_and_a_killed_one_leaves_nothing() {
     std::fs::create_dir(&folder).expect("room");
     let out = folder.join("large.raw").display().to_string();
     for signal in ["-KILL", "-INT"] {
-        let mut process =
-            snapslot.start(["export".as_ref(), large.path().as_os_str(), out.as_ref()]);
-        std::thread::sleep(Duration::from_millis(120));
-        let ended = process.has_ended();
-        program("kill", &[signal, &process.id().to_string()]);
-        let done = process.finish(Duration::from_secs(60));
-        if !ended && done.code != Some(0) {
-            let left: Vec<_> = std::fs::read_dir(&folder).expect("it").flatten().collect();
-            assert!(left.is_empty(), "{signal} left {left:?}");
-        }
+        let interrupted = || {
+            let mut process =
+                snapslot.start(["export".as_ref(), large.path().as_os_str(), out.as_ref()]);
+            // In the middle of it, however fast the machine is.
+            while !process.has_ended() && written(process.id()) < 64 * MIB {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            program("kill", &[signal, &process.id().to_string()]);
+            let done = process.finish(Duration::from_secs(60));
+            let left: Vec<_> =
+                std::fs::read_dir(&folder).expect("it").flatten().map(|e| e.path()).collect();
+            // Either nothing, or all of it: it gets its name when it is whole, and its process ends a moment later.
+            if left.is_empty() {
+                assert_ne!(done.code, Some(0), "{}", done.account());
+                return true;
+            }
+            assert_eq!(left, [Path::new(&out)], "{signal}: {}", done.account());
+            let bytes = std::fs::read(&out).expect("it");
+            assert_eq!(bytes.len() as u64, 512 * MIB, "{signal}");
+            let (filled, empty) = bytes.split_at(500 * MIB as usize);
+            assert!(filled.iter().all(|b| *b == 3) && empty.iter().all(|b| *b == 0), "{signal}");
+            std::fs::remove_file(&out).expect("it");
+            false
+        };
+        assert!((0..20).any(|_| interrupted()), "{signal} always comes too late");
     }
 }
 

@@ -327,23 +327,19 @@ fn a_command_is_told_to_end_and_served_until_it_has() {
     assert!(served.bytes()[..64 << 10].iter().all(|b| *b == 9), "it was not served to its end");
 }
 
-/// The present content of a disk that is served is of no moment; what to do instead is said.
+/// The moment is of the disk that is served, whatever has its name by now.
 #[test]
-fn a_served_disk_is_exported_by_its_snapshot_alone() {
+fn the_present_disk_is_that_of_its_server() {
     let scratch = Scratch::new();
     let served = served(&scratch, 4 * MIB);
+    let first = served.bytes();
     let process = served.start(&[]);
-    served.verb("take", &[]).expect(0);
-    let out = scratch.join("out.raw").display().to_string();
-    for (verb, more) in [("export", vec![&*out, "--live"]), ("diff", vec!["--content"])] {
-        let refused = served.verb(verb, &more);
-        let error = &refused.expect(5)["error"];
-        assert!(
-            error["message"].as_str().is_some_and(|m| m.contains("a take is a moment")),
-            "{error}"
-        );
-    }
-    served.verb("export", &[&out]).expect(0);
+    let other = scratch.join("other");
+    std::fs::write(&other, vec![9; first.len()]).expect("room");
+    std::fs::rename(&other, &served.disk).expect("a name");
+    let out = scratch.join("out.raw");
+    served.verb("export", &[&out.display().to_string(), "--live"]).expect(0);
+    assert_same("the disk that is served", &std::fs::read(&out).expect("it"), &first);
     served.stop(process);
 }
 
@@ -409,9 +405,12 @@ fn a_served_device_is_claimed() {
     };
     let refused = claim().expect_err("somebody else claims a device that is served");
     assert_eq!(refused.raw_os_error(), Some(16), "{refused}");
+    let out = scratch.join("out.raw");
+    served.verb("export", &[&out.display().to_string(), "--live"]).expect(0);
+    assert_same("its present content", &std::fs::read(&out).expect("it"), &served.bytes());
     served.verb("take", &[]).expect(0);
     served.qemu_io(&["write -q -P 2 0 1M", "flush"]);
-    served.verb("restore", &[]).expect(0);
+    served.restored();
     assert!(served.bytes().iter().all(|b| *b == 1));
     served.verb("delete", &[]).expect(0);
     served.stop(process);

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use snapslot_command::{Command, Executor, RunError, Runner};
@@ -18,8 +19,18 @@ impl Tools {
     fn with(program: &str, script: &str) -> Tools {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join(program);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+        // By a child: what this process has open for writing, the children of other tests have too for a moment,
+        // and then nobody can run it ("Text file busy").
+        let mut install = std::process::Command::new("install")
+            .args(["-m", "755", "/dev/stdin"])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("install");
+        let mut content = install.stdin.take().expect("its input");
+        write!(content, "#!/bin/sh\n{script}\n").expect("a script");
+        drop(content);
+        assert!(install.wait().expect("its end").success());
         Tools { directory }
     }
 
@@ -107,11 +118,13 @@ fn one_that_is_listened_to_may_say_more_than_is_kept_and_is_ended_by_who_listens
     assert!(matches!(in_silence, Ok(None)), "{in_silence:?}");
     assert!(begun.elapsed() < long, "it was not asked in silence");
 
-    // Half a second of silence is too much for one, and two seconds with a word now and then are not for another.
+    // Half a second of silence is too much for one, and four seconds with a word now and then are not for another
+    // that may be silent for three.
     let silence = Duration::from_millis(500);
     let silent = listened("echo a; sleep 600", silence, &mut |_| ControlFlow::Continue(()));
     assert!(matches!(silent, Err(RunError::Deadline { .. })), "{silent:?}");
-    let script = "for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.1; done";
+    let silence = Duration::from_secs(3);
+    let script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done";
     let slow = listened(script, silence, &mut |_| ControlFlow::Continue(()));
     assert_eq!(slow.expect("it ran").expect("an answer").exit_code, 0);
 }

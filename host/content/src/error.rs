@@ -51,6 +51,12 @@ pub enum ContentError {
         /// What.
         what: String,
     },
+    /// A moment that was held for who reads it is held no longer.
+    #[error("{what} is held no longer, and what was read of it does not count; try again")]
+    NotHeld {
+        /// What.
+        what: String,
+    },
     /// Reading outside the view.
     #[error("the disk has {size} bytes; {length} bytes at {offset} are outside it")]
     Outside {

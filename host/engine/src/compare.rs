@@ -25,7 +25,7 @@ use crate::view::{
 };
 use crate::volume::{Volume, changes_image};
 
-/// How long a diff waits for another process that holds the same pool's metadata.
+/// How long a diff waits for another process that holds the same pool's metadata, or the same volume's present.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What changed on one volume since the take.
@@ -206,10 +206,11 @@ impl Engine {
         };
         let Ok(guid) = then.identity.parse() else { return told("no guid".to_owned()) };
         let mark = self.new_mark()?;
-        let present = match Present::of(volume, &mark, &*self.commands, &self.settings.state_dir) {
-            Ok(present) => present,
-            Err(why) => return told(why),
-        };
+        let present =
+            match Present::of(volume, &mark, PATIENCE, &*self.commands, &self.settings.state_dir) {
+                Ok(present) => present,
+                Err(why) => return told(why),
+            };
         let failed = |e| EngineError::content(&volume.locator, e);
         let sizes = [then.virtual_size, facts.virtual_size];
         let mut changed = match present.written_since(name, guid, sizes, watch) {

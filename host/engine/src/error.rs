@@ -68,6 +68,16 @@ pub enum EngineError {
         /// Who.
         users: Users,
     },
+    /// Some program has the volume open, and no moment of it can be held meanwhile.
+    #[error("{volume} is in use{}, and no moment of it can be held to be read: {why}; nothing was changed", .users.in_words())]
+    NoMoment {
+        /// The volume.
+        volume: String,
+        /// Who.
+        users: Users,
+        /// Why not.
+        why: String,
+    },
     /// The plugin says no.
     #[error("{volume}: {}; nothing was changed", .failure.message)]
     Backend {
@@ -316,7 +326,7 @@ impl EngineError {
                 Refusal::Policy { .. } => "policy",
             },
             EngineError::Busy { .. } | EngineError::LeftOver { .. } => "busy",
-            EngineError::InUse { .. } => "in-use",
+            EngineError::InUse { .. } | EngineError::NoMoment { .. } => "in-use",
             EngineError::Backend { failure, .. } => return failure.code.clone(),
             EngineError::Plugin { .. } => "plugin-fault",
             EngineError::Disk { source, .. } if source.is_no_space() => "no-space",
@@ -364,6 +374,7 @@ impl EngineError {
                 ContentError::Stopped => "stopped",
                 ContentError::Packed { .. } => "corrupt",
                 ContentError::Gone { .. } => "snapshot-lost",
+                ContentError::NotHeld { .. } => "not-held",
                 _ => "io",
             },
         };
@@ -388,9 +399,10 @@ impl EngineError {
                 Refusal::Drifted { .. } => 8,
                 _ => 6,
             },
-            EngineError::Busy { .. } | EngineError::LeftOver { .. } | EngineError::InUse { .. } => {
-                5
-            }
+            EngineError::Busy { .. }
+            | EngineError::LeftOver { .. }
+            | EngineError::InUse { .. }
+            | EngineError::NoMoment { .. } => 5,
             EngineError::Partly { source, .. } if source.exit() == 5 => 5,
             EngineError::Store(e) if e.is_busy() => 5,
             EngineError::Backend { failure, .. } => match failure.kind {
@@ -473,10 +485,12 @@ impl EngineError {
                 json!({ "volume": volume, "verb": verb, "machine": machine, "volumes": all })
             }
             EngineError::Unrecovered { machine, .. } => json!({ "machine": machine }),
-            EngineError::InUse { volume, users } => json!({
-                "volume": volume, "holders": holders(&users.holders), "mounts": users.mounts,
-                "claimed": users.claimed,
-            }),
+            EngineError::InUse { volume, users } | EngineError::NoMoment { volume, users, .. } => {
+                json!({
+                    "volume": volume, "holders": holders(&users.holders), "mounts": users.mounts,
+                    "claimed": users.claimed,
+                })
+            }
             EngineError::Backend { volume, failure } => {
                 let more: Map<String, Value> =
                     failure.data.iter().map(|(k, v)| (k.clone(), json!(v))).collect();

@@ -34,6 +34,8 @@ const WAITING_MAX: u64 = 64 << 20;
 /// How long a first write waits at most before it is brought to the disk unasked.
 const UNASKED: Duration = Duration::from_secs(1);
 
+/// How long a reader of the present disk is waited for that may be gone.
+const LEAVING: Duration = Duration::from_secs(1);
 /// Requests of other processes that are answered at once.
 const HEARD_MAX: usize = 16;
 /// How long an engine that is at work on the disk is waited for when its server stops.
@@ -63,20 +65,32 @@ impl LiveExport {
 
     /// Holds the disk as it is now, for as long as somebody is at the other end.
     fn hold(&self, mark: &str, stream: &UnixStream, stop: &dyn Fn() -> bool) -> io::Result<()> {
-        let reader = stream.try_clone()?;
-        let gone = move |why: &str| {
-            // Before anything more is overwritten: whoever reads asks after each read.
-            let _ = reader.shutdown(Shutdown::Both);
-            tracing::warn!("the present disk is not held any longer for who reads it: {why}");
+        let disk = self.live.reopened()?;
+        let begun = Instant::now();
+        let store = loop {
+            let (store, lent) = match self.copies.nameless_store() {
+                Ok(made) => made,
+                Err(e) => {
+                    let code = if e.is_no_space() { "no-space" } else { "io" };
+                    return say(stream, &refused(code, e.to_string()));
+                }
+            };
+            let reader = stream.try_clone()?;
+            let gone = move |why: &str| {
+                // Before anything more is overwritten: whoever reads asks after each read.
+                let _ = reader.shutdown(Shutdown::Both);
+                tracing::warn!("the present disk is not held any longer for who reads it: {why}");
+            };
+            match self.live.hold(mark, Box::new(store), gone) {
+                Ok(()) => break lent,
+                // Who has read it may be gone, and is let go of in a moment.
+                Err(LiveError::Busy) if begun.elapsed() < LEAVING && !stop() => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(e) => return say(stream, &refused(e.code(), e.to_string())),
+            }
         };
-        let (store, file) = match self.copies.nameless_store() {
-            Ok(store) => store,
-            Err(e) => return say(stream, &refused("io", e.to_string())),
-        };
-        if let Err(e) = self.live.hold(mark, Box::new(store), gone) {
-            return say(stream, &refused(e.code(), e.to_string()));
-        }
-        let lent = lend(stream, &self.done(), file.as_fd(), stop);
+        let lent = lend(stream, &self.done(), [disk.as_fd(), store.as_fd()], stop);
         // Its reader is told before it is let go of: it may be the server that goes.
         let _ = stream.shutdown(Shutdown::Both);
         self.live.let_go(mark);

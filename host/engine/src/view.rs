@@ -13,6 +13,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use snapslot_command::{Grammar, Place};
@@ -27,6 +28,9 @@ use crate::held::{Present, Shown};
 use crate::locator::Locator;
 use crate::status::{derive, image_lock_error, left_behind, lock_error};
 use crate::volume::Volume;
+
+/// How long another process is waited for that reads the same volume's present.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Extents asked for at once.
 pub(crate) const PAGE: u32 = 10_000;
@@ -151,17 +155,23 @@ impl Engine {
             return image(&volume.locator, disk, plugin, &View::Current, below);
         }
         // Also where nobody uses it: somebody may begin to, while it is read.
-        match is_zfs_volume(volume, facts).then(|| self.held_now(volume, kept)) {
-            Some(Ok(held)) => return Ok(held),
-            Some(Err(why)) => {
-                tracing::info!("{}: no moment of it: {why}", volume.locator);
-                *kept = Kept::default();
+        let mut unheld = None;
+        if is_zfs_volume(volume, facts) {
+            match self.held_now(volume, kept) {
+                Ok(held) => return Ok(held),
+                Err(why) => unheld = Some(why),
             }
-            None => {}
+            *kept = Kept::default();
         }
-        let users = volume.users()?;
-        if !users.is_empty() {
-            return Err(EngineError::InUse { volume: volume.locator.to_string(), users });
+        let (users, name) = (volume.users()?, volume.locator.to_string());
+        match (users.is_empty(), unheld) {
+            (false, None) => return Err(EngineError::InUse { volume: name, users }),
+            (false, Some(why)) => return Err(EngineError::NoMoment { volume: name, users, why }),
+            (true, Some(why)) => tracing::warn!(
+                "{name}: nobody uses it now, and nobody may begin to while it is read, as no moment of it can be \
+                 held: {why}"
+            ),
+            (true, None) => {}
         }
         match (&volume.image, &volume.locator.place) {
             (Some(disk), _) => image(&volume.locator, disk, plugin, &View::Current, below),
@@ -180,12 +190,16 @@ impl Engine {
     ) -> Result<Arc<dyn Content>, String> {
         let mark = self.new_mark().map_err(|e| e.to_string())?;
         let state_dir = &self.settings.state_dir;
-        let present = Present::of(volume, &mark, &*self.commands, state_dir)?;
+        let present = Present::of(volume, &mark, PATIENCE, &*self.commands, state_dir)?;
         let name = present.name().to_owned();
         kept.present = Some(present);
         let path = snapshot_device(volume, &name).ok_or("it has no device")?;
-        kept.shown = Shown::of(volume, &name, &path, &*self.commands, state_dir)?;
-        device(volume, Some(path)).map_err(|e| e.to_string())
+        let mut open = || {
+            kept.shown = Shown::of(volume, &name, &path, &*self.commands, state_dir)?;
+            device(volume, Some(path.clone())).map_err(|e| e.to_string())
+        };
+        // It may have been shown by somebody who has hidden it meanwhile.
+        open().or_else(|_| open())
     }
 
     /// What a served disk holds at this moment; its server holds it for as long as what is given back is there.

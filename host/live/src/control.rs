@@ -2,7 +2,7 @@
 //!
 //! One request and one answer for each connection, each a line of JSON, over a unix socket in the engine's
 //! state directory, which only its owner can enter. A moment of the disk is held for as long as the connection that
-//! asked for it is there; its store comes with the answer.
+//! asked for it is there; the disk and its store come with the answer.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
@@ -141,28 +141,31 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<Answer>> {
 pub struct Moment(UnixStream);
 
 impl Moment {
-    /// Asks for one; gives its store, too, or the refusal. None: nobody serves there.
-    pub fn ask(socket: &Path, mark: &str) -> io::Result<Option<Result<(Moment, File), Answer>>> {
+    /// Asks for one; gives the disk and its store, too, or the refusal. None: nobody serves there.
+    pub fn ask(
+        socket: &Path,
+        mark: &str,
+    ) -> io::Result<Option<Result<(Moment, [File; 2]), Answer>>> {
         let request = Request::Hold { mark: mark.to_owned() };
         let Some(stream) = asked(socket, &request)? else { return Ok(None) };
-        // The store comes with the first byte of the answer.
-        let (mut first, mut room) = ([0], nix::cmsg_space!([std::os::fd::RawFd; 1]));
+        // Disk and store come with the first byte of the answer.
+        let (mut first, mut room) = ([0], nix::cmsg_space!([std::os::fd::RawFd; 2]));
         let mut parts = [IoSliceMut::new(&mut first)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let heard = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut room), flags)?;
-        let mut store = None;
+        let mut files = Vec::new();
         for message in heard.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raws) = message {
-                for raw in raws {
-                    // SAFETY: the kernel has just made it for this process, and nobody else knows of it.
-                    store = Some(File::from(unsafe { OwnedFd::from_raw_fd(raw) }));
-                }
+                // SAFETY: the kernel has just made them for this process, and nobody else knows of them.
+                let owned = raws.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) });
+                files.extend(owned.map(File::from));
             }
         }
         let heard = heard.bytes;
-        Ok(Some(match (hear_answer(first[..heard].chain(&stream))?, store) {
-            (Answer::Done { .. }, Some(store)) => Ok((Moment(stream), store)),
-            (Answer::Done { .. }, None) => return Err(io::ErrorKind::InvalidData.into()),
+        let answer = hear_answer(first[..heard].chain(&stream))?;
+        Ok(Some(match (answer, <[File; 2]>::try_from(files)) {
+            (Answer::Done { .. }, Ok(files)) => Ok((Moment(stream), files)),
+            (Answer::Done { .. }, Err(_)) => return Err(io::ErrorKind::InvalidData.into()),
             (refused, _) => Err(refused),
         }))
     }
@@ -189,15 +192,16 @@ pub fn say(stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     send_line(stream, answer)
 }
 
-/// Answers that a moment is held, in this store, and waits until nobody wants it any more, or it is to `stop`.
+/// Answers that a moment is held, of this disk and in this store, and waits until nobody wants it any more, or it is to
+/// `stop`.
 pub fn lend(
     mut stream: &UnixStream,
     answer: &Answer,
-    store: BorrowedFd<'_>,
+    files: [BorrowedFd<'_>; 2],
     stop: &dyn Fn() -> bool,
 ) -> io::Result<()> {
     let line = line(answer)?;
-    let raw = [store.as_raw_fd()];
+    let raw = files.map(|file| file.as_raw_fd());
     let with = [ControlMessage::ScmRights(&raw)];
     let first = [IoSlice::new(&line[..1])];
     sendmsg::<()>(stream.as_raw_fd(), &first, &with, MsgFlags::MSG_NOSIGNAL, None)?;

@@ -39,6 +39,7 @@ mod error;
 mod life;
 mod now;
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -241,6 +242,14 @@ impl LiveDisk {
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The disk, opened again to be read alone: the same file, whatever has its name by now.
+    pub fn reopened(&self) -> std::io::Result<std::fs::File> {
+        let Some(disk) = self.disk.descriptor() else {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        };
+        std::fs::File::open(format!("/proc/self/fd/{}", disk.as_raw_fd()))
     }
 
     fn enter(&self) -> RwLockReadGuard<'_, bool> {

@@ -95,11 +95,10 @@ impl Snapshot {
     }
 
     fn lost(&self) -> ContentError {
-        let what = match &self.held {
-            Some(_) => "the moment of the disk that was held for it".to_owned(),
-            None => format!("the live snapshot {}", self.head.mark),
-        };
-        ContentError::Gone { what }
+        match &self.held {
+            Some(_) => ContentError::NotHeld { what: "the present disk".to_owned() },
+            None => ContentError::Gone { what: format!("the live snapshot {}", self.head.mark) },
+        }
     }
 
     fn place(&self, block: u64) -> Option<u64> {

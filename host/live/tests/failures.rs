@@ -69,6 +69,72 @@ impl Disk for Sparse {
     }
 }
 
+/// A store on the disk's file system.
+struct Store {
+    disk: SimDisk,
+    room: Arc<AtomicU64>,
+}
+
+impl Disk for Store {
+    fn size(&self) -> Result<u64, DiskError> {
+        self.disk.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        self.disk.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        // What lies behind the heads is only ever appended.
+        let needed = if offset >= 8192 { data.len() as u64 } else { 0 };
+        let takes = |room: u64| room.checked_sub(needed);
+        if self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, takes).is_err() {
+            let source = std::io::Error::from_raw_os_error(28);
+            return Err(DiskError::io("store", Doing::Write, source));
+        }
+        self.disk.write_at(offset, data)
+    }
+    fn discard(&self, range: Range) -> Result<bool, DiskError> {
+        self.room.fetch_add(range.length, Ordering::SeqCst);
+        self.disk.discard(range)
+    }
+    fn extend(&self, size: u64) -> Result<(), DiskError> {
+        self.disk.extend(size)
+    }
+    fn reserve(&self, ranges: &[Range]) -> Result<bool, DiskError> {
+        self.disk.reserve(ranges)
+    }
+    fn release_reserve(&self) -> Result<(), DiskError> {
+        self.disk.release_reserve()
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        self.disk.flush()
+    }
+}
+
+/// The slot's store there.
+struct InRoom(World, Arc<AtomicU64>);
+
+impl Companion for InRoom {
+    fn create(&self) -> Result<Box<dyn Disk>, DiskError> {
+        self.0.companion("store").create()?;
+        Ok(Box::new(Store { disk: self.0.disk("store"), room: self.1.clone() }))
+    }
+    fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
+        self.0.companion("store").open()
+    }
+    fn reopen(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
+        self.0.companion("store").reopen()
+    }
+    fn remove(&self) -> Result<(), DiskError> {
+        self.0.companion("store").remove()
+    }
+    fn sync_name(&self) -> Result<(), DiskError> {
+        self.0.companion("store").sync_name()
+    }
+    fn name(&self) -> String {
+        "store".to_owned()
+    }
+}
+
 struct Setting {
     world: World,
     room: Arc<AtomicU64>,
@@ -80,7 +146,8 @@ fn setting(knobs: Knobs) -> Setting {
     let world = World::new(BTreeMap::from([("disk".to_owned(), vec![1; SIZE as usize])]));
     let (room, fails) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::new(AtomicBool::new(false)));
     let disk = Sparse { disk: world.disk("disk"), room: room.clone(), fails: fails.clone() };
-    let live = LiveDisk::open(Arc::new(disk), Box::new(world.companion("store")), knobs);
+    let store = InRoom(world.clone(), room.clone());
+    let live = LiveDisk::open(Arc::new(disk), Box::new(store), knobs);
     Setting { world, room, fails, live: live.expect("opens") }
 }
 
@@ -178,6 +245,49 @@ fn a_moment_has_what_is_written_and_cannot_be_brought_to_the_disk() {
     wanted[..30 * BLOCK as usize].fill(3);
     wanted[SIZE as usize - 512..].fill(3);
     assert!(found == wanted, "it lacks what waited");
+}
+
+/// Story: the store of a moment took the last room of the file system, and what was given up then was the slot's
+/// snapshot, or the machine's writes.
+#[test]
+fn a_moment_on_a_full_file_system_is_what_goes() {
+    for (held, on_full) in
+        [(false, OnFull::LoseSnapshot), (true, OnFull::LoseSnapshot), (true, OnFull::FailWrites)]
+    {
+        let mut ended = 0;
+        for blocks in 4..40 {
+            let s = setting(knobs(1 << 30, on_full));
+            if held {
+                s.live.take(MARK, 1, 1).expect("a take");
+            }
+            let gone = Arc::new(AtomicBool::new(false));
+            let tell = gone.clone();
+            let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
+            let store = Store { disk: room.disk("room"), room: s.room.clone() };
+            let hold = s.live.hold(OTHER, Box::new(store), move |_| {
+                tell.store(true, Ordering::SeqCst);
+            });
+            hold.expect("a moment");
+            s.room.store(blocks * BLOCK, Ordering::SeqCst);
+            for i in [0, 1, 40, 41] {
+                s.live.write(i * BLOCK, &block(2)).expect("it waits");
+            }
+            let flushed = s.live.flush();
+            let needed = if held { 5 + 2 } else { 2 };
+            if blocks < needed {
+                assert!(gone.load(Ordering::SeqCst), "{blocks} blocks of room");
+                continue;
+            }
+            // There is room for all but the moment.
+            flushed.unwrap_or_else(|e| panic!("held: {held}, {blocks} blocks: {e}"));
+            assert!(!s.live.standing().lost, "held: {held}, {blocks} blocks");
+            assert_eq!(s.live.standing().mark.is_some(), held);
+            ended += u64::from(gone.load(Ordering::SeqCst));
+            assert_eq!(s.live.standing().waiting_bytes, 0);
+            s.reads(40, 2);
+        }
+        assert!(ended > 1, "held: {held}: it was never given up");
+    }
 }
 
 /// Story: a moment's beginning brings what waits to the disk; that the snapshot went with it was not told of until the

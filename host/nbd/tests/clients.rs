@@ -228,10 +228,11 @@ fn a_handshake_has_one_deadline_however_it_drips() {
     let mut stream = server.connect();
     let begun = Instant::now();
     greeted(&mut stream).expect("a greeting");
-    stream.write_all(&3_u32.to_be_bytes()).expect("a socket");
+    // These may come too late already on a busy machine: then it was sent away before.
+    let _ = stream.write_all(&3_u32.to_be_bytes());
     // An option without an end, byte by byte, until it is sent away.
     let mut sent = 0;
-    stream.write_all(b"IHAVEOPT\0\0\0\x03\0\0\x40\0").expect("a socket");
+    let _ = stream.write_all(b"IHAVEOPT\0\0\0\x03\0\0\x40\0");
     while stream.write_all(&[0]).is_ok() && begun.elapsed() < LONG {
         sent += 1;
         std::thread::sleep(Duration::from_millis(20));

@@ -10,19 +10,31 @@ use crate::look::{Dataset, Snapshot};
 /// How many names a sentence has at most.
 const NAMES_MAX: usize = 3;
 
+/// In the names of snapshots that the host makes of the present, for as long as it is read.
+const READ: &str = "@snapslot-now-";
+
 /// Snapshots or bookmarks newer than this one: a restore would have to destroy them.
 pub(crate) fn newer(dataset: &Dataset, slot: &Snapshot) -> Option<Failure> {
     let after = |txg: u64| txg > slot.createtxg;
-    let snapshots: Vec<String> = (dataset.snapshots.iter())
+    let (read, snapshots): (Vec<String>, Vec<String>) = (dataset.snapshots.iter())
         .filter(|s| after(s.createtxg))
         .map(|s| dataset.full_name(s))
-        .collect();
+        .partition(|name| name.contains(READ));
     let bookmarks: Vec<String> = (dataset.bookmarks.iter())
         .filter(|b| after(b.createtxg))
         .map(|b| format!("{}#{}", dataset.name, b.name))
         .collect();
     let (code, what, names) = match (snapshots.is_empty(), bookmarks.is_empty()) {
-        (true, true) => return None,
+        (true, true) if read.is_empty() => return None,
+        (true, true) => {
+            let message = format!(
+                "the present content of {} is being read, from {}: it can be restored when that is done; what a \
+                 killed reader left `snapslot recover` destroys",
+                dataset.name,
+                listed(&read)
+            );
+            return Some(Failure::new(FailureKind::InUse, "being-read", message));
+        }
         (false, true) => ("newer-snapshots", "snapshots", snapshots),
         (true, false) => ("newer-bookmarks", "bookmarks", bookmarks),
         (false, false) => {

@@ -83,6 +83,10 @@ impl Copies {
             Answer::Refused { code, message } if code == "in-use" || code == "busy" => {
                 CopyError::InUse { name, who: message }
             }
+            Answer::Refused { code, message } if code == "no-space" => {
+                let full = std::io::Error::new(std::io::ErrorKind::StorageFull, message);
+                CopyError::io(name, Doing::Write, full)
+            }
             Answer::Refused { message, .. } => CopyError::Live { name, why: message },
             Answer::Done { .. } => {
                 CopyError::Live { name, why: "it answered strangely".to_owned() }
@@ -236,14 +240,19 @@ impl Copies {
         let Some(socket) = &self.socket else { return Ok(None) };
         let asked = Moment::ask(socket, mark);
         let asked = asked.map_err(|e| CopyError::io(socket.display().to_string(), Doing::Open, e));
-        let (moment, store) = match asked? {
+        let (moment, [disk, store]) = match asked? {
             None => return Ok(None),
+            Some(Err(Answer::Refused { code, .. })) if code == "usage" => {
+                let name = self.disk.display().to_string();
+                let why = "its server is of another version; stop it and start it again".to_owned();
+                return Err(CopyError::Live { name, why });
+            }
             Some(Err(refused)) => return Err(self.refused(refused)),
             Some(Ok(held)) => held,
         };
         let opened = self.open()?;
         let store = FileDisk::of_descriptor(store, Path::new(NOW))?;
-        let disk: Arc<dyn Disk> = Arc::new(FileDisk::open_read_only(&opened.disk)?);
+        let disk: Arc<dyn Disk> = Arc::new(FileDisk::of_descriptor(disk, &opened.disk)?);
         let held = move || moment.is_held();
         let now = Snapshot::of_now(disk, Box::new(store), held).map_err(of_content)?;
         let strange =

@@ -24,8 +24,6 @@ use crate::volume::Volume;
 const DEADLINE: Duration = Duration::from_secs(300);
 /// What its name begins with; a mark follows.
 const NAME: &str = "snapslot-now-";
-/// How long it is waited for another process that reads what was written.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A volume's present content.
 pub(crate) struct Present<'e> {
@@ -47,10 +45,11 @@ pub(crate) enum Untold {
 }
 
 impl<'e> Present<'e> {
-    /// Holds it, with a mark that no other has.
+    /// Holds it, with a mark that no other has. Another process that holds it is waited for so long.
     pub(crate) fn of(
         volume: &Volume,
         mark: &str,
+        patience: Duration,
         tools: &'e dyn Executor,
         state_dir: &Path,
     ) -> Result<Present<'e>, String> {
@@ -60,7 +59,7 @@ impl<'e> Present<'e> {
         if let Some(device) = volume.locator.place.device() {
             flush(&device);
         }
-        let mut note = Note::take(&notes(state_dir), &note_of(dataset), PATIENCE)?;
+        let mut note = Note::take(&notes(state_dir), &note_of(dataset), patience)?;
         destroy(&mut note, tools, PASSING.0)?;
         let snapshot = format!("{dataset}@{NAME}{mark}");
         note.write(&format!("{snapshot}\n"))?;

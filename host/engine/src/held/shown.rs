@@ -68,12 +68,24 @@ impl<'e> Shown<'e> {
                 None => std::thread::sleep(STEP),
             }
         };
-        hide(&mut note, tools, PASSING.0)?;
+        let noted = note.says()?;
+        let hidden_before = match place {
+            // Others' devices may be open still, and need not be hidden to show this one.
+            Place::ZfsDataset(dataset) => noted_source(&noted, dataset),
+            _ => None,
+        };
+        if hidden_before.is_none() {
+            hide(&mut note, tools, PASSING.0)?;
+        }
         match place {
             Place::ZfsDataset(dataset) => {
-                let Some(source) = snapdev(tools, dataset)? else {
-                    // One that was made just now gets its name in a moment.
-                    return wait_for(device).map(|()| None);
+                let source = match hidden_before {
+                    Some(source) => source,
+                    None => match snapdev(tools, dataset)? {
+                        Some(source) => source,
+                        // One that was made just now gets its name in a moment.
+                        None => return wait_for(device).map(|()| None),
+                    },
                 };
                 note.write(&format!("zfs {source} {name} {dataset}\n"))?;
             }
@@ -156,6 +168,14 @@ fn wait_for(device: &Path) -> Result<(), String> {
         std::thread::sleep(STEP);
     }
     Ok(())
+}
+
+/// What a note of the same dataset says of where they were hidden.
+fn noted_source(said: &str, dataset: &str) -> Option<&'static str> {
+    let mut words = said.splitn(4, ' ');
+    let (kind, source, _, of) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    let known = ["local", "received", "inherited"].into_iter().find(|known| *known == source);
+    known.filter(|_| kind == "zfs" && of == dataset)
 }
 
 /// Where it is said that a dataset's snapshots are hidden; none: they are not.

@@ -8,6 +8,14 @@ use super::{Held, LiveDisk, LiveError, OnFull, RUN_MAX, Slot, lock};
 use crate::blocks::{BLOCK, runs};
 use crate::store::{SEGMENT_MAX, Tail};
 
+/// Why a moment is held no longer.
+const NO_ROOM: &str = "the file system is full";
+
+/// Whether more room in the file system would help; a store that has all it may have is another matter.
+fn takes_room(error: &LiveError) -> bool {
+    matches!(error, LiveError::Disk(e) if e.is_no_space())
+}
+
 impl LiveDisk {
     /// Saves what waits to be overwritten, and overwrites it.
     pub fn commit(&self) -> Result<(), LiveError> {
@@ -40,8 +48,13 @@ impl LiveDisk {
         }
         let blocks = self.gather();
         let fresh: Vec<u64> = blocks.iter().copied().filter(|b| !self.is_saved(*b)).collect();
-        if let Some(held) = &mut slot.held {
-            match self.save(held, &fresh, &|store| store.flush()) {
+        let mut saved = self.save_held(slot, &fresh);
+        if saved.as_ref().is_err_and(|e| takes_room(e)) && slot.now.is_some() {
+            self.give_up(slot, NO_ROOM);
+            saved = self.save_held(slot, &fresh);
+        }
+        if slot.held.is_some() {
+            match saved {
                 Ok(()) => {}
                 Err(e) if e.is_no_space() && self.knobs.on_full == OnFull::FailWrites => {
                     let why = format!("{e}, and writes are to fail before the snapshot is lost");
@@ -59,7 +72,20 @@ impl LiveDisk {
         for block in fresh {
             self.mark_saved(block);
         }
-        self.stuck(self.overwrite(&blocks).map_err(LiveError::from))
+        let mut overwritten = self.overwrite(&blocks);
+        if overwritten.as_ref().is_err_and(DiskError::is_no_space) && slot.now.is_some() {
+            self.give_up(slot, NO_ROOM);
+            if nobody_reads(slot) {
+                return self.end_waiting();
+            }
+            overwritten = self.overwrite(&self.gather());
+        }
+        self.stuck(overwritten.map_err(LiveError::from))
+    }
+
+    fn save_held(&self, slot: &mut Slot, blocks: &[u64]) -> Result<(), LiveError> {
+        let Some(held) = &mut slot.held else { return Ok(()) };
+        self.save(held, blocks, &|store| store.flush())
     }
 
     /// Takes note of whether commits get on: where they do not, first writes fail instead of waiting.

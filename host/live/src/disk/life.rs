@@ -22,7 +22,7 @@ impl Held {
 }
 
 /// Gives the room of what was saved back. A hint: where it cannot be done the room goes with the store.
-fn empty(store: &dyn Disk) {
+pub(super) fn empty(store: &dyn Disk) {
     let offset = Tail::start(0).at;
     if let Some(length) =
         store.size().ok().and_then(|size| size.checked_sub(offset)).filter(|n| *n > 0)

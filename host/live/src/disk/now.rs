@@ -1,8 +1,9 @@
 //! The disk as it is at one moment, held for whoever reads it meanwhile while the machine goes on writing.
 //!
 //! It is a second snapshot beside the slot's, which nobody keeps: its store has no name, none of it is flushed, and
-//! it ends with its reader or with this process. Where its store is full or fails, or the slot is filled, emptied or
-//! set back, it is given up; the slot's snapshot and the machine's writes never are for its sake.
+//! it ends with its reader or with this process. Where its store is full or fails, or the file system is full, or the
+//! slot is filled, emptied or set back, it is given up and its room given back, though its reader may have the store
+//! open still; the slot's snapshot and the machine's writes never are given up for its sake.
 //!
 //! ```text
 //! hold       the gate closes for a moment: what waits in memory is of the moment too, and is copied to the store
@@ -13,6 +14,7 @@
 use snapslot_disk::{Disk, DiskError};
 use snapslot_slot::is_mark;
 
+use super::life::empty;
 use super::{Held, LiveDisk, LiveError, SEGMENT_MAX, Slot, lock};
 use crate::blocks::{BLOCK, ByBlock};
 use crate::store::{Head, State, Tail};
@@ -22,6 +24,14 @@ pub(super) struct Now {
     pub(super) held: Held,
     /// Tells its reader that it is given up, and why.
     gone: Box<dyn FnOnce(&str) + Send>,
+}
+
+impl Now {
+    /// Tells its reader first: what is read of an empty store is nothing.
+    fn end(self, why: &str) {
+        (self.gone)(why);
+        empty(&*self.held.store);
+    }
 }
 
 impl LiveDisk {
@@ -69,7 +79,12 @@ impl LiveDisk {
     /// Lets go of the moment that is held with this mark, if it is. Its reader reads no more, or was told.
     pub fn let_go(&self, mark: &str) {
         let mut slot = lock(&self.slot);
-        if slot.now.take_if(|now| now.held.head.mark == mark).is_some() {
+        if slot.now.as_ref().is_some_and(|now| now.held.head.mark == mark) {
+            // Most of what waits goes to the disk while the machine goes on.
+            let _ = self.commit_noted(&mut slot);
+        }
+        if let Some(now) = slot.now.take_if(|now| now.held.head.mark == mark) {
+            empty(&*now.held.store);
             self.without_now(&slot);
         }
         drop(slot);
@@ -79,7 +94,7 @@ impl LiveDisk {
     /// Gives up the moment that is held, if one is.
     pub(super) fn give_up(&self, slot: &mut Slot, why: &str) {
         if let Some(now) = slot.now.take() {
-            (now.gone)(why);
+            now.end(why);
             self.without_now(slot);
         }
     }
@@ -100,7 +115,7 @@ impl LiveDisk {
         if let Err(e) = saved
             && let Some(now) = slot.now.take()
         {
-            (now.gone)(&e.to_string());
+            now.end(&e.to_string());
         }
     }
 

@@ -28,15 +28,17 @@ use crate::grants::effective;
 use crate::host::Sight;
 use crate::limits::Limits;
 use crate::machine::Linked;
-use crate::outside::{Grants, Loud, Outside};
+use crate::outside::{Loud, Outside};
 
-/// What a test waits for at most; the engine's end has a tenth of it.
-const LONG: Duration = Duration::from_secs(20);
-
-fn limits() -> Limits {
-    let some = Duration::from_millis(300);
-    Limits { computing: some, waiting: some, compiling: some }
-}
+/// What a test waits for at most.
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(300);
+/// Where something else than lateness is expected, so that a busy machine changes no verdict.
+const PATIENT: Limits = Limits { computing: LONG, waiting: LONG, compiling: LONG };
+/// Where a call is expected to be late, once it has begun.
+const SHORT_CALL: Limits = Limits { computing: SHORT, waiting: SHORT, compiling: LONG };
+/// Where it is expected to be late before that.
+const SHORT_START: Limits = Limits { computing: LONG, waiting: LONG, compiling: SHORT };
 
 fn frame<T: Serialize>(words: &T) -> Vec<u8> {
     let mut frame = postcard::to_extend(words, vec![0; 4]).expect("words");
@@ -68,16 +70,16 @@ fn linked() -> Word {
     Word::Linked(Ok(Linked { imports: vec!["x".to_owned()], contract: "0.1.0".to_owned() }))
 }
 
-/// A process that is played: `first` is what it does before anything was asked of it.
-fn played(play: impl FnOnce(UnixStream) + Send + 'static) -> Worker {
+/// A process that is played, from before anything was asked of it.
+fn played(limits: Limits, play: impl FnOnce(UnixStream) + Send + 'static) -> Worker {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     thread::spawn(move || play(theirs));
-    Worker::begin(None, Wary::new(ours), limits(), false).expect("begun")
+    Worker::begin(None, Wary::new(ours), limits, false).expect("begun")
 }
 
 /// One that comes as far as a call, and then does this.
-fn called(play: impl FnOnce(&mut UnixStream) + Send + 'static) -> Worker {
-    played(|mut socket| {
+fn called(limits: Limits, play: impl FnOnce(&mut UnixStream) + Send + 'static) -> Worker {
+    played(limits, |mut socket| {
         // Begin; Compile; Grant; Call.
         let as_usual = hear(&mut socket)
             && say(&mut socket, &ready())
@@ -143,7 +145,7 @@ fn nonsense<T: std::fmt::Debug>(result: Result<T, Lost>, says: &str) {
 fn silence_and_dribbling_end_in_time() {
     let begun = Instant::now();
     let silent = |play: fn(&mut UnixStream)| {
-        played(move |mut s| {
+        played(SHORT_START, move |mut s| {
             play(&mut s);
             while hear(&mut s) {}
         })
@@ -157,7 +159,7 @@ fn silence_and_dribbling_end_in_time() {
         assert!(matches!(silent(play).ready(), Err(Lost::Late)));
     }
     // Story: each byte gave it the whole patience anew, and so it went on for ever.
-    let mut dribbling = played(|mut socket| {
+    let mut dribbling = played(SHORT_START, |mut socket| {
         for byte in frame(&Word::Damaged).iter().chain(&[9; 1 << 16]) {
             if socket.write_all(&[*byte]).is_err() {
                 break;
@@ -188,7 +190,7 @@ fn a_process_that_is_not_held_is_not_used_where_it_must_be() {
             let _ = say(&mut theirs, &Word::Ready { key: 1, confinement: held });
             while hear(&mut theirs) {}
         });
-        let mut worker = Worker::begin(None, Wary::new(ours), limits(), strict).expect("begun");
+        let mut worker = Worker::begin(None, Wary::new(ours), PATIENT, strict).expect("begun");
         match worker.ready() {
             Err(Lost::Free(_)) => assert!(strict && !limits_held),
             Ok(_) => assert!(!strict || limits_held),
@@ -203,18 +205,18 @@ fn who_closes_is_gone() {
     let closes = |mut socket: UnixStream| {
         hear(&mut socket);
     };
-    assert!(matches!(played(closes).ready(), Err(Lost::Gone(_))));
-    let mut late = called(|socket| socket.shutdown(std::net::Shutdown::Both).expect("closed"));
-    load(&mut late).expect("loaded");
-    let mut outside = Outside::new("played", Arc::default(), None);
-    let call = late.call(&component(None), &Call::Inspect, None, &Grants::default(), &mut outside);
-    assert!(matches!(call, Err(Lost::Gone(_) | Lost::Late)), "{call:?}");
+    assert!(matches!(played(PATIENT, closes).ready(), Err(Lost::Gone(_))));
+    let closes = |socket: &mut UnixStream| {
+        socket.shutdown(std::net::Shutdown::Both).expect("closed");
+    };
+    let call = outcome(called(PATIENT, closes), &Call::Inspect);
+    assert!(matches!(call, Err(Lost::Gone(_))), "{call:?}");
 }
 
 #[test]
 fn frames_that_are_none_are_refused() {
     for length in [u32::MAX, 1 << 30, (FRAME_MAX as u32) + 1] {
-        let worker = called(move |s| s.write_all(&length.to_le_bytes()).expect("said"));
+        let worker = called(PATIENT, move |s| s.write_all(&length.to_le_bytes()).expect("said"));
         nonsense(outcome(worker, &Call::Inspect), "longer than any");
     }
     let rubbish: [(&[u8], &str); 4] = [
@@ -225,15 +227,17 @@ fn frames_that_are_none_are_refused() {
         (&[3, 0, 0, 0, 5, 1, 2], "behind its words"),
     ];
     for (bytes, says) in rubbish {
-        let worker = called(move |s| s.write_all(bytes).expect("said"));
+        let worker = called(PATIENT, move |s| s.write_all(bytes).expect("said"));
         nonsense(outcome(worker, &Call::Inspect), says);
     }
     // Many values in few bytes: in memory each is four dozen.
     let empty = Failure::new(FailureKind::Io, "", "");
     let figures = vec![(String::new(), String::new()); 8 << 20];
     let ended = Word::Ended(Err(Ended::Refused(Failure { data: figures, ..empty })));
-    let worker = called(move |s| {
-        say(s, &ended);
+    // Made into bytes beforehand: that takes its time, and none of it is the call's.
+    let ended = frame(&ended);
+    let worker = called(PATIENT, move |s| {
+        let _ = s.write_all(&ended);
     });
     nonsense(outcome(worker, &Call::Inspect), "understood");
 }
@@ -267,7 +271,7 @@ fn step(snapshot: &str) -> DraftStep {
 fn words_out_of_turn_end_it() {
     for (n, word) in words().into_iter().enumerate() {
         let first = frame(&word);
-        let mut worker = played(move |mut socket| {
+        let mut worker = played(PATIENT, move |mut socket| {
             let _ = socket.write_all(&first);
             while hear(&mut socket) {}
         });
@@ -275,7 +279,10 @@ fn words_out_of_turn_end_it() {
         assert_eq!(n == 0, ready.is_ok(), "{word:?}: {ready:?}");
 
         let second = frame(&word);
-        let mut worker = played(move |mut socket| {
+        // Its code is waited for, and does not come.
+        let codeless = matches!(word, Word::Linked(Ok(_)));
+        let limits = if codeless { SHORT_START } else { PATIENT };
+        let mut worker = played(limits, move |mut socket| {
             let _ = say(&mut socket, &self::ready()) && hear(&mut socket) && hear(&mut socket);
             let _ = socket.write_all(&second);
             while hear(&mut socket) {}
@@ -283,26 +290,27 @@ fn words_out_of_turn_end_it() {
         let none = Cache::open(std::path::Path::new("/dev/null/none"));
         match (worker.load(&component(None), &none), &word) {
             (Ok(Err(_)), Word::Linked(Err(_))) => {}
-            // Its code is waited for, and does not come.
-            (Err(Lost::Late), Word::Linked(Ok(_))) => {}
+            (Err(Lost::Late), _) if codeless => {}
             (Err(Lost::Nonsense(why)), _) => assert!(why.contains("out of turn"), "{why}"),
             (other, _) => panic!("{word:?}: {other:?}"),
         }
 
         let third = frame(&word);
-        let worker = called(move |s| s.write_all(&third).expect("said"));
-        match (outcome(worker, &Call::Inspect), &word) {
-            (Ok(_), Word::Ended(_)) => {}
-            // Answered, and then it says nothing more.
-            (
-                Err(Lost::Late),
-                Word::Ask { .. }
+        // Answered, and then it says nothing more.
+        let answered = matches!(
+            word,
+            Word::Ask { .. }
                 | Word::Copies
                 | Word::Saving
                 | Word::Log { .. }
                 | Word::Size
-                | Word::Read { .. },
-            ) => {}
+                | Word::Read { .. }
+        );
+        let limits = if answered { SHORT_CALL } else { PATIENT };
+        let worker = called(limits, move |s| s.write_all(&third).expect("said"));
+        match (outcome(worker, &Call::Inspect), &word) {
+            (Ok(_), Word::Ended(_)) => {}
+            (Err(Lost::Late), _) if answered => {}
             (Err(Lost::Nonsense(why)), _) => println!("{why}"),
             (other, _) => panic!("{word:?}: {other:?}"),
         }
@@ -323,7 +331,7 @@ fn who_never_ends_is_ended() {
     for word in endless {
         let again = frame(&word);
         // Story: every sign of life gave it another eleven minutes.
-        let worker = called(move |socket| {
+        let worker = called(SHORT_CALL, move |socket| {
             let mut listener = socket.try_clone().expect("a clone");
             thread::spawn(move || while hear(&mut listener) {});
             while socket.write_all(&again).is_ok() {}
@@ -338,10 +346,10 @@ fn who_never_ends_is_ended() {
 #[test]
 fn who_does_not_listen_is_ended() {
     let again = frame(&Word::Ask { query: "x".repeat(4000), arguments: Vec::new() });
-    let worker = called(move |socket| while socket.write_all(&again).is_ok() {});
+    let worker = called(SHORT_CALL, move |socket| while socket.write_all(&again).is_ok() {});
     assert!(matches!(outcome(worker, &Call::Inspect), Err(Lost::Late)));
     // Nor does it take in its component.
-    let mut deaf = played(|mut socket| {
+    let mut deaf = played(SHORT_START, |mut socket| {
         let _ = say(&mut socket, &ready());
         let mut ends = [PollFd::new(socket.as_fd(), PollFlags::empty())];
         let _ = poll(&mut ends, PollTimeout::NONE);
@@ -355,7 +363,7 @@ fn who_does_not_listen_is_ended() {
 fn descriptors_from_there_are_not_taken_in() {
     let (mut ours, theirs) = UnixStream::pair().expect("a pair");
     let fault = Ended::Fault { cause: "x".to_owned(), trace: Vec::new() };
-    let worker = called(move |socket| {
+    let worker = called(PATIENT, move |socket| {
         let raw = [theirs.as_raw_fd(); 3];
         let last = frame(&Word::Ended(Err(fault)));
         let parts = [IoSlice::new(&last)];
@@ -402,7 +410,7 @@ fn plans_are_made_of_what_was_granted_and_of_nothing_else() {
         let told = plan.add(step.clone());
         assert!(told.is_err(), "{step:?}");
         // One that was refused and is sent on all the same ends the process.
-        let worker = called(move |s| {
+        let worker = called(PATIENT, move |s| {
             let _ =
                 say(s, &Word::Steps(vec![step])) && say(s, &Word::Ended(Ok(Reply::Planned(end()))));
         });
@@ -410,7 +418,7 @@ fn plans_are_made_of_what_was_granted_and_of_nothing_else() {
     }
     let steps = vec![step("a"), DraftStep::Barrier { title: "x\u{202e}\u{7}y".to_owned() }];
     let good = steps.clone();
-    let worker = called(move |s| {
+    let worker = called(PATIENT, move |s| {
         let _ = say(s, &Word::Steps(good)) && say(s, &Word::Ended(Ok(Reply::Planned(end()))));
     });
     let Ok(Ok(Reply::Planned(plan))) = outcome(worker, &plan_call()) else {
@@ -420,22 +428,22 @@ fn plans_are_made_of_what_was_granted_and_of_nothing_else() {
     assert_eq!(commands, ["zfs destroy tank/vm1@snapslot-a"]);
     assert_eq!(plan.phases().map(|(title, _)| title).collect::<Vec<_>>(), ["xy"]);
     // Nobody asked for a plan.
-    let worker = called(move |s| {
+    let worker = called(PATIENT, move |s| {
         say(s, &Word::Steps(steps));
     });
     nonsense(outcome(worker, &Call::Inspect), "without being asked");
-    let worker = called(move |s| {
+    let worker = called(PATIENT, move |s| {
         say(s, &Word::Ended(Ok(Reply::Planned(end()))));
     });
     nonsense(outcome(worker, &Call::Inspect), "without being asked");
     // More than a plan may have: counted while it comes, not when all of it is there.
     let many = Word::Steps((0..65).map(|n| step(&n.to_string())).collect());
-    let worker = called(move |s| {
+    let worker = called(PATIENT, move |s| {
         say(s, &many);
     });
     nonsense(outcome(worker, &plan_call()), "64 allowed");
     let askew = DraftEnd { seal: Some((3, 1)), notes: Vec::new() };
-    let worker = called(move |s| {
+    let worker = called(PATIENT, move |s| {
         say(s, &Word::Ended(Ok(Reply::Planned(askew))));
     });
     nonsense(outcome(worker, &plan_call()), "seal");

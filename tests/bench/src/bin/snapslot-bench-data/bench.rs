@@ -72,8 +72,10 @@ impl Bench {
         let socket = self.socket();
         let _ = std::fs::remove_file(&socket);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let server = Server { child, socket: socket.clone() };
-        for _ in 0..300 {
+        let mut server = Server { child, socket: socket.clone() };
+        let begun = Instant::now();
+        // Until it listens or has ended, on a busy machine too.
+        while begun.elapsed() < Duration::from_secs(120) && server.child.try_wait()?.is_none() {
             if UnixStream::connect(&socket).is_ok() {
                 return Ok(server);
             }
