@@ -140,12 +140,20 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<Answer>> {
 #[derive(Debug)]
 pub struct Moment(UnixStream);
 
+/// What the server lends to who reads a moment.
+#[derive(Debug)]
+pub struct Lent {
+    /// Nothing that is read counts unless this is held after it.
+    pub moment: Moment,
+    /// The disk.
+    pub disk: File,
+    /// What has been overwritten since.
+    pub store: File,
+}
+
 impl Moment {
-    /// Asks for one; gives the disk and its store, too, or the refusal. None: nobody serves there.
-    pub fn ask(
-        socket: &Path,
-        mark: &str,
-    ) -> io::Result<Option<Result<(Moment, [File; 2]), Answer>>> {
+    /// Asks for one; or the refusal. None: nobody serves there.
+    pub fn ask(socket: &Path, mark: &str) -> io::Result<Option<Result<Lent, Answer>>> {
         let request = Request::Hold { mark: mark.to_owned() };
         let Some(stream) = asked(socket, &request)? else { return Ok(None) };
         // Disk and store come with the first byte of the answer.
@@ -164,7 +172,9 @@ impl Moment {
         let heard = heard.bytes;
         let answer = hear_answer(first[..heard].chain(&stream))?;
         Ok(Some(match (answer, <[File; 2]>::try_from(files)) {
-            (Answer::Done { .. }, Ok(files)) => Ok((Moment(stream), files)),
+            (Answer::Done { .. }, Ok([disk, store])) => {
+                Ok(Lent { moment: Moment(stream), disk, store })
+            }
             (Answer::Done { .. }, Err(_)) => return Err(io::ErrorKind::InvalidData.into()),
             (refused, _) => Err(refused),
         }))

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use snapslot_content::{Content, Plain, Range};
 use snapslot_disk::{Disk, Doing, FileCompanion, FileDisk};
-use snapslot_live::control::{Answer, Moment, Request, ask};
+use snapslot_live::control::{Answer, Lent, Moment, Request, ask};
 use snapslot_live::store::{Head, State};
 use snapslot_live::{Knobs, LiveDisk, LiveError, OnFull, Snapshot, Standing};
 
@@ -240,7 +240,7 @@ impl Copies {
         let Some(socket) = &self.socket else { return Ok(None) };
         let asked = Moment::ask(socket, mark);
         let asked = asked.map_err(|e| CopyError::io(socket.display().to_string(), Doing::Open, e));
-        let (moment, [disk, store]) = match asked? {
+        let Lent { moment, disk, store } = match asked? {
             None => return Ok(None),
             Some(Err(Answer::Refused { code, .. })) if code == "usage" => {
                 let name = self.disk.display().to_string();
@@ -248,7 +248,7 @@ impl Copies {
                 return Err(CopyError::Live { name, why });
             }
             Some(Err(refused)) => return Err(self.refused(refused)),
-            Some(Ok(held)) => held,
+            Some(Ok(lent)) => lent,
         };
         let opened = self.open()?;
         let store = FileDisk::of_descriptor(store, Path::new(NOW))?;

@@ -49,7 +49,7 @@ impl LiveDisk {
         let blocks = self.gather();
         let fresh: Vec<u64> = blocks.iter().copied().filter(|b| !self.is_saved(*b)).collect();
         let mut saved = self.save_held(slot, &fresh);
-        if saved.as_ref().is_err_and(|e| takes_room(e)) && slot.now.is_some() {
+        if saved.as_ref().is_err_and(takes_room) && slot.now.is_some() {
             self.give_up(slot, NO_ROOM);
             saved = self.save_held(slot, &fresh);
         }
