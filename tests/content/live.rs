@@ -429,7 +429,7 @@ fn who_reads_the_present_disk_is_told_when_it_is_no_longer_held() {
         assert_same(why, &read(&socket).expect("it is held"), &first);
         // One at a time; and the slot is not changed under who reads.
         let out = scratch.join("out.raw").display().to_string();
-        assert_eq!(served.verb("export", &[&out, "--live"]).expect(5)["error"]["code"], "in-use");
+        assert_eq!(served.verb("export", &[&out, "--live"]).expect(5)["error"]["code"], "busy");
         assert_eq!(served.verb("take", &[]).expect(5)["error"]["code"], "busy");
         let kill = |process: Process, signal: &str| {
             program("kill", &[signal, &process.id().to_string()]);

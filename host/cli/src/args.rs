@@ -458,8 +458,8 @@ pub struct ServeArgs {
     pub machine: String,
     #[command(flatten)]
     pub at: ListenArgs,
-    /// Room for what a snapshot saves: bytes, with K, M, G or T, or percent of the disk [default: no limit
-    /// but the file system's]
+    /// Room for what a snapshot saves, and as much for who reads the present disk: bytes, with K, M, G or
+    /// T, or percent of the disk [default: no limit but the file system's]
     #[arg(long, value_name = "SIZE", value_parser = room)]
     pub store_size: Option<Room>,
     /// What goes on when that is full

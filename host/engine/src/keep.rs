@@ -37,7 +37,7 @@ pub(crate) fn in_contract(error: &CopyError) -> Failure {
     let kind = match error {
         CopyError::NoSpace { .. } => FailureKind::NoSpace,
         CopyError::Missing { .. } => FailureKind::NotFound,
-        CopyError::InUse { .. } => FailureKind::InUse,
+        CopyError::InUse { .. } | CopyError::Busy { .. } => FailureKind::InUse,
         CopyError::Changed { .. } | CopyError::Overtaken { .. } => FailureKind::Changed,
         CopyError::NotShared { .. }
         | CopyError::Unsuitable { .. }

@@ -22,11 +22,19 @@ fn knobs(store_max: u64, on_full: OnFull) -> Knobs {
     Knobs { store_max, on_full, waiting_max: 32 * BLOCK }
 }
 
-/// A disk on a file system with so much room: blocks that were never written take some of it.
+/// A disk or a store on a file system with so much room: what lies from `holes` on takes some of it.
 struct Sparse {
     disk: SimDisk,
+    holes: u64,
     room: Arc<AtomicU64>,
     fails: Arc<AtomicBool>,
+}
+
+impl Sparse {
+    /// A store, behind whose heads all is appended.
+    fn store(disk: SimDisk, room: &Arc<AtomicU64>) -> Sparse {
+        Sparse { disk, holes: 8192, room: room.clone(), fails: Arc::default() }
+    }
 }
 
 impl Disk for Sparse {
@@ -44,56 +52,16 @@ impl Disk for Sparse {
         if self.fails.load(Ordering::SeqCst) {
             return error(5);
         }
-        // The second half is holes.
-        let needed = if offset >= SIZE / 2 { data.len() as u64 } else { 0 };
-        if self
-            .room
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |r| r.checked_sub(needed))
-            .is_err()
-        {
+        let needed = if offset >= self.holes { data.len() as u64 } else { 0 };
+        let takes = |room: u64| room.checked_sub(needed);
+        if self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, takes).is_err() {
             return error(28);
         }
         self.disk.write_at(offset, data)
     }
-    fn extend(&self, size: u64) -> Result<(), DiskError> {
-        self.disk.extend(size)
-    }
-    fn reserve(&self, ranges: &[Range]) -> Result<bool, DiskError> {
-        self.disk.reserve(ranges)
-    }
-    fn release_reserve(&self) -> Result<(), DiskError> {
-        self.disk.release_reserve()
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.disk.flush()
-    }
-}
-
-/// A store on the disk's file system.
-struct Store {
-    disk: SimDisk,
-    room: Arc<AtomicU64>,
-}
-
-impl Disk for Store {
-    fn size(&self) -> Result<u64, DiskError> {
-        self.disk.size()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
-        self.disk.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-        // What lies behind the heads is only ever appended.
-        let needed = if offset >= 8192 { data.len() as u64 } else { 0 };
-        let takes = |room: u64| room.checked_sub(needed);
-        if self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, takes).is_err() {
-            let source = std::io::Error::from_raw_os_error(28);
-            return Err(DiskError::io("store", Doing::Write, source));
-        }
-        self.disk.write_at(offset, data)
-    }
     fn discard(&self, range: Range) -> Result<bool, DiskError> {
-        self.room.fetch_add(range.length, Ordering::SeqCst);
+        let gives = |room: u64| Some(room.saturating_add(range.length));
+        let _ = self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, gives);
         self.disk.discard(range)
     }
     fn extend(&self, size: u64) -> Result<(), DiskError> {
@@ -116,7 +84,7 @@ struct InRoom(World, Arc<AtomicU64>);
 impl Companion for InRoom {
     fn create(&self) -> Result<Box<dyn Disk>, DiskError> {
         self.0.companion("store").create()?;
-        Ok(Box::new(Store { disk: self.0.disk("store"), room: self.1.clone() }))
+        Ok(Box::new(Sparse::store(self.0.disk("store"), &self.1)))
     }
     fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
         self.0.companion("store").open()
@@ -145,7 +113,9 @@ struct Setting {
 fn setting(knobs: Knobs) -> Setting {
     let world = World::new(BTreeMap::from([("disk".to_owned(), vec![1; SIZE as usize])]));
     let (room, fails) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::new(AtomicBool::new(false)));
-    let disk = Sparse { disk: world.disk("disk"), room: room.clone(), fails: fails.clone() };
+    // The second half is holes.
+    let (holes, fails_too) = (SIZE / 2, fails.clone());
+    let disk = Sparse { disk: world.disk("disk"), holes, room: room.clone(), fails: fails_too };
     let store = InRoom(world.clone(), room.clone());
     let live = LiveDisk::open(Arc::new(disk), Box::new(store), knobs);
     Setting { world, room, fails, live: live.expect("opens") }
@@ -263,7 +233,7 @@ fn a_moment_on_a_full_file_system_is_what_goes() {
             let gone = Arc::new(AtomicBool::new(false));
             let tell = gone.clone();
             let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-            let store = Store { disk: room.disk("room"), room: s.room.clone() };
+            let store = Sparse::store(room.disk("room"), &s.room);
             let hold = s.live.hold(OTHER, Box::new(store), move |_| {
                 tell.store(true, Ordering::SeqCst);
             });

@@ -118,6 +118,14 @@ pub enum CopyError {
         /// Why.
         why: String,
     },
+    /// Who serves the disk has something else to do with it.
+    #[error("{name}: {why}")]
+    Busy {
+        /// The disk.
+        name: String,
+        /// What.
+        why: String,
+    },
     /// The caller wanted it stopped; all is as before.
     #[error("stopped as asked; all is as before")]
     Cancelled,
@@ -160,6 +168,7 @@ impl CopyError {
             CopyError::Overtaken { .. } => "overtaken",
             CopyError::Time { .. } => "no-time",
             CopyError::Live { .. } => "live",
+            CopyError::Busy { .. } => "busy",
             CopyError::Cancelled => "cancelled",
         }
     }

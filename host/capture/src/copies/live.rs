@@ -80,8 +80,11 @@ impl Copies {
     fn refused(&self, answer: Answer) -> CopyError {
         let name = self.disk.display().to_string();
         match answer {
-            Answer::Refused { code, message } if code == "in-use" || code == "busy" => {
+            Answer::Refused { code, message } if code == "in-use" => {
                 CopyError::InUse { name, who: message }
+            }
+            Answer::Refused { code, message } if code == "busy" => {
+                CopyError::Busy { name, why: message }
             }
             Answer::Refused { code, message } if code == "no-space" => {
                 let full = std::io::Error::new(std::io::ErrorKind::StorageFull, message);
