@@ -194,12 +194,15 @@ impl Engine {
         let name = present.name().to_owned();
         kept.present = Some(present);
         let path = snapshot_device(volume, &name).ok_or("it has no device")?;
-        let mut open = || {
+        let open = |kept: &mut Kept<'k>| {
             kept.shown = Shown::of(volume, &name, &path, &*self.commands, state_dir)?;
             device(volume, Some(path.clone())).map_err(|e| e.to_string())
         };
-        // It may have been shown by somebody who has hidden it meanwhile.
-        open().or_else(|_| open())
+        match open(kept) {
+            // It was shown by somebody who has hidden it meanwhile.
+            Err(_) if kept.shown.is_none() => open(kept),
+            opened => opened,
+        }
     }
 
     /// What a served disk holds at this moment; its server holds it for as long as what is given back is there.

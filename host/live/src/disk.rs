@@ -382,6 +382,10 @@ impl LiveDisk {
             }
             let result = self.write_held(offset, data);
             drop(open);
+            // Where every write takes new room, one to what is there may find none.
+            if result.as_ref().is_err_and(LiveError::is_no_space) && self.make_room() {
+                continue;
+            }
             if self.waiting.load(Ordering::Relaxed) >= most / 4 {
                 self.want_commit();
             }

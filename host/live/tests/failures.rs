@@ -3,8 +3,8 @@
 //! Method: a disk and a store that fail as they are told to, and a reader of the snapshot beside the server.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use snapslot_content::{Content as _, ContentError};
 use snapslot_disk::sim::{Fate, Fault, SimDisk, World};
@@ -28,12 +28,17 @@ struct Sparse {
     holes: u64,
     room: Arc<AtomicU64>,
     fails: Arc<AtomicBool>,
+    then: Hook,
 }
+
+/// Done once, right after the next flush.
+type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 impl Sparse {
     /// A store, behind whose heads all is appended.
-    fn store(disk: SimDisk, room: &Arc<AtomicU64>) -> Sparse {
-        Sparse { disk, holes: 8192, room: room.clone(), fails: Arc::default() }
+    fn store(disk: SimDisk, room: &Arc<AtomicU64>, then: &Hook) -> Sparse {
+        let (room, then) = (room.clone(), then.clone());
+        Sparse { disk, holes: 8192, room, fails: Arc::default(), then }
     }
 }
 
@@ -74,17 +79,22 @@ impl Disk for Sparse {
         self.disk.release_reserve()
     }
     fn flush(&self) -> Result<(), DiskError> {
-        self.disk.flush()
+        let result = self.disk.flush();
+        let then = self.then.lock().expect("the lock").take();
+        if let Some(then) = then {
+            then();
+        }
+        result
     }
 }
 
 /// The slot's store there.
-struct InRoom(World, Arc<AtomicU64>);
+struct InRoom(World, Arc<AtomicU64>, Hook);
 
 impl Companion for InRoom {
     fn create(&self) -> Result<Box<dyn Disk>, DiskError> {
         self.0.companion("store").create()?;
-        Ok(Box::new(Sparse::store(self.0.disk("store"), &self.1)))
+        Ok(Box::new(Sparse::store(self.0.disk("store"), &self.1, &self.2)))
     }
     fn open(&self) -> Result<Option<Box<dyn Disk>>, DiskError> {
         self.0.companion("store").open()
@@ -107,7 +117,9 @@ struct Setting {
     world: World,
     room: Arc<AtomicU64>,
     fails: Arc<AtomicBool>,
-    live: LiveDisk,
+    /// After the next flush of the slot's store.
+    then: Hook,
+    live: Arc<LiveDisk>,
 }
 
 fn setting(knobs: Knobs) -> Setting {
@@ -115,10 +127,12 @@ fn setting(knobs: Knobs) -> Setting {
     let (room, fails) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::new(AtomicBool::new(false)));
     // The second half is holes.
     let (holes, fails_too) = (SIZE / 2, fails.clone());
-    let disk = Sparse { disk: world.disk("disk"), holes, room: room.clone(), fails: fails_too };
-    let store = InRoom(world.clone(), room.clone());
+    let disk = world.disk("disk");
+    let disk = Sparse { disk, holes, room: room.clone(), fails: fails_too, then: Hook::default() };
+    let then = Hook::default();
+    let store = InRoom(world.clone(), room.clone(), then.clone());
     let live = LiveDisk::open(Arc::new(disk), Box::new(store), knobs);
-    Setting { world, room, fails, live: live.expect("opens") }
+    Setting { world, room, fails, then, live: Arc::new(live.expect("opens")) }
 }
 
 impl Setting {
@@ -233,7 +247,7 @@ fn a_moment_on_a_full_file_system_is_what_goes() {
             let gone = Arc::new(AtomicBool::new(false));
             let tell = gone.clone();
             let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-            let store = Sparse::store(room.disk("room"), &s.room);
+            let store = Sparse::store(room.disk("room"), &s.room, &Hook::default());
             let hold = s.live.hold(OTHER, Box::new(store), move |_| {
                 tell.store(true, Ordering::SeqCst);
             });
@@ -257,6 +271,78 @@ fn a_moment_on_a_full_file_system_is_what_goes() {
             s.reads(40, 2);
         }
         assert!(ended > 1, "held: {held}: it was never given up");
+    }
+}
+
+/// Story: what was written while the commit saved was overwritten by its second try, saved by nobody.
+#[test]
+fn a_commit_that_is_tried_again_overwrites_what_it_has_saved_alone() {
+    let s = setting(knobs(1 << 30, OnFull::LoseSnapshot));
+    s.live.take(MARK, 1, 1).expect("a take");
+    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
+    let store = Sparse::store(room.disk("room"), &s.room, &Hook::default());
+    let gone = Arc::new(AtomicBool::new(false));
+    let tell = gone.clone();
+    let hold = s.live.hold(OTHER, Box::new(store), move |_| tell.store(true, Ordering::SeqCst));
+    hold.expect("a moment");
+    // Both stores take two blocks for it; then there is none for the hole.
+    s.room.store(4 * BLOCK, Ordering::SeqCst);
+    s.live.write(40 * BLOCK, &block(2)).expect("it waits");
+    let writer = s.live.clone();
+    *s.then.lock().expect("the lock") = Some(Box::new(move || {
+        writer.write(10 * BLOCK, &block(3)).expect("it waits");
+    }));
+    s.live.commit().expect("there is room without the moment");
+    assert!(gone.load(Ordering::SeqCst), "it was not given up");
+    assert!(s.then.lock().expect("the lock").is_none(), "the write never was");
+    s.room.store(1 << 30, Ordering::SeqCst);
+    s.live.flush().expect("there is room");
+    s.reads(10, 3);
+    s.live.restore(MARK).expect("a restore");
+    s.reads(10, 1);
+    s.reads(40, 1);
+}
+
+/// A store that has more than it may have now loses nothing because somebody reads.
+#[test]
+fn a_moment_costs_a_snapshot_nothing_whose_store_is_over_its_bound() {
+    let s = setting(knobs(1 << 30, OnFull::LoseSnapshot));
+    s.live.take(MARK, 1, 1).expect("a take");
+    s.live.write(0, &vec![2; 30 * BLOCK as usize]).expect("it waits");
+    s.live.flush().expect("there is room");
+    let world = s.world.crash(s.world.log().len(), |_| Fate::Kept);
+    let small = knobs(SMALL, OnFull::LoseSnapshot);
+    let live =
+        LiveDisk::open(Arc::new(world.disk("disk")), Box::new(world.companion("store")), small);
+    let live = live.expect("opens");
+    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
+    live.hold(OTHER, Box::new(room.disk("room")), |why| panic!("{why}")).expect("a moment");
+    live.let_go(OTHER);
+    assert!(!live.standing().lost);
+    live.restore(MARK).expect("a restore");
+}
+
+/// Where every write takes new room: one to what is saved finds none, and the moment goes.
+#[test]
+fn a_moment_goes_before_a_write_to_what_is_saved_fails() {
+    for held in [false, true] {
+        let s = setting(knobs(1 << 30, OnFull::LoseSnapshot));
+        if held {
+            s.live.take(MARK, 1, 1).expect("a take");
+        }
+        let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
+        let store = Sparse::store(room.disk("room"), &s.room, &Hook::default());
+        let gone = Arc::new(AtomicBool::new(false));
+        let tell = gone.clone();
+        let hold = s.live.hold(OTHER, Box::new(store), move |_| tell.store(true, Ordering::SeqCst));
+        hold.expect("a moment");
+        s.live.write(40 * BLOCK, &block(2)).expect("it waits");
+        s.live.flush().expect("there is room");
+        s.room.store(0, Ordering::SeqCst);
+        s.live.write(40 * BLOCK, &block(3)).expect("there is room without the moment");
+        s.live.flush().expect("and then it is durable");
+        assert!(gone.load(Ordering::SeqCst) && !s.live.standing().lost);
+        s.reads(40, 3);
     }
 }
 

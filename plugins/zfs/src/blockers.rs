@@ -29,7 +29,7 @@ pub(crate) fn newer(dataset: &Dataset, slot: &Snapshot) -> Option<Failure> {
         (true, true) => {
             let message = format!(
                 "the present content of {} is being read, from {}: it can be restored when that is done; what a \
-                 killed reader left `snapslot recover` destroys",
+                 killed reader left `snapslot recover` destroys, or `zfs destroy` where the volume has another name now",
                 dataset.name,
                 listed(&read)
             );

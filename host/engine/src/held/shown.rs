@@ -87,7 +87,10 @@ impl<'e> Shown<'e> {
                         None => return wait_for(device).map(|()| None),
                     },
                 };
-                note.write(&format!("zfs {source} {name} {dataset}\n"))?;
+                // What is noted already is not put at risk: whichever snapshot it names, it hides all.
+                if hidden_before.is_none() {
+                    note.write(&format!("zfs {source} {name} {dataset}\n"))?;
+                }
             }
             Place::LvmVolume { group, .. } => note.write(&format!("lvm {group}/{name}\n"))?,
             Place::Image(_) | Place::Directory(_) => return Err("it has no device".to_owned()),

@@ -78,9 +78,20 @@ impl LiveDisk {
             if nobody_reads(slot) {
                 return self.end_waiting();
             }
-            overwritten = self.overwrite(&self.gather());
+            // What waits by now is not saved yet: only what is left of this commit.
+            let is_left = |block: &u64| lock(self.shard(*block)).going.contains_key(block);
+            let left: Vec<u64> = blocks.iter().copied().filter(is_left).collect();
+            overwritten = self.overwrite(&left);
         }
         self.stuck(overwritten.map_err(LiveError::from))
+    }
+
+    /// Gives up the moment that is held, if one is, for the room that it takes; whether it was.
+    pub(super) fn make_room(&self) -> bool {
+        let mut slot = lock(&self.slot);
+        let has_now = slot.now.is_some();
+        self.give_up(&mut slot, NO_ROOM);
+        has_now
     }
 
     fn save_held(&self, slot: &mut Slot, blocks: &[u64]) -> Result<(), LiveError> {
@@ -123,6 +134,9 @@ impl LiveDisk {
     ) -> Result<(), LiveError> {
         let lacks = |block: &u64| !held.places.contains_key(block);
         let blocks: Vec<u64> = blocks.iter().copied().filter(lacks).collect();
+        if blocks.is_empty() {
+            return Ok(());
+        }
         let needed: u64 = blocks.chunks(SEGMENT_MAX).map(|some| Tail::bytes_of(some.len())).sum();
         if held.tail.at.saturating_add(needed) > self.knobs.store_max {
             return Err(LiveError::Full);
