@@ -4,6 +4,7 @@
 //! read and check their own part of a real file while commits, flushes and takes go on.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -13,6 +14,7 @@ use snapslot_disk::{Companion as _, Disk, DiskError, FileCompanion, FileDisk, Ra
 use snapslot_live::{BLOCK, Knobs, LiveDisk, OnFull, Snapshot};
 
 const MARK: &str = "00000000000000a1";
+const READER: &str = "00000000000000d4";
 const KNOBS: Knobs =
     Knobs { store_max: 1 << 30, on_full: OnFull::LoseSnapshot, waiting_max: 256 << 10 };
 
@@ -107,6 +109,30 @@ fn how_it_stands_is_told_while_it_is_restored() {
     assert_eq!(disk.standing().saved_bytes, 0);
 }
 
+/// The present disk, held and open.
+fn moment(live: &LiveDisk, disk: &Arc<dyn Disk>, folder: &Path) -> Snapshot {
+    let file = tempfile::tempfile_in(folder).expect("a file");
+    let lent = file.try_clone().expect("a descriptor");
+    let store = FileDisk::of_writable(file, Path::new("moment")).expect("a store");
+    let held = Arc::new(AtomicBool::new(true));
+    let told = held.clone();
+    live.hold(READER, Box::new(store), move |_| told.store(false, Ordering::SeqCst))
+        .expect("a moment");
+    let store = FileDisk::of_descriptor(lent, Path::new("moment")).expect("a store");
+    let held = move || held.load(Ordering::SeqCst);
+    let content = Snapshot::of_now(disk.clone(), Box::new(store), held);
+    content.expect("opens").expect("a moment")
+}
+
+/// Tells the writers to end, also when a check fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
     const THREADS: u64 = 4;
@@ -121,6 +147,7 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
     let stop = AtomicBool::new(false);
     let (mut rounds, writes) = (0, AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let end = End(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 live.wait_until_wanted(std::time::Duration::from_millis(1));
@@ -172,18 +199,34 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
         // However many it takes until enough was written, on a slow machine too; a writer that ends has failed.
         let enough = |rounds| rounds >= 30 && writes.load(Ordering::Relaxed) > 1000;
         while !enough(rounds) && !writers.iter().any(|w| w.is_finished()) {
+            // A moment that began before the snapshot, one beside it, and none.
+            if rounds % 3 == 0 {
+                let moment = moment(&live, &disk, folder.path());
+                let once = read(&moment);
+                assert!(read(&moment) == once, "the moment changes");
+                live.let_go(READER);
+            }
             live.take(MARK, 1, 1).expect("a take");
+            let moment = (rounds % 3 == 1).then(|| moment(&live, &disk, folder.path()));
+            let then = moment.as_ref().map(read);
             let store = companion().open().expect("its store").expect("a store");
             let snapshot = Snapshot::open(disk.clone(), store).expect("opens").expect("a snapshot");
             let once = read(&snapshot);
             for _ in 0..3 {
                 std::thread::sleep(std::time::Duration::from_millis(5));
                 assert!(read(&snapshot) == once, "the snapshot changes");
+                if let (Some(moment), Some(then)) = (&moment, &then) {
+                    assert!(read(moment) == *then, "the moment changes");
+                }
+            }
+            if rounds % 2 == 0 {
+                live.let_go(READER);
+                assert!(read(&snapshot) == once, "the snapshot changes with its neighbour");
             }
             live.delete(MARK).expect("a delete");
             rounds += 1;
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         let mut all = first.clone();
         for (t, writer) in writers.into_iter().enumerate() {
             let own = writer.join().expect("a thread");
