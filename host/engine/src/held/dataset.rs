@@ -10,20 +10,23 @@
 //! Notes are named by the volume, and say the snapshot's full name.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use snapslot_command::{Command, Executor, Place, PlaceKind};
 use snapslot_content::{Sent, Told, Watch};
 
 use super::note::Note;
-use super::{Failed, PASSING, SHORTLY, command, flush, patiently, run};
+use super::{Failed, Kind, PASSING, command, flush, patiently, run};
 use crate::volume::Volume;
 
 /// A snapshot is made when all that was written is on the disks.
 const DEADLINE: Duration = Duration::from_secs(300);
 /// What its name begins with; a mark follows.
 const NAME: &str = "snapslot-now-";
+
+pub(super) const KIND: Kind =
+    Kind { what: "a snapshot of the present", folder: "datasets", note_of, undo: destroy };
 
 /// A volume's present content.
 pub(crate) struct Present<'e> {
@@ -59,7 +62,8 @@ impl<'e> Present<'e> {
         if let Some(device) = volume.locator.place.device() {
             flush(&device);
         }
-        let mut note = Note::take(&notes(state_dir), &note_of(dataset), patience)?;
+        let name = note_of(&volume.locator.place).unwrap_or_default();
+        let mut note = Note::take(&KIND.notes(state_dir), &name, patience)?;
         destroy(&mut note, tools, PASSING.0)?;
         let snapshot = format!("{dataset}@{NAME}{mark}");
         note.write(&format!("{snapshot}\n"))?;
@@ -150,29 +154,6 @@ impl Drop for Present<'_> {
     }
 }
 
-/// Lets go of what was left held.
-pub(super) fn let_go(tools: &dyn Executor, state_dir: &Path) {
-    for (_, note) in Note::all(&notes(state_dir)) {
-        let_go_noted(note, tools, PASSING.0);
-    }
-}
-
-/// The same of one volume, not for long.
-pub(super) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
-    if let Place::ZfsDataset(dataset) = &volume.locator.place
-        && let Some(note) = Note::existing(&notes(state_dir), &note_of(dataset))
-    {
-        let_go_noted(note, tools, SHORTLY);
-    }
-}
-
-fn let_go_noted(mut note: Note, tools: &dyn Executor, tries: u32) {
-    if let Err(why) = destroy(&mut note, tools, tries) {
-        let snapshot = note.says().unwrap_or_default();
-        tracing::warn!("{snapshot} may be there still: {why}");
-    }
-}
-
 /// Destroys the snapshot that is noted, if one is.
 fn destroy(note: &mut Note, tools: &dyn Executor, tries: u32) -> Result<(), String> {
     let snapshot = note.says()?;
@@ -212,10 +193,7 @@ pub(super) fn zfs(tools: &dyn Executor, note: &Note, words: &[&str]) -> Result<(
 }
 
 /// Names of datasets have no such sign.
-fn note_of(dataset: &str) -> String {
-    dataset.replace('/', "=")
-}
-
-fn notes(state_dir: &Path) -> PathBuf {
-    state_dir.join("datasets")
+fn note_of(place: &Place) -> Option<String> {
+    let Place::ZfsDataset(dataset) = place else { return None };
+    Some(dataset.replace('/', "="))
 }

@@ -25,10 +25,10 @@ mod note;
 mod pool;
 mod shown;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use snapslot_command::{Command, Executor, RunError};
+use snapslot_command::{Command, Executor, Place, RunError};
 
 use crate::volume::Volume;
 use note::Note;
@@ -37,18 +37,53 @@ pub(crate) use dataset::{Present, Untold};
 pub(crate) use pool::Metadata;
 pub(crate) use shown::Shown;
 
+/// What is held of a volume by commands, and how it is let go of.
+struct Kind {
+    /// For people.
+    what: &'static str,
+    /// Its notes, in the state directory.
+    folder: &'static str,
+    /// The note of a volume; none: nothing of this kind is ever held of it.
+    note_of: fn(&Place) -> Option<String>,
+    /// Does so with what is noted, if anything is, in so many tries.
+    undo: fn(&mut Note, &dyn Executor, u32) -> Result<(), String>,
+}
+
+const KINDS: [Kind; 2] = [dataset::KIND, shown::KIND];
+
+impl Kind {
+    fn notes(&self, state_dir: &Path) -> PathBuf {
+        state_dir.join(self.folder)
+    }
+
+    fn let_go(&self, mut note: Note, tools: &dyn Executor, tries: u32) {
+        if let Err(why) = (self.undo)(&mut note, tools, tries) {
+            let said = note.says().unwrap_or_default();
+            tracing::warn!("{} may be there still ({said}): {why}", self.what);
+        }
+    }
+}
+
 /// Lets go of all that engines that were killed left held.
 pub(crate) fn let_go(tools: &dyn Executor, state_dir: &Path) {
     pool::let_go(tools, state_dir);
-    dataset::let_go(tools, state_dir);
-    shown::let_go(tools, state_dir);
+    for kind in KINDS {
+        for (_, note) in Note::all(&kind.notes(state_dir)) {
+            kind.let_go(note, tools, PASSING.0);
+        }
+    }
 }
 
-/// Lets go of what would stand in the way of a change of this volume, which the caller has locked. Other storage may
-/// take its time.
+/// Lets go of what would stand in the way of a change of this volume, which the caller has locked, not for long. Other
+/// storage may take its time.
 pub(crate) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
-    dataset::let_go_of(volume, tools, state_dir);
-    shown::let_go_of(volume, tools, state_dir);
+    for kind in KINDS {
+        if let Some(name) = (kind.note_of)(&volume.locator.place)
+            && let Some(note) = Note::existing(&kind.notes(state_dir), &name)
+        {
+            kind.let_go(note, tools, SHORTLY);
+        }
+    }
 }
 
 /// Has what was written to a device and is not on the disks yet written there: it is present, too.

@@ -12,14 +12,14 @@
 //! the next change of the volume, or `recover`, lets go of it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use snapslot_command::{Executor, Grammar, Place, PlaceKind};
 
 use super::dataset::{is_gone, zfs};
 use super::note::Note;
-use super::{Failed, PASSING, SHORTLY, command, patiently, run};
+use super::{Failed, Kind, PASSING, command, patiently, run};
 use crate::volume::Volume;
 
 /// Activation waits for whoever has the group's lock.
@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const STEP: Duration = Duration::from_millis(50);
 /// Tries after which it is hidden anew.
 const ANEW: u32 = 10;
+
+pub(super) const KIND: Kind =
+    Kind { what: "a snapshot's device", folder: "shown", note_of, undo: hide };
 
 /// A device that is shown. Hidden again when dropped.
 pub(crate) struct Shown<'e> {
@@ -60,7 +63,7 @@ impl<'e> Shown<'e> {
                 return Err("the volume itself has no device".to_owned());
             }
             // Who has it may be about to show the device, or to hide it.
-            match Note::open(&notes(state_dir), &note_name).map_err(|e| e.to_string())? {
+            match Note::open(&KIND.notes(state_dir), &note_name).map_err(|e| e.to_string())? {
                 Some(note) => break note,
                 None if begun.elapsed() > PATIENCE => {
                     return Err("somebody else shows it".to_owned());
@@ -123,33 +126,6 @@ impl Drop for Shown<'_> {
             tracing::info!("a snapshot's device is there still: {why}");
         }
     }
-}
-
-/// Hides what was left shown.
-pub(super) fn let_go(tools: &dyn Executor, state_dir: &Path) {
-    for (_, note) in Note::all(&notes(state_dir)) {
-        let_go_noted(note, tools, PASSING.0);
-    }
-}
-
-/// The same of one volume, not for long.
-pub(super) fn let_go_of(volume: &Volume, tools: &dyn Executor, state_dir: &Path) {
-    if let Some(name) = note_of(&volume.locator.place)
-        && let Some(note) = Note::existing(&notes(state_dir), &name)
-    {
-        let_go_noted(note, tools, SHORTLY);
-    }
-}
-
-fn let_go_noted(mut note: Note, tools: &dyn Executor, tries: u32) {
-    if let Err(why) = hide(&mut note, tools, tries) {
-        let said = note.says().unwrap_or_default();
-        tracing::warn!("the device of a snapshot may be there still ({said}): {why}");
-    }
-}
-
-fn notes(state_dir: &Path) -> PathBuf {
-    state_dir.join("shown")
 }
 
 /// No name of theirs has such a sign.
