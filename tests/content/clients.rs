@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use snapslot_test_support::needs::{self, ROOT};
 use snapslot_test_support::{Image, Scratch, Snapslot, assert_same};
@@ -152,14 +151,8 @@ fn junk_ends_its_own_connection_and_no_other() {
     let (snapslot, image, before) = held(&scratch);
     let socket = scratch.join("s");
     let path = socket.display().to_string();
-    let mut served =
-        snapslot.start(["open", &image.path().display().to_string(), "--socket", &path]);
-    // Until it listens or has ended, on a busy machine too.
-    while UnixStream::connect(&socket).is_err() {
-        let gone = served.has_ended() || served.age() > Duration::from_secs(120);
-        assert!(!gone, "nobody listens: {}", served.finish(Duration::ZERO).account());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let served = snapslot.start(["open", &image.path().display().to_string(), "--socket", &path]);
+    let served = served.listening(&socket);
     let connect = || UnixStream::connect(&socket).expect("it listens");
     let greeted = || {
         let mut stream = connect();

@@ -45,36 +45,15 @@ impl Served {
         let socket = self.socket.display().to_string();
         let mut all = vec!["serve", &self.volume, "--socket", &socket];
         all.extend(more);
-        let mut process = self.snapslot.start(&all);
-        // Until it listens or has ended, on a busy machine too.
-        while process.age() < Duration::from_secs(120) {
-            if UnixStream::connect(&self.socket).is_ok() {
-                return process;
-            }
-            assert!(
-                !process.has_ended(),
-                "it ended: {}",
-                process.finish(Duration::from_secs(1)).account()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("it does not listen");
+        self.snapslot.start(&all).listening(&self.socket)
     }
 
     /// Has the present disk open at a socket of its own, which is given too.
     fn open_now(&self, scratch: &Scratch) -> (Process, PathBuf) {
         let socket = scratch.join("now");
         let said = socket.display().to_string();
-        let mut process = self.snapslot.start(["open", &self.volume, "--live", "--socket", &said]);
-        while UnixStream::connect(&socket).is_err() {
-            assert!(
-                !process.has_ended(),
-                "it ended: {}",
-                process.finish(Duration::from_secs(1)).account()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        (process, socket)
+        let process = self.snapslot.start(["open", &self.volume, "--live", "--socket", &said]);
+        (process.listening(&socket), socket)
     }
 
     #[track_caller]
@@ -116,6 +95,14 @@ impl Served {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         std::fs::read(&self.disk).expect("the disk")
     }
+}
+
+/// No store, nor anything else of ours, is beside the disk.
+#[track_caller]
+fn assert_nothing_left(scratch: &Scratch) {
+    let left: Vec<_> =
+        std::fs::read_dir(scratch.path()).expect("it").flatten().map(|e| e.file_name()).collect();
+    assert!(!left.iter().any(|n| n.to_string_lossy().contains("snapslot-")), "{left:?}");
 }
 
 #[test]
@@ -179,9 +166,7 @@ fn a_slot_lives_on_a_disk_that_is_being_served() {
     assert_same("restored and consumed", &served.bytes(), &first);
     assert_eq!(served.verb("status", &[]).slot(), "empty");
     served.stop(process);
-    let left: Vec<_> =
-        std::fs::read_dir(scratch.path()).expect("it").flatten().map(|e| e.file_name()).collect();
-    assert!(!left.iter().any(|n| n.to_string_lossy().contains("snapslot-")), "{left:?}");
+    assert_nothing_left(&scratch);
 }
 
 #[test]
@@ -400,9 +385,7 @@ fn the_present_disk_is_exported_while_it_is_written() {
     assert!(places.len() > 2, "it was never in the middle of a round: {places:?}");
     drop(stream);
     served.stop(process);
-    let left: Vec<_> =
-        std::fs::read_dir(scratch.path()).expect("it").flatten().map(|e| e.file_name()).collect();
-    assert!(!left.iter().any(|n| n.to_string_lossy().contains("snapslot-")), "{left:?}");
+    assert_nothing_left(&scratch);
 }
 
 #[test]

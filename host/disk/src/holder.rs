@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::FileId;
 
@@ -36,6 +37,9 @@ impl Holder {
         text
     }
 }
+
+/// How long a passing look at a device is waited for. After every write and close udev opens it to see what it is now.
+pub const PASSING: Duration = Duration::from_secs(10);
 
 /// Whether a program of this name is udev, or what udev's rules have look at a device: ZFS's `60-zvol.rules` runs
 /// `zvol_id`. Others may bear such a name; who waits for one waits for a moment only.

@@ -17,7 +17,7 @@ pub mod sim;
 pub use device::{Users, users};
 pub use error::{DiskError, Doing};
 pub use file::{FileCompanion, FileDisk, FileId, untrusted};
-pub use holder::{Holder, holders, looks_in_passing, processes};
+pub use holder::{Holder, PASSING, holders, looks_in_passing, processes};
 pub use lock::{EngineLock, ImageLock, LockError, lock_for_engine, probe_writer};
 pub use mounted::users_of_file_system;
 

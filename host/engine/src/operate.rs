@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use snapslot_command::Place;
-use snapslot_disk::{Companion as _, EngineLock, Holder, ImageLock, LockError};
+use snapslot_disk::{Companion as _, EngineLock, Holder, ImageLock, LockError, PASSING};
 use snapslot_runtime::{Facts, Goal, NewSnapshot, Plugin, Snapshot};
 use snapslot_slot::{Consistency, Moment, NOTE_MAX, Occupant, Refusal, Request, State, decide};
 
@@ -393,10 +393,6 @@ pub(crate) fn lock_images(volumes: &[Volume]) -> Result<Vec<ImageLock<'_>>, Engi
         .map(|(v, disk)| ImageLock::exclusive(disk).map_err(|e| image_lock_error(&v.locator, e)))
         .collect()
 }
-
-/// How long a passing look at a device is waited for. After every write and close udev opens it to
-/// see what it is now.
-const PASSING: Duration = Duration::from_secs(10);
 
 /// Refuses to go on while somebody uses a device whose content is to be set back.
 pub(crate) fn refuse_used(volumes: &[Volume]) -> Result<(), EngineError> {

@@ -194,13 +194,15 @@ impl Engine {
         let name = present.name().to_owned();
         kept.present = Some(present);
         let path = snapshot_device(volume, &name).ok_or("it has no device")?;
-        let open = |kept: &mut Kept<'k>| {
-            kept.shown = Shown::of(volume, &name, &path, &*self.commands, state_dir)?;
-            device(volume, Some(path.clone())).map_err(|e| e.to_string())
-        };
-        match open(kept) {
-            // It was shown by somebody who has hidden it meanwhile.
-            Err(_) if kept.shown.is_none() => open(kept),
+        let show = || Shown::of(volume, &name, &path, &*self.commands, state_dir);
+        let open = || device(volume, Some(path.clone())).map_err(|e| e.to_string());
+        kept.shown = show()?;
+        match open() {
+            // It was there for somebody who has hidden it meanwhile.
+            Err(_) if kept.shown.is_none() => {
+                kept.shown = show()?;
+                open()
+            }
             opened => opened,
         }
     }

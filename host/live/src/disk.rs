@@ -50,7 +50,7 @@ use serde::{Deserialize, Serialize};
 use snapslot_disk::{Companion, Disk, DiskError};
 
 use crate::blocks::{BLOCK, ByBlock, Bytes, empty};
-use crate::store::{Head, SEGMENT_MAX, Tail};
+use crate::store::{Head, Tail};
 use now::Now;
 
 pub use error::LiveError;

@@ -70,6 +70,20 @@ pub struct Head {
 }
 
 impl Head {
+    /// The first one of a snapshot that is taken at this time, seconds since 1970 and nanoseconds.
+    pub(crate) fn new(mark: &str, disk_size: u64, taken: (u64, u32)) -> Head {
+        Head {
+            sequence: 0,
+            generation: 1,
+            disk_size,
+            taken_seconds: taken.0,
+            taken_nanoseconds: taken.1,
+            state: State::Held,
+            mark: mark.to_owned(),
+            stamp: 0,
+        }
+    }
+
     fn bytes(&self) -> [u8; HEAD as usize] {
         let mut out = [0; HEAD as usize];
         let mut at = 0;

@@ -8,8 +8,9 @@
 //! refuses a write over a block whose old content is not durable in the store at that moment, and reads a
 //! moment that is held for a reader after every write.
 
+mod moment;
+
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use snapslot_content::Content as _;
@@ -18,11 +19,12 @@ use snapslot_disk::{Disk, DiskError, Range};
 use snapslot_live::store::{Head, State};
 use snapslot_live::{BLOCK, Knobs, LiveDisk, LiveError, OnFull, Snapshot};
 
+use moment::{Moment, READER};
+
 const BLOCKS: u64 = 24;
 /// The last block is short.
 const SIZE: u64 = BLOCKS * BLOCK + 1536;
 const MARKS: [&str; 3] = ["00000000000000a1", "00000000000000b2", "00000000000000c3"];
-const READER: &str = "00000000000000d4";
 const KNOBS: Knobs =
     Knobs { store_max: 1 << 30, on_full: OnFull::LoseSnapshot, waiting_max: 1 << 20 };
 
@@ -64,39 +66,19 @@ enum Step {
     LetGo,
 }
 
-/// A moment that is held for a reader.
-struct Moment {
+/// A moment that is held, and what it is of.
+struct Held {
+    moment: Moment,
     then: Vec<u8>,
-    room: World,
-    gone: Arc<AtomicBool>,
 }
 
-impl Moment {
-    fn of(live: &LiveDisk, then: Vec<u8>) -> Result<Moment, LiveError> {
-        let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-        let gone = Arc::new(AtomicBool::new(false));
-        let tell = gone.clone();
-        live.hold(READER, Box::new(room.disk("room")), move |_| {
-            tell.store(true, Ordering::SeqCst)
-        })?;
-        Ok(Moment { then, room, gone })
-    }
-
-    fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::SeqCst)
-    }
-
+impl Held {
     /// What its reader reads is of the moment, or does not count.
     fn judge(&self, world: &World, what: &str) {
-        let gone = self.gone.clone();
-        let held = move || !gone.load(Ordering::SeqCst);
-        let store: Box<dyn Disk> = Box::new(self.room.disk("room"));
-        let now = Snapshot::of_now(Arc::new(world.disk("disk")), store, held);
-        let now = now.expect("its store").expect("a moment");
         let mut bytes = vec![0; SIZE as usize];
-        match now.read_at(0, &mut bytes) {
+        match self.moment.opened(world.disk("disk")).read_at(0, &mut bytes) {
             Ok(()) => assert!(bytes == self.then, "{what}: what is read is not of the moment"),
-            Err(e) => assert!(self.is_gone(), "{what}: {e}"),
+            Err(e) => assert!(self.moment.is_gone(), "{what}: {e}"),
         }
     }
 }
@@ -108,7 +90,7 @@ struct Watched {
     taken: Arc<Mutex<Option<Vec<u8>>>>,
     /// The store is small: the snapshot may be given up.
     may_be_lost: bool,
-    moment: Arc<Mutex<Option<Moment>>>,
+    held: Arc<Mutex<Option<Held>>>,
 }
 
 impl Watched {
@@ -151,8 +133,8 @@ impl Disk for Watched {
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
         self.judge(offset, data);
         self.disk.write_at(offset, data)?;
-        if let Some(moment) = &*self.moment.lock().expect("the lock") {
-            moment.judge(&self.world, &format!("{} bytes written at {offset}", data.len()));
+        if let Some(held) = &*self.held.lock().expect("the lock") {
+            held.judge(&self.world, &format!("{} bytes written at {offset}", data.len()));
         }
         Ok(())
     }
@@ -208,12 +190,12 @@ fn live_with(steps: Vec<Step>, seed: u64, knobs: Knobs) -> Story {
     let first = start(seed);
     let world = World::new(BTreeMap::from([("disk".to_owned(), first.clone())]));
     let taken = Arc::new(Mutex::new(None));
-    let moment: Arc<Mutex<Option<Moment>>> = Arc::default();
-    let is_held = || moment.lock().expect("the lock").is_some();
+    let held: Arc<Mutex<Option<Held>>> = Arc::default();
+    let is_held = || held.lock().expect("the lock").is_some();
     let mut given_up = 0;
     let disk = Watched {
         world: world.clone(),
-        moment: moment.clone(),
+        held: held.clone(),
         disk: world.disk("disk"),
         taken: taken.clone(),
         may_be_lost: knobs.store_max < KNOBS.store_max,
@@ -291,16 +273,19 @@ fn live_with(steps: Vec<Step>, seed: u64, knobs: Knobs) -> Story {
                     allowed.snapshots.push(None);
                 }
             }
-            Step::Hold => match Moment::of(&live, now.clone()) {
-                Ok(held) => assert!(moment.lock().expect("the lock").replace(held).is_none()),
+            Step::Hold => match Moment::of(&live) {
+                Ok(moment) => {
+                    let new = Held { moment, then: now.clone() };
+                    assert!(held.lock().expect("the lock").replace(new).is_none());
+                }
                 Err(e) => assert!(matches!(e, LiveError::Busy) && is_held(), "{e}"),
             },
             Step::LetGo => {
-                *moment.lock().expect("the lock") = None;
+                *held.lock().expect("the lock") = None;
                 live.let_go(READER);
             }
         }
-        if moment.lock().expect("the lock").take_if(|held| held.is_gone()).is_some() {
+        if held.lock().expect("the lock").take_if(|held| held.moment.is_gone()).is_some() {
             given_up += 1;
         }
         if live.standing().lost && lost.is_none() {

@@ -2,6 +2,8 @@
 //!
 //! Method: a disk and a store that fail as they are told to, and a reader of the snapshot beside the server.
 
+mod moment;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,6 +12,8 @@ use snapslot_content::{Content as _, ContentError};
 use snapslot_disk::sim::{Fate, Fault, SimDisk, World};
 use snapslot_disk::{Companion, Disk, DiskError, Doing, FileCompanion, FileDisk, Range};
 use snapslot_live::{BLOCK, Knobs, LiveDisk, LiveError, OnFull, Snapshot};
+
+use moment::{Moment, READER};
 
 const MARK: &str = "00000000000000a1";
 const OTHER: &str = "00000000000000b2";
@@ -136,6 +140,12 @@ fn setting(knobs: Knobs) -> Setting {
 }
 
 impl Setting {
+    /// The present disk, held in a store on its file system.
+    fn moment(&self) -> Moment {
+        let store = |room| Box::new(Sparse::store(room, &self.room, &Hook::default())) as Box<_>;
+        Moment::stored(&self.live, store).expect("a moment")
+    }
+
     /// What a power cut leaves of the disk at this moment.
     fn durable(&self) -> Vec<u8> {
         let cut = self.world.crash(self.world.log().len(), |_| Fate::Lost);
@@ -218,13 +228,10 @@ fn a_moment_has_what_is_written_and_cannot_be_brought_to_the_disk() {
     }
     s.live.write(BLOCKS * BLOCK - 512, &[3; 512]).expect("it waits");
     assert!(s.live.commit().is_err_and(|e| e.is_no_space()), "the store is full");
-    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-    s.live.hold(OTHER, Box::new(room.disk("room")), |why| panic!("{why}")).expect("a moment");
+    let moment = Moment::of(&s.live).expect("a moment");
     let _ = s.live.write(0, &block(4));
-    let disk = Arc::new(s.world.disk("disk"));
-    let now = Snapshot::of_now(disk, Box::new(room.disk("room")), || true);
     let mut found = vec![0; SIZE as usize];
-    now.expect("opens").expect("a moment").read_at(0, &mut found).expect("a read");
+    moment.opened(s.world.disk("disk")).read_at(0, &mut found).expect("a read");
     let mut wanted = vec![1; SIZE as usize];
     wanted[..30 * BLOCK as usize].fill(3);
     wanted[SIZE as usize - 512..].fill(3);
@@ -244,14 +251,7 @@ fn a_moment_on_a_full_file_system_is_what_goes() {
             if held {
                 s.live.take(MARK, 1, 1).expect("a take");
             }
-            let gone = Arc::new(AtomicBool::new(false));
-            let tell = gone.clone();
-            let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-            let store = Sparse::store(room.disk("room"), &s.room, &Hook::default());
-            let hold = s.live.hold(OTHER, Box::new(store), move |_| {
-                tell.store(true, Ordering::SeqCst);
-            });
-            hold.expect("a moment");
+            let moment = s.moment();
             s.room.store(blocks * BLOCK, Ordering::SeqCst);
             for i in [0, 1, 40, 41] {
                 s.live.write(i * BLOCK, &block(2)).expect("it waits");
@@ -259,14 +259,14 @@ fn a_moment_on_a_full_file_system_is_what_goes() {
             let flushed = s.live.flush();
             let needed = if held { 5 + 2 } else { 2 };
             if blocks < needed {
-                assert!(gone.load(Ordering::SeqCst), "{blocks} blocks of room");
+                assert!(moment.is_gone(), "{blocks} blocks of room");
                 continue;
             }
             // There is room for all but the moment.
             flushed.unwrap_or_else(|e| panic!("held: {held}, {blocks} blocks: {e}"));
             assert!(!s.live.standing().lost, "held: {held}, {blocks} blocks");
             assert_eq!(s.live.standing().mark.is_some(), held);
-            ended += u64::from(gone.load(Ordering::SeqCst));
+            ended += u64::from(moment.is_gone());
             assert_eq!(s.live.standing().waiting_bytes, 0);
             s.reads(40, 2);
         }
@@ -279,12 +279,7 @@ fn a_moment_on_a_full_file_system_is_what_goes() {
 fn a_commit_that_is_tried_again_overwrites_what_it_has_saved_alone() {
     let s = setting(knobs(1 << 30, OnFull::LoseSnapshot));
     s.live.take(MARK, 1, 1).expect("a take");
-    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-    let store = Sparse::store(room.disk("room"), &s.room, &Hook::default());
-    let gone = Arc::new(AtomicBool::new(false));
-    let tell = gone.clone();
-    let hold = s.live.hold(OTHER, Box::new(store), move |_| tell.store(true, Ordering::SeqCst));
-    hold.expect("a moment");
+    let moment = s.moment();
     // Both stores take two blocks for it; then there is none for the hole.
     s.room.store(4 * BLOCK, Ordering::SeqCst);
     s.live.write(40 * BLOCK, &block(2)).expect("it waits");
@@ -293,7 +288,7 @@ fn a_commit_that_is_tried_again_overwrites_what_it_has_saved_alone() {
         writer.write(10 * BLOCK, &block(3)).expect("it waits");
     }));
     s.live.commit().expect("there is room without the moment");
-    assert!(gone.load(Ordering::SeqCst), "it was not given up");
+    assert!(moment.is_gone(), "it was not given up");
     assert!(s.then.lock().expect("the lock").is_none(), "the write never was");
     s.room.store(1 << 30, Ordering::SeqCst);
     s.live.flush().expect("there is room");
@@ -315,10 +310,9 @@ fn a_moment_costs_a_snapshot_nothing_whose_store_is_over_its_bound() {
     let live =
         LiveDisk::open(Arc::new(world.disk("disk")), Box::new(world.companion("store")), small);
     let live = live.expect("opens");
-    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-    live.hold(OTHER, Box::new(room.disk("room")), |why| panic!("{why}")).expect("a moment");
-    live.let_go(OTHER);
-    assert!(!live.standing().lost);
+    let moment = Moment::of(&live).expect("a moment");
+    live.let_go(READER);
+    assert!(!moment.is_gone() && !live.standing().lost);
     live.restore(MARK).expect("a restore");
 }
 
@@ -330,18 +324,13 @@ fn a_moment_goes_before_a_write_to_what_is_saved_fails() {
         if held {
             s.live.take(MARK, 1, 1).expect("a take");
         }
-        let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-        let store = Sparse::store(room.disk("room"), &s.room, &Hook::default());
-        let gone = Arc::new(AtomicBool::new(false));
-        let tell = gone.clone();
-        let hold = s.live.hold(OTHER, Box::new(store), move |_| tell.store(true, Ordering::SeqCst));
-        hold.expect("a moment");
+        let moment = s.moment();
         s.live.write(40 * BLOCK, &block(2)).expect("it waits");
         s.live.flush().expect("there is room");
         s.room.store(0, Ordering::SeqCst);
         s.live.write(40 * BLOCK, &block(3)).expect("there is room without the moment");
         s.live.flush().expect("and then it is durable");
-        assert!(gone.load(Ordering::SeqCst) && !s.live.standing().lost);
+        assert!(moment.is_gone() && !s.live.standing().lost);
         s.reads(40, 3);
     }
 }
@@ -355,8 +344,8 @@ fn a_snapshot_that_goes_as_a_moment_begins_is_known_to_be_lost() {
     for i in 0..30 {
         s.live.write(i * BLOCK, &block(3)).expect("it waits");
     }
-    let room = World::new(BTreeMap::from([("room".to_owned(), Vec::new())]));
-    s.live.hold(OTHER, Box::new(room.disk("room")), |why| panic!("{why}")).expect("a moment");
+    let moment = Moment::of(&s.live).expect("a moment");
+    assert!(!moment.is_gone());
     assert!(s.live.standing().lost, "{:?}", s.live.standing());
 }
 

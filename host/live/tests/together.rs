@@ -12,6 +12,7 @@ use snapslot_content::Content as _;
 use snapslot_disk::sim::{Fate, World};
 use snapslot_disk::{Companion as _, Disk, DiskError, FileCompanion, FileDisk, Range};
 use snapslot_live::{BLOCK, Knobs, LiveDisk, OnFull, Snapshot};
+use snapslot_test_support::Ends;
 
 const MARK: &str = "00000000000000a1";
 const READER: &str = "00000000000000d4";
@@ -124,15 +125,6 @@ fn moment(live: &LiveDisk, disk: &Arc<dyn Disk>, folder: &Path) -> Snapshot {
     content.expect("opens").expect("a moment")
 }
 
-/// Tells the writers to end, also when a check fails.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
     const THREADS: u64 = 4;
@@ -144,19 +136,19 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
     let disk: Arc<dyn Disk> = Arc::new(FileDisk::open_writable(&path).expect("opens"));
     let companion = || FileCompanion::new(folder.path().join("store"), path.clone());
     let live = LiveDisk::open(disk.clone(), Box::new(companion()), KNOBS).expect("opens");
-    let stop = AtomicBool::new(false);
+    let ends = Ends::default();
     let (mut rounds, writes) = (0, AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let end = End(&stop);
+        let end = ends.at_the_end();
         scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
+            while !ends.has_come() {
                 live.wait_until_wanted(std::time::Duration::from_millis(1));
                 live.commit().expect("a commit");
             }
         });
         let writers: Vec<_> = (0..THREADS)
             .map(|t| {
-                let (live, stop, first, writes) = (&live, &stop, &first, &writes);
+                let (live, ends, first, writes) = (&live, &ends, &first, &writes);
                 scope.spawn(move || {
                     let base = t * PART;
                     let mut own = first[base as usize..(base + PART) as usize].to_vec();
@@ -167,7 +159,7 @@ fn threads_that_write_find_what_they_wrote_and_the_snapshot_stays() {
                         seed ^= seed << 17;
                         seed % below
                     };
-                    while !stop.load(Ordering::Relaxed) {
+                    while !ends.has_come() {
                         let length = 512 * (1 + dice(20));
                         let at = 512 * dice((PART - length) / 512);
                         let byte = dice(256) as u8;

@@ -2,7 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -58,6 +60,9 @@ impl Finished {
     }
 }
 
+/// A server that does not listen by then never does.
+const LISTENS: Duration = Duration::from_secs(120);
+
 /// A program that is running.
 #[derive(Debug)]
 pub struct Process {
@@ -76,6 +81,21 @@ impl Process {
     #[track_caller]
     pub fn start(command: Command) -> Self {
         Process::start_with(command, Stdio::null())
+    }
+
+    /// Waits until it listens on this socket.
+    ///
+    /// # Panics
+    /// When it ends instead, or does not listen however long it takes.
+    #[track_caller]
+    #[must_use]
+    pub fn listening(mut self, socket: &Path) -> Self {
+        while UnixStream::connect(socket).is_err() {
+            let gone = self.has_ended() || self.age() > LISTENS;
+            assert!(!gone, "it does not listen: {}", self.finish(Duration::ZERO).account());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self
     }
 
     #[track_caller]

@@ -8,6 +8,7 @@
 //! reads the present disk has no name, and goes with the last who has it open.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,9 +64,15 @@ impl Copies {
     }
 
     fn asked(&self, request: &Request) -> Result<Option<Answer>, CopyError> {
+        self.asked_by(|socket| ask(socket, request))
+    }
+
+    fn asked_by<T>(
+        &self,
+        ask: impl FnOnce(&Path) -> io::Result<Option<T>>,
+    ) -> Result<Option<T>, CopyError> {
         let Some(socket) = &self.socket else { return Ok(None) };
-        ask(socket, request)
-            .map_err(|e| CopyError::io(socket.display().to_string(), Doing::Open, e))
+        ask(socket).map_err(|e| CopyError::io(socket.display().to_string(), Doing::Open, e))
     }
 
     /// Has it done by who serves the disk; `false`: nobody does.
@@ -240,10 +247,8 @@ impl Copies {
     /// What a disk that is served holds at this moment, to be read while its machine goes on writing. `mark` is its
     /// own. None: nobody serves it.
     pub fn open_now(&self, mark: &str) -> Result<Option<Arc<dyn Content>>, CopyError> {
-        let Some(socket) = &self.socket else { return Ok(None) };
-        let asked = Moment::ask(socket, mark);
-        let asked = asked.map_err(|e| CopyError::io(socket.display().to_string(), Doing::Open, e));
-        let Lent { moment, disk, store } = match asked? {
+        let asked = self.asked_by(|socket| Moment::ask(socket, mark))?;
+        let Lent { moment, disk, store } = match asked {
             None => return Ok(None),
             Some(Err(Answer::Refused { code, .. })) if code == "usage" => {
                 let name = self.disk.display().to_string();

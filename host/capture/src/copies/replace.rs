@@ -17,13 +17,10 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use snapslot_disk::{Doing, lock_for_engine, looks_in_passing};
+use snapslot_disk::{Doing, PASSING, lock_for_engine, looks_in_passing};
 
 use super::save::From;
 use super::{CopyError, Opened, RESTORING, Watch, attributes, users};
-
-/// How long a passing look at a device is waited for.
-const PASSING: Duration = Duration::from_secs(10);
 
 impl Opened {
     /// Gives the new disk, with its lock.
@@ -42,7 +39,6 @@ impl Opened {
         loop {
             match users::user(disk) {
                 Ok(None) => return Ok(()),
-                // After every write and close udev opens a device to see what it is now.
                 Ok(Some(who)) if looks_in_passing(&who) && begun.elapsed() < PASSING => {
                     std::thread::sleep(Duration::from_millis(20));
                 }

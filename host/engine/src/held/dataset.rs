@@ -56,14 +56,14 @@ impl<'e> Present<'e> {
         tools: &'e dyn Executor,
         state_dir: &Path,
     ) -> Result<Present<'e>, String> {
-        let Place::ZfsDataset(dataset) = &volume.locator.place else {
+        let place = &volume.locator.place;
+        let (Place::ZfsDataset(dataset), Some(note_name)) = (place, note_of(place)) else {
             return Err("it is no ZFS volume".to_owned());
         };
-        if let Some(device) = volume.locator.place.device() {
+        if let Some(device) = place.device() {
             flush(&device);
         }
-        let name = note_of(&volume.locator.place).unwrap_or_default();
-        let mut note = Note::take(&KIND.notes(state_dir), &name, patience)?;
+        let mut note = Note::take(&KIND.notes(state_dir), &note_name, patience)?;
         destroy(&mut note, tools, PASSING.0)?;
         let snapshot = format!("{dataset}@{NAME}{mark}");
         note.write(&format!("{snapshot}\n"))?;

@@ -71,32 +71,20 @@ impl<'e> Shown<'e> {
                 None => std::thread::sleep(STEP),
             }
         };
-        let noted = note.says()?;
-        let hidden_before = match place {
-            // Others' devices may be open still, and need not be hidden to show this one.
-            Place::ZfsDataset(dataset) => noted_source(&noted, dataset),
-            _ => None,
-        };
-        if hidden_before.is_none() {
+        // What is noted of a volume of ZFS hides this device with the others, which may be open still; and it is not put
+        // at risk.
+        let said = note.says()?;
+        if !matches!(place, Place::ZfsDataset(dataset) if is_noted(&said, dataset)) {
             hide(&mut note, tools, PASSING.0)?;
-        }
-        match place {
-            Place::ZfsDataset(dataset) => {
-                let source = match hidden_before {
-                    Some(source) => source,
-                    None => match snapdev(tools, dataset)? {
-                        Some(source) => source,
-                        // One that was made just now gets its name in a moment.
-                        None => return wait_for(device).map(|()| None),
-                    },
-                };
-                // What is noted already is not put at risk: whichever snapshot it names, it hides all.
-                if hidden_before.is_none() {
-                    note.write(&format!("zfs {source} {name} {dataset}\n"))?;
-                }
+            match place {
+                Place::ZfsDataset(dataset) => match snapdev(tools, dataset)? {
+                    Some(source) => note.write(&format!("zfs {source} {name} {dataset}\n"))?,
+                    // One that was made just now gets its name in a moment.
+                    None => return wait_for(device).map(|()| None),
+                },
+                Place::LvmVolume { group, .. } => note.write(&format!("lvm {group}/{name}\n"))?,
+                Place::Image(_) | Place::Directory(_) => return Err("it has no device".to_owned()),
             }
-            Place::LvmVolume { group, .. } => note.write(&format!("lvm {group}/{name}\n"))?,
-            Place::Image(_) | Place::Directory(_) => return Err("it has no device".to_owned()),
         }
         // Dropped, it is hidden: it may be shown though nobody said so.
         let mut shown = Shown { note, tools, ended: true };
@@ -149,12 +137,10 @@ fn wait_for(device: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// What a note of the same dataset says of where they were hidden.
-fn noted_source(said: &str, dataset: &str) -> Option<&'static str> {
-    let mut words = said.splitn(4, ' ');
-    let (kind, source, _, of) = (words.next()?, words.next()?, words.next()?, words.next()?);
-    let known = ["local", "received", "inherited"].into_iter().find(|known| *known == source);
-    known.filter(|_| kind == "zfs" && of == dataset)
+/// Whether a note says where this dataset's snapshots were hidden.
+fn is_noted(said: &str, dataset: &str) -> bool {
+    let words: Vec<&str> = said.splitn(4, ' ').collect();
+    matches!(words[..], ["zfs", "local" | "received" | "inherited", _, of] if of == dataset)
 }
 
 /// Where it is said that a dataset's snapshots are hidden; none: they are not.

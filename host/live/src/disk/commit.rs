@@ -11,6 +11,11 @@ use crate::store::{SEGMENT_MAX, Tail};
 /// Why a moment is held no longer.
 const NO_ROOM: &str = "the file system is full";
 
+/// Gives the content of blocks, one after the other.
+type Fill<'a> = dyn Fn(&[u64], &mut [u8]) -> Result<(), DiskError> + 'a;
+/// Makes what was appended to a store as durable as it is to be.
+type Secured<'a> = dyn Fn(&dyn Disk) -> Result<(), DiskError> + 'a;
+
 /// Whether more room in the file system would help; a store that has all it may have is another matter.
 fn takes_room(error: &LiveError) -> bool {
     matches!(error, LiveError::Disk(e) if e.is_no_space())
@@ -125,12 +130,12 @@ impl LiveDisk {
         blocks
     }
 
-    /// Appends blocks as the disk has them, those that the store has not got. Each segment is `secured`.
+    /// Appends blocks as the disk has them, those that the store has not got.
     pub(super) fn save(
         &self,
         held: &mut Held,
         blocks: &[u64],
-        secured: &dyn Fn(&dyn Disk) -> Result<(), DiskError>,
+        secured: &Secured<'_>,
     ) -> Result<(), LiveError> {
         let lacks = |block: &u64| !held.places.contains_key(block);
         let blocks: Vec<u64> = blocks.iter().copied().filter(lacks).collect();
@@ -141,22 +146,33 @@ impl LiveDisk {
         if held.tail.at.saturating_add(needed) > self.knobs.store_max {
             return Err(LiveError::Full);
         }
+        let fill = |some: &[u64], out: &mut [u8]| {
+            let mut at = 0;
+            for (first, n) in runs(some, RUN_MAX) {
+                let end = ((first + n as u64) * BLOCK).min(self.size);
+                let length = (end - first * BLOCK) as usize;
+                let into = &mut out[at..at + n * BLOCK as usize];
+                into[length..].fill(0);
+                self.disk.read_at(first * BLOCK, &mut into[..length])?;
+                at += n * BLOCK as usize;
+            }
+            Ok(())
+        };
+        Ok(self.append(held, &blocks, &fill, secured)?)
+    }
+
+    /// Appends blocks as `fill` gives them. Each segment is secured before the next is begun: only the last one may be
+    /// torn.
+    pub(super) fn append(
+        &self,
+        held: &mut Held,
+        blocks: &[u64],
+        fill: &Fill<'_>,
+        secured: &Secured<'_>,
+    ) -> Result<(), DiskError> {
         let mut buf = lock(&self.buf);
         for some in blocks.chunks(SEGMENT_MAX) {
-            let mut fill = |out: &mut [u8]| {
-                let mut at = 0;
-                for (first, n) in runs(some, RUN_MAX) {
-                    let end = ((first + n as u64) * BLOCK).min(self.size);
-                    let length = (end - first * BLOCK) as usize;
-                    let into = &mut out[at..at + n * BLOCK as usize];
-                    into[length..].fill(0);
-                    self.disk.read_at(first * BLOCK, &mut into[..length])?;
-                    at += n * BLOCK as usize;
-                }
-                Ok(())
-            };
-            let at = held.tail.append(&*held.store, some, &mut fill, &mut buf)?;
-            // Before the next segment is begun: only the last one may be torn.
+            let at = held.tail.append(&*held.store, some, &mut |out| fill(some, out), &mut buf)?;
             secured(&*held.store)?;
             held.note(some, at);
         }

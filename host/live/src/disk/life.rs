@@ -148,16 +148,7 @@ impl LiveDisk {
             let _ = self.companion.remove();
             return Err(e.into());
         }
-        let mut head = Head {
-            sequence: 0,
-            generation: 1,
-            disk_size: self.size,
-            taken_seconds: seconds,
-            taken_nanoseconds: nanoseconds,
-            state: State::Held,
-            mark: mark.to_owned(),
-            stamp: 0,
-        };
+        let mut head = Head::new(mark, self.size, (seconds, nanoseconds));
         self.no_saved();
         *self.close() = true;
         // Writes go on; first ones wait, and no commit takes them before the head is durable.

@@ -15,9 +15,9 @@ use snapslot_disk::{Disk, DiskError};
 use snapslot_slot::is_mark;
 
 use super::life::empty;
-use super::{Held, LiveDisk, LiveError, SEGMENT_MAX, Slot, lock};
+use super::{Held, LiveDisk, LiveError, Slot, lock};
 use crate::blocks::{BLOCK, ByBlock};
-use crate::store::{Head, State, Tail};
+use crate::store::{Head, Tail};
 
 /// A moment that is held.
 pub(super) struct Now {
@@ -51,16 +51,7 @@ impl LiveDisk {
         if slot.now.is_some() {
             return Err(LiveError::Busy);
         }
-        let head = Head {
-            sequence: 1,
-            generation: 1,
-            disk_size: self.size,
-            taken_seconds: 0,
-            taken_nanoseconds: 0,
-            state: State::Held,
-            mark: mark.to_owned(),
-            stamp: 0,
-        };
+        let head = Head::new(mark, self.size, (0, 0));
         let tail = Tail::start(head.generation);
         store.extend(tail.at)?;
         head.put(&*store)?;
@@ -79,11 +70,12 @@ impl LiveDisk {
     /// Lets go of the moment that is held with this mark, if it is. Its reader reads no more, or was told.
     pub fn let_go(&self, mark: &str) {
         let mut slot = lock(&self.slot);
-        if slot.now.as_ref().is_some_and(|now| now.held.head.mark == mark) {
-            // Most of what waits goes to the disk while the machine goes on.
-            let _ = self.commit_noted(&mut slot);
+        if slot.now.as_ref().is_none_or(|now| now.held.head.mark != mark) {
+            return;
         }
-        if let Some(now) = slot.now.take_if(|now| now.held.head.mark == mark) {
+        // Most of what waits goes to the disk while the machine goes on.
+        let _ = self.commit_noted(&mut slot);
+        if let Some(now) = slot.now.take() {
             empty(&*now.held.store);
             self.without_now(&slot);
         }
@@ -121,20 +113,15 @@ impl LiveDisk {
 
     /// Appends blocks as they are on their way.
     fn copy_going(&self, held: &mut Held, blocks: &[u64]) -> Result<(), DiskError> {
-        let mut buf = lock(&self.buf);
-        for some in blocks.chunks(SEGMENT_MAX) {
-            let mut fill = |out: &mut [u8]| {
-                for (block, into) in some.iter().zip(out.chunks_mut(BLOCK as usize)) {
-                    match lock(self.shard(*block)).going.get(block) {
-                        Some(bytes) => into.copy_from_slice(&bytes[..]),
-                        None => into.copy_from_slice(&self.old(*block)?[..]),
-                    }
+        let fill = |some: &[u64], out: &mut [u8]| {
+            for (block, into) in some.iter().zip(out.chunks_mut(BLOCK as usize)) {
+                match lock(self.shard(*block)).going.get(block) {
+                    Some(bytes) => into.copy_from_slice(&bytes[..]),
+                    None => into.copy_from_slice(&self.old(*block)?[..]),
                 }
-                Ok(())
-            };
-            let at = held.tail.append(&*held.store, some, &mut fill, &mut buf)?;
-            held.note(some, at);
-        }
-        Ok(())
+            }
+            Ok(())
+        };
+        self.append(held, blocks, &fill, &|_| Ok(()))
     }
 }

@@ -4,7 +4,6 @@
 //! `/dev/nbd0` is what a machine's kernel would see.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -32,14 +31,7 @@ fn volume() -> String {
 }
 
 fn served(subject: &Subject, verb: &str, socket: &str) -> Process {
-    let mut process = subject.start(verb, &volume(), &["--socket", socket]);
-    let began = Instant::now();
-    while UnixStream::connect(socket).is_err() {
-        assert!(!process.has_ended(), "{verb} ended: {}", process.finish(Duration::ZERO).account());
-        assert!(began.elapsed() < Duration::from_secs(60), "{verb} does not listen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    process
+    subject.start(verb, &volume(), &["--socket", socket]).listening(Path::new(socket))
 }
 
 fn end(process: Process) {
